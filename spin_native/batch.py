@@ -1,0 +1,163 @@
+"""A ragged batch: the real tokens of all rows, end to end, and how many belong to each row."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Int, Shaped
+from torch import Tensor
+
+from spin_native.errors import InputError
+
+# Rows whose length is at least this share of the longest one's go through one attention call: for short rows the
+# arithmetic on a few padded slots costs less than a call of its own.
+NEAR_EQUAL = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionGroup:
+    """Rows of near-equal length, side by side for one attention call.
+
+    `slots` says which token of the batch stands in each place; `real` marks the places that are not filling (None: all
+    are real). A filled place repeats its row's last token and stands on the right.
+    """
+
+    slots: Int[Tensor, "row position"]
+    real: Bool[Tensor, "row position"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """The tokens of several texts (rows), end to end.
+
+    Everything in a transformer but attention treats each token by itself, so no padding is carried: there is nothing to
+    pollute a mean and no arithmetic on nothing.
+
+    ids: token ids of all rows, one after the other.
+    lengths: tokens per row; every row has at least one.
+    mask: where the tokens stood in the padded tensor the batch came from, if it came from one.
+    """
+
+    ids: Int[Tensor, "token"]
+    lengths: tuple[int, ...]
+    mask: Bool[Tensor, "row position"] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1 or sum(self.lengths) != len(self.ids):
+            raise InputError(
+                f"TokenBatch: got {len(self.ids)} token ids for rows of {list(self.lengths)[:8]} tokens; expected at least "
+                "one row, at least one token in each, and lengths that add up to the number of ids"
+            )
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> "TokenBatch":
+        """A batch of the given token ids, one sequence per row."""
+        flat = [token_id for row in rows for token_id in row]
+        return cls(torch.tensor(flat, dtype=torch.long, device=device), tuple(len(row) for row in rows))
+
+    @classmethod
+    def from_padded(
+        cls, input_ids: Int[Tensor, "row position"], attention_mask: Shaped[Tensor, "row position"]
+    ) -> "TokenBatch":
+        """The usual padded tensors without their padding, which may stand on either side.
+
+        Raises InputError for a mask that is not 0/1, has a hole inside a row, or leaves a row without a token.
+        """
+        if input_ids.shape != attention_mask.shape or input_ids.ndim != 2:
+            raise InputError(
+                f"TokenBatch.from_padded: input_ids are {list(input_ids.shape)}, attention_mask is "
+                f"{list(attention_mask.shape)}; expected both [batch, position]"
+            )
+        mask = checked_mask(attention_mask, "TokenBatch.from_padded")
+        lengths = mask.sum(1)
+        # Where a row's tokens stand together, real tokens begin exactly once.
+        begins = mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
+        if (begins != 1).any():
+            row = int((begins != 1).nonzero()[0])
+            raise InputError(
+                f"TokenBatch.from_padded: the attention_mask of row {row} has a hole; expected the real tokens side by "
+                "side with padding only before or after them"
+            )
+        return cls(input_ids[mask], tuple(lengths.tolist()), mask)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def starts(self) -> Int[Tensor, "row"]:
+        """Where each row's first token stands."""
+        lengths = torch.tensor(self.lengths, device=self.ids.device)
+        return lengths.cumsum(0) - lengths
+
+    @cached_property
+    def row_of_token(self) -> Int[Tensor, "token"]:
+        """Which row each token belongs to."""
+        lengths = torch.tensor(self.lengths, device=self.ids.device)
+        return torch.repeat_interleave(torch.arange(self.n_rows, device=self.ids.device), lengths)
+
+    @cached_property
+    def positions(self) -> Int[Tensor, "token"]:
+        """Each token's place within its row, from 0."""
+        return torch.arange(self.n_tokens, device=self.ids.device) - self.starts[self.row_of_token]
+
+    @cached_property
+    def attention_groups(self) -> tuple[AttentionGroup, ...]:
+        """The rows, longest first, cut into groups of near-equal length."""
+        by_length = sorted(range(self.n_rows), key=lambda row: -self.lengths[row])
+        groups: list[list[int]] = []
+        for row in by_length:
+            if groups and self.lengths[row] >= NEAR_EQUAL * self.lengths[groups[-1][0]]:
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return tuple(self._group(rows) for rows in groups)
+
+    def _group(self, rows: list[int]) -> AttentionGroup:
+        device = self.ids.device
+        lengths = torch.tensor([self.lengths[row] for row in rows], device=device)[:, None]
+        place = torch.arange(self.lengths[rows[0]], device=device)[None, :]
+        first = self.starts[torch.tensor(rows, device=device)][:, None]
+        slots = first + torch.minimum(place, lengths - 1)
+        equal = self.lengths[rows[0]] == self.lengths[rows[-1]]
+        return AttentionGroup(slots, None if equal else place < lengths)
+
+    @cached_property
+    def group_order(self) -> Int[Tensor, "token"]:
+        """Where each token stands once the groups' real tokens are laid end to end."""
+        laid = torch.cat([g.slots.flatten() if g.real is None else g.slots[g.real] for g in self.attention_groups])
+        return torch.argsort(laid)
+
+    def to_padded(self, x: Shaped[Tensor, "token *rest"]) -> Shaped[Tensor, "row position *rest"]:
+        """Lay per-token values out as [batch, position, ...], zeros in the padding.
+
+        The layout is that of the tensors the batch came from; a batch that was never padded is padded on the right.
+        """
+        mask = self.mask
+        if mask is None:
+            lengths = torch.tensor(self.lengths, device=x.device)[:, None]
+            mask = torch.arange(max(self.lengths), device=x.device)[None, :] < lengths
+        padded = x.new_zeros((*mask.shape, *x.shape[1:]))
+        padded[mask.to(x.device)] = x
+        return padded
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        """The same batch on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return TokenBatch(self.ids.to(device), self.lengths, mask)
+
+
+def checked_mask(mask: Shaped[Tensor, "row position"], caller: str) -> Bool[Tensor, "row position"]:
+    """A 0/1 mask as booleans; InputError for other values and for a row that is all padding."""
+    real = mask.bool()
+    if (real.to(mask.dtype) != mask).any():
+        raise InputError(f"{caller}: the mask holds values other than 0 and 1; expected 1 on real tokens, 0 on padding")
+    empty = (~real.any(1)).nonzero()
+    if len(empty):
+        raise InputError(f"{caller}: row {int(empty[0])} is all padding; drop the row, or give it a token")
+    return real

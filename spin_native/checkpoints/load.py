@@ -1,0 +1,115 @@
+"""From a name or folder to a model and its tokenizer."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+
+from spin_native.checkpoints.files import Reader, open_tensors
+from spin_native.checkpoints.hub import Location
+from spin_native.checkpoints.rules import account, take
+from spin_native.errors import InputError
+from spin_native.models import FAMILIES, ModelConfig, Transformer
+from spin_native.text import Tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint whose tensors are all accounted for, and read when asked for."""
+
+    location: Location
+    allow_pickle: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.location.name
+
+    @property
+    def revision(self) -> str | None:
+        return self.location.revision
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        return ModelConfig.from_huggingface(self.location.read_json("config.json"), f"{self.name}/config.json")
+
+    @cached_property
+    def readers(self) -> dict[str, Reader]:
+        """Canonical tensor name -> its reader."""
+        stored = open_tensors(self.location, allow_pickle=self.allow_pickle)
+        whole = self.build(None)
+        stored_as = account(stored, dict(whole.named_parameters()), whole.weights, self.name)
+        return {canonical: stored[name] for canonical, name in stored_as.items()}
+
+    def build(self, depth: int | None) -> Transformer:
+        """The model without its numbers (on torch's meta device)."""
+        with torch.device("meta"):
+            return FAMILIES[self.config.family](self.config, depth)
+
+    def load(self, depth: int | None, dtype: torch.dtype, device: torch.device | str) -> Transformer:
+        """The model with its numbers: only the tensors that `depth` layers use are read."""
+        model = self.build(depth)
+        parameters = {}
+        for name, parameter in model.named_parameters():
+            rule = model.weights.rule(name)
+            tensor = take(rule, self.readers[rule.stored](), tuple(parameter.shape), self.name)
+            parameters[name] = tensor.to(device=device, dtype=dtype)
+        model.load_state_dict(parameters, assign=True)
+        model.source = self
+        return model.eval().requires_grad_(False)
+
+    def fingerprint(self, depth: int) -> str:
+        """sha256 over the config and the stored bytes of every tensor that the first `depth` layers use."""
+        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        model = self.build(depth)
+        for stored in sorted({model.weights.rule(name).stored for name, _ in model.named_parameters()}):
+            tensor = self.readers[stored]().contiguous()
+            digest.update(f"{stored} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_model(
+    name: str,
+    depth: int | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    allow_pickle: bool = False,
+) -> Transformer:
+    """Load a RoBERTa, BERT, DistilBERT or GPT-2 checkpoint for reading its neurons.
+
+    name: a folder, or a Hub name ("roberta-base"); `revision` picks a branch, tag or commit there.
+    depth: how many layers to load (1 to n_layers), None for all. Only their tensors are read from the file.
+    dtype: torch.float32, float64, bfloat16 or float16; stored numbers are converted.
+    allow_pickle: also read a legacy pytorch_model.bin (with torch's weights_only unpickler).
+
+    Parameters do not require gradients (activations still can); dropout does not exist.
+    Raises InputError for whatever is not exactly the checkpoint its config.json describes.
+    """
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        raise InputError(f"dtype is {dtype!r}; expected torch.float32, float64, bfloat16 or float16")
+    return Checkpoint(Location(name, revision), allow_pickle).load(depth, dtype, device)
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> Tokenizer:
+    """Load the tokenizer of a folder or Hub name; texts are cut to what that model holds.
+
+    Raises InputError where there is none, it is damaged, or its ids do not fit the model's embedding.
+    """
+    location = Location(name, revision)
+    config = ModelConfig.from_huggingface(location.read_json("config.json"), f"{name}/config.json")
+    files = {filename: path for filename in TOKENIZER_FILES if (path := location.find(filename))}
+    if files.keys() <= {"tokenizer_config.json"}:
+        raise location.lacks("tokenizer.json, vocab.json with merges.txt, or vocab.txt")
+    tokenizer = Tokenizer.from_files(files, config.family, config.max_tokens)
+    if tokenizer.n_vocab > config.n_vocab:
+        raise InputError(
+            f"model {name!r}: the tokenizer has ids up to {tokenizer.n_vocab - 1}, the embedding has rows 0 to "
+            f"{config.n_vocab - 1}: these files belong to different models"
+        )
+    return tokenizer

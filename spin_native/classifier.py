@@ -1,0 +1,432 @@
+"""SpinClassifier: texts and labels in; a classifier out that runs the base model only as deep as it needs."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, Literal, NamedTuple, get_args
+
+import huggingface_hub
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils.validation import check_is_fitted
+from tqdm.auto import tqdm
+
+from spin_native.checkpoints import Checkpoint, Location, load_tokenizer
+from spin_native.errors import InputError
+from spin_native.exits import shallowest_within
+from spin_native.extract import Extractor, Site
+from spin_native.integration import (
+    METRICS,
+    CurveRow,
+    Head,
+    LayerData,
+    Metric,
+    Part,
+    Scaling,
+    Settings,
+    Standardizer,
+    baseline,
+    curve_row,
+    integrate,
+    sparsify,
+)
+from spin_native.labels import Label, check_can_split, checked_labels, classes_of, encoded
+from spin_native.models import ModelConfig, checked_depth
+from spin_native.pooling import Pooling
+from spin_native.probes import LogisticProbe
+from spin_native.saved import read_classifier, write_classifier
+from spin_native.store import Feature
+from spin_native.text import Tokenizer, check_texts
+from spin_native.version import __version__
+
+Array = np.ndarray
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+# Settings that say where, not what: a saved classifier names its base model apart, and runs where it is loaded.
+PLACE = ("model", "revision", "device", "allow_pickle")
+TextsAndLabels = tuple[Iterable[str], Iterable[Any]]
+
+
+class Contribution(NamedTuple):
+    """What one neuron added to the predicted class's logit."""
+
+    layer: int
+    neuron: int
+    contribution: float
+
+
+class SpinClassifier(ClassifierMixin, BaseEstimator):
+    """Classify texts from the salient neurons of a language model's first layers (SPIN, arXiv 2311.15983).
+
+    model, revision: the base model, a folder or a Hub name. dtype, device: how to run it.
+    depth: how many layers the classifier may run; None for all, "best" to let the validation rows choose among all.
+    tolerance: with "best", take the shallowest depth whose validation score is at most this much below the best.
+    site, poolings: what is read of every layer; validation chooses one of the poolings.
+    etas: shares of the importance to keep, validation chooses. Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the
+        smallest C at which a probe has any weight. head_Cs: of the heads' L2 refit; None: 0.3, 1, 3 and 10 over the
+        number of neurons, so that the prior variance of a logit does not depend on it.
+    scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
+    metric: what validation compares: "accuracy" or "macro_f1".
+    validation_share: of the training rows, split off by class where no validation rows are given.
+    baseline: also fit what people do today, a logistic regression on the pooled final hidden state.
+    seed: of every random choice.
+
+    After fit: classes_, depth_, salient_neurons_ {layer: sorted indices}, head_, depth_curve_ (a CurveRow per depth),
+    baseline_ (a CurveRow or None), seconds_ per phase.
+    """
+
+    def __init__(
+        self,
+        model: str = "roberta-base",
+        *,
+        revision: str | None = None,
+        depth: int | Literal["best"] | None = "best",
+        tolerance: float = 0.0,
+        site: Site = "activation",
+        poolings: Sequence[Pooling] = ("mean", "max"),
+        etas: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0),
+        Cs: Sequence[float] | None = None,
+        head_Cs: Sequence[float] | None = None,
+        scaling: Scaling = "standard",
+        metric: Metric = "accuracy",
+        validation_share: float = 0.2,
+        baseline: bool = True,
+        dtype: str = "float32",
+        device: str = "cpu",
+        allow_pickle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.revision = revision
+        self.depth = depth
+        self.tolerance = tolerance
+        self.site = site
+        self.poolings = poolings
+        self.etas = etas
+        self.Cs = Cs
+        self.head_Cs = head_Cs
+        self.scaling = scaling
+        self.metric = metric
+        self.validation_share = validation_share
+        self.baseline = baseline
+        self.dtype = dtype
+        self.device = device
+        self.allow_pickle = allow_pickle
+        self.seed = seed
+
+    def fit(
+        self,
+        texts: Iterable[str],
+        labels: Iterable[Any],
+        *,
+        validation: TextsAndLabels | None = None,
+        test: TextsAndLabels | None = None,
+        store: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> "SpinClassifier":
+        """Extract the features of all texts, probe every layer, refit a head for every depth, and choose a depth.
+
+        texts, labels: one text (str) and one label (all str, or all int) per row; lists, arrays, Series.
+        validation, test: (texts, labels) of other rows. Validation chooses everything; test is scored once per depth.
+        store: a folder that keeps the features on disk: a fit that was interrupted goes on where it was.
+        progress: bars on stderr (None: if that is a terminal).
+
+        Raises InputError for unusable settings, texts, labels or checkpoints.
+        """
+        settings = self._settings()
+        parts = self._parts(texts, labels, validation, test)
+        checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
+        n_layers = checkpoint.config.n_layers
+        max_depth = n_layers if self.depth == "best" else checked_depth(self.depth, n_layers)
+
+        started = perf_counter()
+        features = self._extract(checkpoint, max_depth, parts, store, progress)
+        train, held_out, tested = (*features, None)[:3]
+        extracted = perf_counter()
+        heads, curve = self._sweep(train, held_out, tested, max_depth, settings, progress)
+        self.depth_curve_ = list(curve.values())
+        self.baseline_ = baseline(train, held_out, tested, n_layers, settings) if self.baseline else None
+        scores = {depth: row.validation for depth, row in curve.items()}
+        self.depth_ = shallowest_within(scores, self.tolerance) if self.depth == "best" else max_depth
+        self.head_ = heads[self.depth_]
+        self.seconds_ = {"extract": extracted - started, "fit": perf_counter() - extracted}
+        self._deploy(checkpoint)
+        return self
+
+    def _settings(self) -> Settings:
+        """The sweep's settings, checked."""
+        for name, given, choices in (
+            ("metric", self.metric, tuple(METRICS)),
+            ("scaling", self.scaling, get_args(Scaling)),
+            ("dtype", self.dtype, tuple(DTYPES)),
+            ("site", self.site, get_args(Site)),
+        ):
+            if given not in choices:
+                raise InputError(f"{name} is {given!r}; expected one of {', '.join(choices)}")
+        for name, grid in (("etas", self.etas), ("Cs", self.Cs), ("head_Cs", self.head_Cs)):
+            if grid is not None and (not len(grid) or not all(0 < value < np.inf for value in grid)):
+                raise InputError(f"{name} is {grid!r}; expected positive numbers")
+        if max(self.etas) > 1:
+            raise InputError(f"etas is {self.etas!r}; expected shares of at most 1")
+        shallowest_within({1: 0.0}, self.tolerance)  # refuses what is no tolerance before the work, not after
+        Cs, head_Cs = (None if grid is None else tuple(grid) for grid in (self.Cs, self.head_Cs))
+        return Settings(
+            self.site, tuple(self.poolings), tuple(self.etas), Cs, head_Cs, self.scaling, self.metric, self.seed
+        )
+
+    def _parts(
+        self,
+        texts: Iterable[str],
+        labels: Iterable[Any],
+        validation: TextsAndLabels | None,
+        test: TextsAndLabels | None,
+    ) -> dict[str, tuple[list[str], list[Label]]]:
+        """Texts and labels of the training, validation and (if given) test rows, checked. Sets classes_."""
+        given = {"training": (texts, labels), "validation": validation, "test": test}
+        parts = {}
+        for name, pair in given.items():
+            if pair is not None:
+                listed = list(pair[0]) if not isinstance(pair[0], str) else pair[0]
+                check_texts(listed, f"{name} rows")
+                parts[name] = (listed, checked_labels(pair[1], len(listed), f"{name} rows"))
+        self.classes_ = np.array(classes_of(parts["training"][1], "training rows"))
+        for name in parts.keys() - {"training"}:
+            encoded(parts[name][1], self.classes_.tolist(), f"{name} rows")
+        if validation is None:
+            all_texts, all_labels = parts["training"]
+            check_can_split(all_labels, self.validation_share)
+            fit_rows, held_out = train_test_split(
+                np.arange(len(all_texts)), test_size=self.validation_share, stratify=all_labels, random_state=self.seed
+            )
+            split = {
+                name: ([all_texts[row] for row in rows], [all_labels[row] for row in rows])
+                for name, rows in (("training", fit_rows), ("validation", held_out))
+            }
+            parts = {**split, **{name: part for name, part in parts.items() if name == "test"}}
+        return parts
+
+    def _extract(
+        self,
+        checkpoint: Checkpoint,
+        max_depth: int,
+        parts: dict[str, tuple[list[str], list[Label]]],
+        store: str | Path | None,
+        progress: bool | None,
+    ) -> list[Part]:
+        """The pooled features of every part: the site at every layer, and the final hidden state for the baseline."""
+        n_layers = checkpoint.config.n_layers
+        wanted = {Feature(self.site, pooling, layer): None for layer in range(max_depth) for pooling in self.poolings}
+        if self.baseline:
+            wanted |= {Feature("hidden", pooling, n_layers): None for pooling in self.poolings}
+        model = checkpoint.load(n_layers if self.baseline else max_depth, DTYPES[self.dtype], self.device)
+        extractor = Extractor(model, self._tokenizer(checkpoint), wanted)
+        extracted = []
+        for name, (texts, labels) in parts.items():
+            features = extractor.run(texts, store and Path(store) / name, progress)
+            extracted.append(Part(features, encoded(labels, self.classes_.tolist(), f"{name} rows")))
+        return extracted
+
+    def _sweep(
+        self,
+        train: Part,
+        validation: Part,
+        test: Part | None,
+        max_depth: int,
+        settings: Settings,
+        progress: bool | None,
+    ) -> tuple[dict[int, Head], dict[int, CurveRow]]:
+        """A head and a line of the curve for every depth up to `max_depth` at which some neuron is salient."""
+        layers: dict[str, list[LayerData]] = {pooling: [] for pooling in settings.poolings}
+        heads: dict[int, Head] = {}
+        curve: dict[int, CurveRow] = {}
+        hidden_bar = None if progress is None else not progress
+        for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="probe and refit", disable=hidden_bar):
+            for pooling, data in layers.items():
+                data.append(sparsify(train, validation, pooling, depth - 1, settings))
+            if found := integrate(layers, depth, settings):
+                heads[depth], score = found
+                curve[depth] = curve_row(heads[depth], depth, score, test, settings)
+        if max_depth not in heads:
+            raise InputError("no neuron of any layer is salient: the probes' C is too small for these rows; give larger Cs")
+        return heads, curve
+
+    # Deployed: the first depth_ layers, the salient neurons, the head.
+
+    @property
+    def model_config_(self) -> ModelConfig:
+        """Sizes of the base model."""
+        check_is_fitted(self)
+        return self._model.config
+
+    @property
+    def salient_neurons_(self) -> dict[int, Int[Array, "salient"]]:
+        """Layer -> sorted indices of the neurons the head reads."""
+        check_is_fitted(self)
+        return self.head_.neurons
+
+    def predict_proba(self, texts: str | Iterable[str], progress: bool | None = False) -> Float[Array, "*row class"]:
+        """Probability of each class, in the order of classes_; one row per text, or a single row for a single str."""
+        blocks = list(self.predict_proba_blocks([texts] if isinstance(texts, str) else texts, progress))
+        probabilities = np.concatenate(blocks) if blocks else np.empty((0, len(self.classes_)))
+        return probabilities[0] if isinstance(texts, str) else probabilities
+
+    def predict_proba_blocks(
+        self, texts: Iterable[str], progress: bool | None = None
+    ) -> Iterator[Float[Array, "row class"]]:
+        """predict_proba of a stream of texts of any length, some thousands of rows at a time."""
+        for features in self._salient_features(texts, progress):
+            yield self.head_.predict_proba(features)
+
+    def predict(self, texts: str | Iterable[str]) -> Any:
+        """The most probable class of each text; a single label for a single str."""
+        return self.classes_[self.predict_proba(texts).argmax(-1)]
+
+    def score(self, texts: Iterable[str], labels: Iterable[Any], sample_weight: None = None) -> float:
+        """The chosen metric on other rows; InputError for a label that was not there in fit."""
+        if sample_weight is not None:
+            raise InputError("score takes no sample_weight")
+        texts = list(texts)
+        expected = checked_labels(labels, len(texts), "rows to score")
+        truth = encoded(expected, self.classes_.tolist(), "rows to score")
+        return float(METRICS[self.metric](truth, self.predict_proba(texts).argmax(-1)))
+
+    def explain(self, text: str, n_neurons: int = 5) -> list[Contribution]:
+        """The neurons that added most to the predicted class's logit, largest first: weight times standardised feature."""
+        (features,) = self._salient_features([text], False)
+        standardised = self.head_.standardizer(features)[0]
+        winner = int(self.head_.predict_proba(features)[0].argmax())
+        weights = self.head_.probe.coef_
+        added = standardised * (weights[winner] if len(weights) > 1 else weights[0] * (1 if winner else -1))
+        places = self.head_.places
+        return [Contribution(*places[i], float(added[i])) for i in np.argsort(-added, kind="stable")[:n_neurons]]
+
+    def output_names(self) -> list[str]:
+        """What each output of the head stands for: the second class of two, or every class."""
+        return [str(label) for label in (self.classes_[1:] if len(self.classes_) == 2 else self.classes_)]
+
+    def neuron_weights(self) -> list[dict[str, Any]]:
+        """Every salient neuron with its weight for each output (`output_names`), on the standardised feature."""
+        check_is_fitted(self)
+        weights = self.head_.probe.coef_.T.tolist()
+        return [{"layer": layer, "neuron": n, "weights": w} for (layer, n), w in zip(self.head_.places, weights, strict=True)]
+
+    def _salient_features(self, texts: Iterable[str], progress: bool | None) -> Iterator[Float[Array, "row salient"]]:
+        check_is_fitted(self)
+        wanted = {Feature(self.site, self.head_.pooling, layer): n for layer, n in self.head_.neurons.items()}
+        for block in Extractor(self._model, self._loaded_tokenizer, wanted).blocks(texts, progress):
+            yield np.concatenate([block[feature] for feature in wanted], axis=1)
+
+    def _deploy(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._model = checkpoint.load(self.depth_, DTYPES[self.dtype], self.device)
+        self._loaded_tokenizer = self._tokenizer(checkpoint)
+
+    @staticmethod
+    def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+        return load_tokenizer(checkpoint.name, revision=checkpoint.revision)
+
+    # On disk.
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `spin_classifier.json` and `head.safetensors`; the base model is named, not copied."""
+        check_is_fitted(self)
+        probe, standardizer = self.head_.probe, self.head_.standardizer
+        location = self._checkpoint.location
+        description = {
+            "spin_native": __version__,
+            "task": "classification",
+            "base_model": {
+                "name": location.name if location.folder is None else str(location.folder.resolve()),
+                "revision": self._checkpoint.revision,
+                "depth": self.depth_,
+                "fingerprint": self._checkpoint.fingerprint(self.depth_),
+                "tokenizer_fingerprint": self._loaded_tokenizer.fingerprint,
+            },
+            "labels": self.classes_.tolist(),
+            "head": {
+                "pooling": self.head_.pooling,
+                "eta": self.head_.eta,
+                "C": probe.C,
+                "salient_neurons": {str(layer): len(neurons) for layer, neurons in self.head_.neurons.items()},
+            },
+            "settings": {name: value for name, value in self.get_params().items() if name not in PLACE},
+            "scores": {
+                "metric": self.metric,
+                "baseline": self.baseline_ and self.baseline_._asdict(),
+                "depth_curve": [row._asdict() for row in self.depth_curve_],
+            },
+        }
+        neurons = {f"neurons.{layer}": indices for layer, indices in self.head_.neurons.items()}
+        tensors = {"mean": standardizer.mean, "scale": standardizer.scale, "coef": probe.coef_, "intercept": probe.intercept_}
+        write_classifier(Path(folder), description, {**neurons, **tensors})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        base_model: str | None = None,
+        device: str = "cpu",
+        allow_pickle: bool = False,
+    ) -> "SpinClassifier":
+        """Load a saved classifier from a folder or a Hub repository, and the layers of the base model that it runs.
+
+        base_model: where the base model is now, if not where it was. Raises InputError if its weights or its tokenizer are
+        not, to the bit, those the classifier was fitted on.
+        """
+        where = Location(str(name), revision)
+        description, tensors = read_classifier(where)
+        try:
+            base, head, scores = description["base_model"], description["head"], description["scores"]
+            settings = {**description["settings"], "model": base_model or base["name"]}
+            settings |= {"revision": None if base_model else base["revision"]}
+            clf = cls(**settings, device=device, allow_pickle=allow_pickle)
+            clf.classes_ = np.array(description["labels"])
+            clf.depth_ = base["depth"]
+            clf.head_ = _read_head(head, tensors, len(clf.classes_))
+            clf.depth_curve_ = [CurveRow(**row) for row in scores["depth_curve"]]
+            clf.baseline_ = scores["baseline"] and CurveRow(**scores["baseline"])
+            expected = base["fingerprint"], base["tokenizer_fingerprint"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{name}: not a classifier that spin_native saved ({error!r}); save it again") from error
+        checkpoint = Checkpoint(Location(clf.model, clf.revision), allow_pickle)
+        clf._deploy(checkpoint)
+        found = checkpoint.fingerprint(clf.depth_), clf._loaded_tokenizer.fingerprint
+        for what, was, now in zip(("weights", "tokenizer"), expected, found, strict=True):
+            if was != now:
+                raise InputError(
+                    f"{name}: the {what} of base model {clf.model!r} changed since the classifier was fitted (sha256 "
+                    f"{now[:12]}..., expected {was[:12]}...); bring back the old files, name them with base_model, or fit again"
+                )
+        return clf
+
+    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
+        """Save to a repository on the HuggingFace Hub (made if need be); its address."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api = huggingface_hub.HfApi()
+            try:
+                api.create_repo(repo, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo, folder_path=folder, commit_message="SPIN classifier")
+            except (OSError, ValueError) as error:  # HTTP errors are OSErrors there, bad names ValueErrors
+                raise InputError(f"{repo!r}: could not be uploaded ({error})") from error
+        return f"{api.endpoint}/{repo}"
+
+
+def _read_head(head: dict[str, Any], tensors: dict[str, Array], n_classes: int) -> Head:
+    """A head from its saved parts; KeyError or ValueError if they do not fit together."""
+    layers = sorted(int(name.removeprefix("neurons.")) for name in tensors if name.startswith("neurons."))
+    neurons = {layer: tensors[f"neurons.{layer}"] for layer in layers}
+    width, outputs = sum(map(len, neurons.values())), 1 if n_classes == 2 else n_classes
+    shapes = {"mean": (width,), "scale": (width,), "coef": (outputs, width), "intercept": (outputs,)}
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
+            raise ValueError(f"{name} is {tensors[name].shape}, expected {shape} finite numbers")
+    probe = LogisticProbe.from_weights(tensors["coef"], tensors["intercept"], C=head["C"], l1_ratio=0.0)
+    return Head(head["pooling"], head["eta"], neurons, Standardizer(tensors["mean"], tensors["scale"]), probe)

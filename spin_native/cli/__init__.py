@@ -1,0 +1,1 @@
+"""The command line `spin-native`: parse, call, print. Data goes to stdout, everything else to stderr."""

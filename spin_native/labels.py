@@ -1,0 +1,72 @@
+"""Checking the labels of texts."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from spin_native.errors import InputError
+
+Label = str | int | bool
+
+
+def checked_labels(labels: Iterable[Any], n_texts: int, what: str) -> list[Label]:
+    """One str, int or bool per text, as plain Python values (numpy scalars and pandas Series are taken).
+
+    Raises InputError for a missing label or one of another type (naming the row), mixed types, and a wrong number.
+    """
+    values = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    if len(values) != n_texts:
+        raise InputError(f"{what}: {n_texts} texts but {len(values)} labels; expected one label per text")
+    for row, label in enumerate(values):
+        if label is None or label != label:  # NaN differs from itself
+            raise InputError(f"{what}: the label of row {row} is missing (got {label!r}); drop the row, or label it")
+        if not isinstance(label, (str, int)):
+            raise InputError(
+                f"{what}: the label of row {row} is {label!r} ({type(label).__name__}); expected text or a whole number"
+            )
+        if type(label) is not type(values[0]):
+            raise InputError(
+                f"{what}: labels are of two types, row 0 has {values[0]!r} and row {row} has {label!r}; expected one type"
+            )
+    return values
+
+
+def classes_of(labels: Sequence[Label], what: str) -> list[Label]:
+    """The different labels in sorted order; InputError unless there are at least two."""
+    classes = sorted(set(labels))
+    if len(classes) < 2:
+        raise InputError(
+            f"{what}: " + (f"every row has the label {classes[0]!r}" if classes else "no rows") + "; expected at least two classes"
+        )
+    return classes
+
+
+def encoded(labels: Sequence[Label], classes: Sequence[Label], what: str) -> Int[np.ndarray, "row"]:
+    """Each label's place in `classes`; InputError, naming the row, for a label that is not there."""
+    place = {label: index for index, label in enumerate(classes)}
+    for row, label in enumerate(labels):
+        if label not in place:
+            raise InputError(f"{what}: row {row} has the label {label!r}; known are {', '.join(map(repr, classes))}")
+    return np.array([place[label] for label in labels], dtype=np.int64)
+
+
+def check_can_split(labels: Sequence[Label], validation_share: float) -> None:
+    """InputError unless every class can stand in both parts of a split."""
+    if not 0 < validation_share < 1:
+        raise InputError(f"validation_share is {validation_share}; expected a share between 0 and 1")
+    counts = Counter(labels)
+    rarest = min(counts, key=lambda label: counts[label])
+    n_validation = int(np.ceil(validation_share * len(labels)))
+    if counts[rarest] < 2:
+        raise InputError(
+            f"class {rarest!r} has a single row: it cannot stand in both training and validation; add rows, drop the class, or "
+            "give validation rows of your own"
+        )
+    if min(n_validation, len(labels) - n_validation) < len(counts):
+        raise InputError(
+            f"{len(labels)} rows are too few to split off {validation_share:.0%} for validation with each of the {len(counts)} "
+            "classes in both parts; add rows, or give validation rows of your own"
+        )

@@ -1,0 +1,123 @@
+"""The parts of a transformer block: attention, the feed-forward network in which a neuron lives, and the two block orders.
+
+A block is cut where its neurons can be seen: `read` goes as far as the FFN activation, `write` goes on from it.
+Geva et al. (2021) call the two halves of an FFN keys and values: a neuron reads a pattern, then writes a vector.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spin_native.batch import TokenBatch
+from spin_native.models.config import ActivationFunction, ModelConfig
+
+ACTIVATIONS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over a ragged batch: a token sees its own row only, and only its past when causal."""
+
+    def __init__(self, config: ModelConfig, *, causal: bool, scale: float) -> None:
+        super().__init__()
+        self.n_heads, self.causal, self.scale = config.n_heads, causal, scale
+        self.query = nn.Linear(config.d_model, config.d_model)
+        self.key = nn.Linear(config.d_model, config.d_model)
+        self.value = nn.Linear(config.d_model, config.d_model)
+        self.output = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch) -> Float[Tensor, "token d_model"]:
+        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        mixed = []
+        for group in batch.attention_groups:
+            q, k, v = (self.split_heads(x[group.slots]) for x in (query, key, value))  # [row, head, position, d_head]
+            # Filling stands on the right, where a causal token does not look anyway.
+            hide = None if group.real is None or self.causal else group.real[:, None, None, :]
+            heads = F.scaled_dot_product_attention(q, k, v, hide, is_causal=self.causal, scale=self.scale)
+            rows = heads.transpose(1, 2).flatten(2)  # [row, position, d_model]
+            mixed.append(rows.flatten(0, 1) if group.real is None else rows[group.real])  # [token, d_model]
+        return self.output(torch.cat(mixed)[batch.group_order])
+
+    def split_heads(self, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row head position d_head"]:
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Where a neuron lives: `up` holds one key per neuron, `down` one value per neuron."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.d_ffn)
+        self.down: nn.Linear | None = nn.Linear(config.d_ffn, config.d_model)
+        self.activation_function = ACTIVATIONS[config.activation_function]
+
+    def read(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_ffn"]:
+        """Neuron activations A = f(x W1^T + b1)."""
+        return self.activation_function(self.up(x))
+
+    def write(self, activation: Float[Tensor, "token d_ffn"]) -> Float[Tensor, "token d_model"]:
+        """What the neurons add up to: A W2^T + b2."""
+        assert self.down is not None, "the last layer of a model loaded at a smaller depth has nothing to write to"
+        return self.down(activation)
+
+
+class PostNormBlock(nn.Module):
+    """RoBERTa, BERT, DistilBERT: normalise after each residual sum."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config, causal=False, scale=config.d_head**-0.5)
+        self.attention_norm = nn.LayerNorm(config.d_model, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm: nn.LayerNorm | None = nn.LayerNorm(config.d_model, config.norm_eps)
+
+    def read(
+        self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch
+    ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_ffn"]]:
+        attended = self.attention_norm(hidden + self.attention(hidden, batch))
+        return attended, self.feed_forward.read(attended)
+
+    def write(
+        self, attended: Float[Tensor, "token d_model"], activation: Float[Tensor, "token d_ffn"]
+    ) -> Float[Tensor, "token d_model"]:
+        assert self.feed_forward_norm is not None
+        return self.feed_forward_norm(attended + self.feed_forward.write(activation))
+
+    def drop_write(self) -> None:
+        """Keep the reading half only: the block becomes the last one of a shallower model."""
+        self.feed_forward.down = self.feed_forward_norm = None
+
+
+class PreNormBlock(nn.Module):
+    """GPT-2: normalise what each sublayer reads, and leave the residual stream alone."""
+
+    def __init__(self, config: ModelConfig, layer_index: int) -> None:
+        super().__init__()
+        scale = config.d_head**-0.5 if config.scales_attention else 1.0
+        if config.scales_attention_by_layer:
+            scale /= layer_index + 1
+        self.attention_norm = nn.LayerNorm(config.d_model, config.norm_eps)
+        self.attention = SelfAttention(config, causal=True, scale=scale)
+        self.feed_forward_norm = nn.LayerNorm(config.d_model, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def read(
+        self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch
+    ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_ffn"]]:
+        attended = hidden + self.attention(self.attention_norm(hidden), batch)
+        return attended, self.feed_forward.read(self.feed_forward_norm(attended))
+
+    def write(
+        self, attended: Float[Tensor, "token d_model"], activation: Float[Tensor, "token d_ffn"]
+    ) -> Float[Tensor, "token d_model"]:
+        return attended + self.feed_forward.write(activation)
+
+    def drop_write(self) -> None:
+        """Keep the reading half only: the block becomes the last one of a shallower model."""
+        self.feed_forward.down = None

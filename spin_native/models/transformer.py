@@ -1,0 +1,127 @@
+"""The one loop over layers that every family shares."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spin_native.batch import TokenBatch
+from spin_native.errors import InputError
+from spin_native.models.config import ModelConfig
+from spin_native.models.layers import PostNormBlock, PreNormBlock
+from spin_native.models.weights import WeightTable
+
+Edit = Callable[[int, Float[Tensor, "token d_ffn"]], Float[Tensor, "token d_ffn"]]
+
+
+class Layer(NamedTuple):
+    """What can be seen at one layer.
+
+    index: the layer, from 0; `n_layers` for the final hidden state.
+    hidden: what enters the layer (transformers' `hidden_states[index]`).
+    activation: the FFN's neurons; None at the final hidden state, which no FFN reads.
+    """
+
+    index: int
+    hidden: Float[Tensor, "token d_model"]
+    activation: Float[Tensor, "token d_ffn"] | None
+
+
+class Source(Protocol):
+    """Where a model's weights came from."""
+
+    name: str
+    revision: str | None
+
+    def fingerprint(self, depth: int) -> str:
+        """sha256 over the config and every tensor that the first `depth` layers use."""
+        ...
+
+
+class Transformer(nn.Module):
+    """A stack of blocks behind an embedding. Families say how to embed, which block to use, and where weights stand.
+
+    depth: how many layers are held: all (None), or 1 to n_layers. A model of smaller depth has no down-projection in its
+    last layer and no final hidden state: nobody would read them.
+    """
+
+    weights: WeightTable  # each family's own
+    source: Source | None = None  # set by the loader
+
+    def __init__(self, config: ModelConfig, depth: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.depth = checked_depth(depth, config.n_layers)
+        self.blocks = nn.ModuleList(self.block(index) for index in range(self.depth))
+        if not self.is_whole:
+            self.blocks[-1].drop_write()
+
+    @property
+    def is_whole(self) -> bool:
+        return self.depth == self.config.n_layers
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def block(self, index: int) -> PreNormBlock | PostNormBlock:
+        raise NotImplementedError
+
+    def embed(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
+        raise NotImplementedError
+
+    def final_norm(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """Post-norm blocks have normalised already."""
+        return hidden
+
+    def layers(self, batch: TokenBatch, *, edit: Edit | None = None) -> Iterator[Layer]:
+        """Run the model layer by layer; stop reading, and the rest is never computed.
+
+        Each layer is yielded as soon as its activation is known: stopping after layer k-1 costs k attentions, k
+        up-projections and k-1 down-projections. A whole model ends with the final hidden state.
+
+        edit: called with (layer index, activation); what it returns is what the layer writes. The yielded activation is the
+            one before the edit.
+        Gradients flow or not as the caller's grad mode says.
+        """
+        self.check(batch)
+        hidden = self.embed(batch)  # [token, d_model]
+        for index, block in enumerate(cast(list[PreNormBlock], self.blocks)):
+            attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
+            yield Layer(index, hidden, activation)
+            if index == self.depth - 1 and not self.is_whole:
+                return
+            if edit is not None:
+                activation = edit(index, activation)
+            hidden = block.write(attended, activation)  # [token, d_model]
+            del attended, activation  # the next layer's are as large
+        yield Layer(self.config.n_layers, self.final_norm(hidden), None)
+
+    def check(self, batch: TokenBatch) -> None:
+        """Refuse ids outside the vocabulary and rows longer than the position table."""
+        low, high = (int(bound) for bound in batch.ids.aminmax())
+        if low < 0 or high >= self.config.n_vocab:
+            raise InputError(
+                f"token ids run from {low} to {high}, the embedding has rows 0 to {self.config.n_vocab - 1}: "
+                "tokenizer and model do not belong together"
+            )
+        if max(batch.lengths) > self.config.max_tokens:
+            row = batch.lengths.index(max(batch.lengths))
+            raise InputError(
+                f"row {row} has {batch.lengths[row]} tokens, the model holds {self.config.max_tokens}: truncate the text"
+            )
+
+
+def checked_depth(depth: int | None, n_layers: int) -> int:
+    """`depth` as a number of layers (None: all of them); InputError outside 1..n_layers."""
+    if depth is None:
+        return n_layers
+    if not isinstance(depth, int) or isinstance(depth, bool) or not 1 <= depth <= n_layers:
+        raise InputError(f"depth is {depth!r}; expected 1 to {n_layers} (how many layers to run), or None for all")
+    return depth

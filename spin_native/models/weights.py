@@ -1,0 +1,87 @@
+"""Weight tables: where each parameter of a model stands in a published checkpoint, as data.
+
+A family lists its parameters with `{layer}` for the layer index; each rule names the stored tensor and how it is laid out.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The parameter as it is stored."""
+
+    stored: str
+
+    def stored_shape(self, shape: Shape) -> Shape:
+        return shape
+
+    def take(self, tensor: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+        return tensor
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """Stored [in, out] (GPT-2's Conv1D), used [out, in]."""
+
+    stored: str
+
+    def stored_shape(self, shape: Shape) -> Shape:
+        return shape[::-1]
+
+    def take(self, tensor: Shaped[Tensor, "d_in d_out"]) -> Shaped[Tensor, "d_out d_in"]:
+        return tensor.T.contiguous()
+
+
+@dataclass(frozen=True)
+class Third:
+    """One of query (0), key (1), value (2), which GPT-2 stores side by side along the output: [in, 3 out] or [3 out]."""
+
+    stored: str
+    part: int
+
+    def stored_shape(self, shape: Shape) -> Shape:
+        return (*shape[1:], 3 * shape[0])
+
+    def take(self, tensor: Shaped[Tensor, "*d_in three_d_out"]) -> Shaped[Tensor, "d_out *d_in"]:
+        return tensor.chunk(3, dim=-1)[self.part].T.contiguous() if tensor.ndim == 2 else tensor.chunk(3)[self.part].clone()
+
+
+Rule = Copied | Transposed | Third
+
+
+@dataclass(frozen=True)
+class WeightTable:
+    """How one family's checkpoints are read.
+
+    prefix: what stands before the model's own tensors in files that also hold a head; other files have no prefix.
+    rules: parameter -> rule, with `{layer}` in both.
+    ignorable: patterns of tensors that are known and not needed (heads, buffers), as they are without the prefix.
+    """
+
+    prefix: str
+    rules: Mapping[str, Rule]
+    ignorable: tuple[str, ...]
+
+    def rule(self, parameter: str) -> Rule:
+        """The rule of one parameter, its layer index filled in."""
+        layer = re.search(r"(?<=^blocks\.)\d+", parameter)
+        if layer is None:
+            return self.rules[parameter]
+        template = self.rules[parameter.replace(f"blocks.{layer[0]}.", "blocks.{layer}.", 1)]
+        return type(template)(**{**vars(template), "stored": template.stored.format(layer=layer[0])})
+
+    def is_ignorable(self, canonical: str) -> bool:
+        return any(fnmatchcase(canonical, pattern) for pattern in self.ignorable)
+
+    def canonical(self, stored: str) -> str:
+        """A stored name without the prefix, and with today's names for a LayerNorm's gain and bias (once gamma, beta)."""
+        name = stored.removeprefix(self.prefix)
+        return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))

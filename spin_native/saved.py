@@ -1,0 +1,55 @@
+"""A classifier on disk: `spin_classifier.json`, readable by eye, and `head.safetensors`. Nothing is pickled.
+
+The tensors are written first and the JSON, which holds their sha256, last: half-written or mixed-up folders are noticed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from spin_native.checkpoints import Location
+from spin_native.errors import InputError
+from spin_native.store import write_bytes, write_json
+
+DESCRIPTION, TENSORS = "spin_classifier.json", "head.safetensors"
+FORMAT = 1
+
+
+def write_classifier(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Write both files; the same content gives the same bytes. InputError if the disk does not take them."""
+    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(folder / TENSORS, content)
+        write_json(folder / DESCRIPTION, {"format": FORMAT, "head_sha256": _sha256(content), **description})
+    except OSError as error:
+        raise InputError(f"{folder}: the classifier could not be written ({error}); choose another folder or make room") from error
+
+
+def read_classifier(location: Location) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The description and the tensors; InputError if they are damaged or do not belong together."""
+    description = location.read_json(DESCRIPTION)
+    if description.get("format") != FORMAT:
+        raise InputError(
+            f"{location.name}/{DESCRIPTION}: format {description.get('format')!r}; this version of spin_native reads format {FORMAT}"
+        )
+    content = location.need(TENSORS).read_bytes()
+    if _sha256(content) != description.get("head_sha256"):
+        raise InputError(
+            f"{location.name}/{TENSORS}: not the file that {DESCRIPTION} describes (its sha256 differs): fetch or save the "
+            "classifier again"
+        )
+    try:
+        return description, load(content)
+    except SafetensorError as error:
+        raise InputError(f"{location.name}/{TENSORS}: damaged ({error}); save the classifier again") from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,244 @@
+"""Pooled features of many texts, in memory or on disk.
+
+On disk: a folder of safetensors shards and `manifest.json`, which says what they hold and lists the finished ones. A shard is
+written under another name, flushed, renamed, and only then listed: whatever happens (a killed process, a full disk), the
+listed shards are whole, and the same extraction goes on after the last of them.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from filelock import FileLock, Timeout
+from jaxtyping import Float, Float32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from spin_native.errors import InputError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+FeatureDtype = Literal["float32", "float16"]
+
+
+class Feature(NamedTuple):
+    """One array of pooled features: [row, width] for one site, one pooling and one layer."""
+
+    site: str
+    pooling: str
+    layer: int
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a store was made from; two stores are the same only if all of it is.
+
+    model_fingerprint, tokenizer_fingerprint: sha256 of what was used of the checkpoint, and of the tokenizer's files.
+    depth: how many layers were run. dtype: of the kept features.
+    rows_per_shard, max_tokens: they do not change what is computed, but fix its last bits.
+    widths: feature -> number of columns.
+    """
+
+    model: str
+    model_revision: str | None
+    model_fingerprint: str
+    model_dtype: str
+    tokenizer_fingerprint: str
+    depth: int
+    dtype: FeatureDtype
+    rows_per_shard: int
+    max_tokens: int
+    widths: dict[Feature, int]
+
+    def to_json(self) -> dict[str, Any]:
+        features = [{**feature._asdict(), "width": width} for feature, width in self.widths.items()]
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "widths": features}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "FeatureSpec":
+        values = {field.name: content[field.name] for field in fields(cls)}
+        widths = {Feature(f["site"], f["pooling"], f["layer"]): f["width"] for f in values["widths"]}
+        return cls(**{**values, "widths": widths})
+
+
+class Features:
+    """Pooled features of texts in input order, held in memory.
+
+    widths: the arrays there are, feature -> number of columns.
+    """
+
+    def __init__(self, widths: Mapping[Feature, int]) -> None:
+        self.widths = dict(widths)
+        self.n_rows = 0
+        self._blocks: dict[Feature, list[Float[np.ndarray, "row width"]]] = {feature: [] for feature in widths}
+
+    def array(self, *, site: str, pooling: str, layer: int) -> Float32[np.ndarray, "row width"]:
+        """One site, pooling and layer, rows in input order; InputError, listing what there is, if it was not extracted."""
+        feature = Feature(site, pooling, layer)
+        if feature not in self.widths:
+            there_is = "; ".join(
+                f"{name}s {', '.join(str(v) for v in dict.fromkeys(getattr(f, name) for f in self.widths))}"
+                for name in Feature._fields
+            )
+            raise InputError(f"no features for site={site!r}, pooling={pooling!r}, layer={layer!r}; there are {there_is}")
+        blocks = list(self._read(feature)) or [np.empty((0, self.widths[feature]), np.float32)]
+        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return joined.astype(np.float32, copy=False)
+
+    def append(self, block: Mapping[Feature, Float[np.ndarray, "row width"]]) -> None:
+        """Add the next rows."""
+        for feature, blocks in self._blocks.items():
+            blocks.append(block[feature])
+        self.n_rows += len(next(iter(block.values())))
+
+    def _read(self, feature: Feature) -> Iterator[Float[np.ndarray, "row width"]]:
+        blocks = self._blocks[feature]
+        if len(blocks) > 1:  # join once; the pieces are let go
+            blocks[:] = [np.concatenate(blocks)]
+        return iter(blocks)
+
+
+class ActivationStore(Features):
+    """Pooled features on disk, mapped into memory when read. `extract(..., store=folder)` writes one."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a store; InputError if the folder holds none or its manifest cannot be read."""
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["format"] != FORMAT:
+                raise InputError(f"{path}: format {manifest['format']}; this version of spin_native reads format {FORMAT}")
+            self._shards: list[dict[str, Any]] = manifest["shards"]
+            self.is_complete: bool = manifest["complete"]
+            self.spec = FeatureSpec.from_json(manifest)
+            super().__init__(self.spec.widths)
+            self.n_rows = sum(shard["rows"] for shard in self._shards)
+        except InputError:
+            raise
+        except OSError as error:
+            raise InputError(f"{self.folder}: no activation store ({error.strerror}: {MANIFEST})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not a manifest of an activation store ({error!r}); extract again") from error
+
+    @classmethod
+    def create(cls, folder: str | Path, spec: FeatureSpec) -> "ActivationStore":
+        """A new store, or the one that is there if it was made from the very same things; InputError otherwise."""
+        folder = Path(folder)
+        if (folder / MANIFEST).exists():
+            store = cls(folder)
+            differing = [field.name for field in fields(spec) if getattr(spec, field.name) != getattr(store.spec, field.name)]
+            if differing:
+                name = differing[0]
+                raise InputError(
+                    f"{folder}: holds features of another extraction ({name} is {_short(getattr(store.spec, name))}, now "
+                    f"{_short(getattr(spec, name))}); choose another folder, or delete this one"
+                )
+            return store
+        if folder.exists() and any(name for name in os.listdir(folder) if name != ".lock"):
+            raise InputError(f"{folder}: not empty and no activation store; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / MANIFEST, {"format": FORMAT, "complete": False, "shards": [], **spec.to_json()})
+        return cls(folder)
+
+    @staticmethod
+    @contextmanager
+    def writer(folder: str | Path) -> Iterator[None]:
+        """Hold the folder for writing; InputError if another process does. A killed process holds nothing."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(Path(folder) / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise InputError(
+                f"{folder}: another process is writing here; wait for it, or choose another folder"
+            ) from None
+
+    @property
+    def texts_digests(self) -> list[str]:
+        """Which texts each finished shard was made from."""
+        return [shard["texts"] for shard in self._shards]
+
+    def append(self, block: Mapping[Feature, Float[np.ndarray, "row width"]], texts_digest: str = "") -> None:
+        """Write the next rows as one shard; InputError if the disk does not take it, with all finished shards kept."""
+        rows = len(next(iter(block.values())))
+        name = f"rows-{self.n_rows:010d}.safetensors"
+        partial = self.folder / f"{name}.partial"
+        try:
+            save_file({_key(feature): np.ascontiguousarray(array) for feature, array in block.items()}, partial)
+            _flush(partial)
+            os.replace(partial, self.folder / name)
+            _flush(self.folder)
+            self._list(shards=[*self._shards, {"file": name, "rows": rows, "texts": texts_digest}])
+        except (OSError, SafetensorError) as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(
+                f"{self.folder}: rows {self.n_rows} to {self.n_rows + rows - 1} could not be written ({error}); the "
+                f"{self.n_rows} rows before them are safe: make room and run the same command again"
+            ) from error
+        self.n_rows += rows
+
+    def finish(self) -> None:
+        """Mark the store complete: these are all the texts."""
+        if not self.is_complete:
+            self._list(complete=True)
+
+    def _list(self, *, shards: list[dict[str, Any]] | None = None, complete: bool = False) -> None:
+        shards = self._shards if shards is None else shards
+        write_json(
+            self.folder / MANIFEST, {"format": FORMAT, "complete": complete, "shards": shards, **self.spec.to_json()}
+        )
+        self._shards, self.is_complete = shards, complete
+
+    def _read(self, feature: Feature) -> Iterator[Float[np.ndarray, "row width"]]:
+        for shard in self._shards:
+            path = self.folder / shard["file"]
+            try:
+                # The torch reader maps the file; the numpy one would copy it.
+                array = safe_open(path, framework="pt").get_tensor(_key(feature)).numpy()
+            except (OSError, SafetensorError) as error:
+                raise InputError(
+                    f"{path}: this shard is gone or damaged ({error}); delete the folder and extract again"
+                ) from error
+            if array.shape != (shard["rows"], self.widths[feature]):
+                raise InputError(f"{path}: {_key(feature)} is {list(array.shape)}, not what {MANIFEST} says; extract again")
+            yield array
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON for people to read, as `write_bytes` does."""
+    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that the old one or the whole new one is there, whatever happens."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    _flush(partial)
+    os.replace(partial, path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written (or renamed, for a folder)."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot flush a folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _key(feature: Feature) -> str:
+    return f"{feature.site}.{feature.pooling}.{feature.layer}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

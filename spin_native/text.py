@@ -1,0 +1,223 @@
+"""Texts to token ids: tokenizer files read with the `tokenizers` library, ragged batches under a token budget."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
+
+from spin_native.batch import TokenBatch
+from spin_native.errors import InputError
+
+MAX_TOKENS = 1024  # tokens per batch: the FFN activation of a base-size layer (12 MB) then stays near the cores' caches
+WINDOW = 8192  # texts that are sorted by length together: enough for batches of near-equal rows, little to hold
+END_OF_TEXT = "<|endoftext|>"
+# First, last token around every text of a family, and the unknown token of its WordPiece vocabulary.
+SPECIAL_TOKENS = {"roberta": ("<s>", "</s>"), "bert": ("[CLS]", "[SEP]"), "distilbert": ("[CLS]", "[SEP]")}
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were longer than the model holds, and were cut."""
+
+
+class Encoded(NamedTuple):
+    """Token ids per text, and how many texts were cut."""
+
+    ids: list[list[int]]
+    n_truncated: int
+
+
+class Tokenizer:
+    """Token ids as the model was trained on them, special tokens included.
+
+    Text is never interpreted: a literal `</s>` in a tweet stays text. A text longer than `max_tokens` is cut. An empty text
+    is its special tokens; GPT-2, which has none, reads `<|endoftext|>`.
+
+    fingerprint: sha256 of the files it was made from.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, max_tokens: int, fingerprint: str) -> None:
+        backend.no_padding()
+        backend.enable_truncation(max_tokens)
+        backend.encode_special_tokens = True  # tokenizers' name for: do not look for special tokens in the text
+        self._backend = backend
+        self.max_tokens = max_tokens
+        self.fingerprint = fingerprint
+
+    @cached_property
+    def n_vocab(self) -> int:
+        """One more than the largest token id."""
+        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: Sequence[str], first_row: int = 0) -> Encoded:
+        """Token ids of each text; `first_row` numbers the first one in errors. Every text has at least one token."""
+        for row, text in enumerate(texts, first_row):
+            check_text(text, row)
+        try:
+            encodings = self._backend.encode_batch_fast(list(texts))
+        except TypeError:  # a lone surrogate: Python holds it, UTF-8 does not
+            row = next(row for row, text in enumerate(texts) if not _is_unicode(text))
+            raise InputError(
+                f"text {first_row + row} holds half a character (a lone surrogate): read the file as UTF-8"
+            ) from None
+        ids = [encoding.ids or [self._end_of_text()] for encoding in encodings]
+        return Encoded(ids, sum(bool(encoding.overflowing) for encoding in encodings))
+
+    def batches(
+        self, texts: Iterable[str], max_tokens: int = MAX_TOKENS, window: int = WINDOW
+    ) -> Iterator[tuple[TokenBatch, list[int]]]:
+        """Batches of at most `max_tokens` tokens (one longer text alone), each with the rows of `texts` it holds.
+
+        Within every `window` texts the longest come first, so rows of a batch are of near-equal length; a stream of any
+        length works. Warns once, at the end, how many texts were cut.
+        """
+        first_row = n_truncated = 0
+        for block in windows(texts, window):
+            encoded = self.encode(block, first_row)
+            for rows in pack([len(ids) for ids in encoded.ids], max_tokens):
+                yield TokenBatch.from_rows([encoded.ids[row] for row in rows]), [first_row + row for row in rows]
+            first_row += len(block)
+            n_truncated += encoded.n_truncated
+        self.warn_truncated(n_truncated, first_row)
+
+    def warn_truncated(self, n_truncated: int, n_texts: int) -> None:
+        if n_truncated:
+            warnings.warn(
+                f"{n_truncated} of {n_texts} texts were longer than {self.max_tokens} tokens and were cut",
+                TruncationWarning,
+                stacklevel=3,
+            )
+
+    def _end_of_text(self) -> int:
+        token_id = self._backend.token_to_id(END_OF_TEXT)
+        if token_id is None:
+            raise InputError(f"an empty text has no tokens, and the vocabulary holds no {END_OF_TEXT}: drop empty texts")
+        return token_id
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, Path], family: str, max_tokens: int) -> "Tokenizer":
+        """From tokenizer.json; or vocab.json and merges.txt (GPT-2, RoBERTa); or vocab.txt (BERT, DistilBERT).
+
+        files: name -> path of those that exist, `tokenizer_config.json` included (its do_lower_case,
+            tokenize_chinese_chars, strip_accents and add_prefix_space count).
+        Raises InputError if no complete set is there, or one cannot be read.
+        """
+        used = hashlib.sha256()
+        for name in sorted(files):
+            used.update(name.encode() + files[name].read_bytes())
+        settings = _settings(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+        try:
+            if "tokenizer.json" in files:
+                backend = tokenizers.Tokenizer.from_file(str(files["tokenizer.json"]))
+            elif "vocab.json" in files and "merges.txt" in files:
+                backend = _byte_level_bpe(files["vocab.json"], files["merges.txt"], family, settings)
+            elif "vocab.txt" in files:
+                backend = _word_piece(files["vocab.txt"], family, settings)
+            else:
+                raise InputError(
+                    f"no tokenizer in {', '.join(sorted(files)) or 'no files'}: expected tokenizer.json, or vocab.json and "
+                    "merges.txt, or vocab.txt"
+                )
+        except InputError:
+            raise
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise InputError(f"{', '.join(map(str, files.values()))}: not readable as tokenizer files ({error})") from error
+        return cls(backend, max_tokens, used.hexdigest())
+
+
+def check_text(text: object, row: int) -> None:
+    """InputError unless `text` is a str; names the row and what it holds instead."""
+    if isinstance(text, str):
+        return
+    if text is None or text != text:  # None, NaN
+        raise InputError(f"text {row} is missing (got {text!r}): drop the row, or give it a text")
+    if isinstance(text, bytes):
+        raise InputError(f"text {row} is bytes; expected str: decode it, for example with .decode('utf-8')")
+    raise InputError(f"text {row} is {type(text).__name__} ({str(text)[:40]}); expected str")
+
+
+def check_texts(texts: Sequence[object], what: str) -> None:
+    """InputError, naming the row, unless all are str and there is at least one."""
+    if isinstance(texts, (str, bytes)):
+        raise InputError(f"{what}: got one {type(texts).__name__}; expected several texts, for example a list")
+    if not len(texts):
+        raise InputError(f"{what}: no texts; expected at least one")
+    for row, text in enumerate(texts):
+        check_text(text, row)
+
+
+def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Consecutive lists of `size` texts (the last may be shorter), taken one list at a time."""
+    if isinstance(texts, (str, bytes)):
+        raise InputError(f"texts is one {type(texts).__name__}; expected several texts, for example [text]")
+    stream = iter(texts)
+    while block := list(islice(stream, size)):
+        yield block
+
+
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row numbers, longest first, cut into batches of at most `max_tokens` tokens and at least one row."""
+    if max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}; expected at least 1")
+    batches: list[list[int]] = []
+    filled = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not batches or filled + lengths[row] > max_tokens:
+            batches.append([])
+            filled = 0
+        batches[-1].append(row)
+        filled += lengths[row]
+    return batches
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _byte_level_bpe(vocab: Path, merges: Path, family: str, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    add_prefix_space = bool(settings.get("add_prefix_space", False))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    return _with_special_tokens(backend, family, vocab)
+
+
+def _word_piece(vocab: Path, family: str, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        strip_accents=settings.get("strip_accents"),
+        lowercase=settings.get("do_lower_case", True),
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return _with_special_tokens(backend, family, vocab)
+
+
+def _with_special_tokens(backend: tokenizers.Tokenizer, family: str, vocab: Path) -> tokenizers.Tokenizer:
+    if family not in SPECIAL_TOKENS:
+        return backend
+    ids = [(token, backend.token_to_id(token)) for token in SPECIAL_TOKENS[family]]
+    for token, token_id in ids:
+        if token_id is None:
+            raise InputError(f"{vocab}: holds no {token}, which every {family} text needs: is it this model's vocabulary?")
+    first, last = SPECIAL_TOKENS[family]
+    backend.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ids)
+    return backend
