@@ -15,7 +15,7 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python benchmarks/core_imports.py
+	$(BIN)/python tests/core_imports.py
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/accuracy.py

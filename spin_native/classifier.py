@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
-from tqdm.auto import tqdm
 
 from spin_native.checkpoints import Checkpoint, Location, load_tokenizer
 from spin_native.errors import InputError
@@ -22,25 +20,19 @@ from spin_native.extract import Extractor, Site
 from spin_native.integration import (
     METRICS,
     CurveRow,
-    Head,
-    LayerData,
     Metric,
     Part,
     Scaling,
     Settings,
-    Standardizer,
     baseline,
-    curve_row,
-    integrate,
-    sparsify,
 )
-from spin_native.labels import Label, check_can_split, checked_labels, classes_of, encoded
+from spin_native.labels import checked_labels, encoded
 from spin_native.models import ModelConfig, checked_depth
 from spin_native.pooling import Pooling
-from spin_native.probes import LogisticProbe
-from spin_native.saved import read_classifier, write_classifier
+from spin_native.rows import LabelledRows, TextsAndLabels, labelled_rows
+from spin_native.saved import describe_head, head_tensors, read_classifier, read_head, write_classifier
 from spin_native.store import Feature
-from spin_native.text import Tokenizer, check_texts
+from spin_native.text import Tokenizer
 from spin_native.version import __version__
 
 Array = np.ndarray
@@ -49,7 +41,6 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 # Settings that say where, not what: a saved classifier names its base model apart, and runs where it is loaded.
 PLACE = ("model", "revision", "device", "allow_pickle")
-TextsAndLabels = tuple[Iterable[str], Iterable[Any]]
 
 
 class Contribution(NamedTuple):
@@ -139,16 +130,18 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         Raises InputError for unusable settings, texts, labels or checkpoints.
         """
         settings = self._settings()
-        parts = self._parts(texts, labels, validation, test)
+        parts, classes = labelled_rows((texts, labels), validation, test, self.validation_share, self.seed)
+        self.classes_ = np.array(classes)
         checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
         n_layers = checkpoint.config.n_layers
         max_depth = n_layers if self.depth == "best" else checked_depth(self.depth, n_layers)
 
         started = perf_counter()
         features = self._extract(checkpoint, max_depth, parts, store, progress)
-        train, held_out, tested = (*features, None)[:3]
+        train, held_out = features[:2]
+        tested = features[2] if test is not None else None
         extracted = perf_counter()
-        heads, curve = self._sweep(train, held_out, tested, max_depth, settings, progress)
+        heads, curve = sweep(train, held_out, tested, max_depth, settings, progress)
         self.depth_curve_ = list(curve.values())
         self.baseline_ = baseline(train, held_out, tested, n_layers, settings) if self.baseline else None
         scores = {depth: row.validation for depth, row in curve.items()}
@@ -175,46 +168,13 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(f"etas is {self.etas!r}; expected shares of at most 1")
         shallowest_within({1: 0.0}, self.tolerance)  # refuses what is no tolerance before the work, not after
         Cs, head_Cs = (None if grid is None else tuple(grid) for grid in (self.Cs, self.head_Cs))
-        return Settings(
-            self.site, tuple(self.poolings), tuple(self.etas), Cs, head_Cs, self.scaling, self.metric, self.seed
-        )
-
-    def _parts(
-        self,
-        texts: Iterable[str],
-        labels: Iterable[Any],
-        validation: TextsAndLabels | None,
-        test: TextsAndLabels | None,
-    ) -> dict[str, tuple[list[str], list[Label]]]:
-        """Texts and labels of the training, validation and (if given) test rows, checked. Sets classes_."""
-        given = {"training": (texts, labels), "validation": validation, "test": test}
-        parts = {}
-        for name, pair in given.items():
-            if pair is not None:
-                listed = list(pair[0]) if not isinstance(pair[0], str) else pair[0]
-                check_texts(listed, f"{name} rows")
-                parts[name] = (listed, checked_labels(pair[1], len(listed), f"{name} rows"))
-        self.classes_ = np.array(classes_of(parts["training"][1], "training rows"))
-        for name in parts.keys() - {"training"}:
-            encoded(parts[name][1], self.classes_.tolist(), f"{name} rows")
-        if validation is None:
-            all_texts, all_labels = parts["training"]
-            check_can_split(all_labels, self.validation_share)
-            fit_rows, held_out = train_test_split(
-                np.arange(len(all_texts)), test_size=self.validation_share, stratify=all_labels, random_state=self.seed
-            )
-            split = {
-                name: ([all_texts[row] for row in rows], [all_labels[row] for row in rows])
-                for name, rows in (("training", fit_rows), ("validation", held_out))
-            }
-            parts = {**split, **{name: part for name, part in parts.items() if name == "test"}}
-        return parts
+        return Settings(self.site, tuple(self.poolings), tuple(self.etas), Cs, head_Cs, self.scaling, self.metric, self.seed)
 
     def _extract(
         self,
         checkpoint: Checkpoint,
         max_depth: int,
-        parts: dict[str, tuple[list[str], list[Label]]],
+        parts: dict[str, LabelledRows],
         store: str | Path | None,
         progress: bool | None,
     ) -> list[Part]:
@@ -225,35 +185,9 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             wanted |= {Feature("hidden", pooling, n_layers): None for pooling in self.poolings}
         model = checkpoint.load(n_layers if self.baseline else max_depth, DTYPES[self.dtype], self.device)
         extractor = Extractor(model, self._tokenizer(checkpoint), wanted)
-        extracted = []
-        for name, (texts, labels) in parts.items():
-            features = extractor.run(texts, store and Path(store) / name, progress)
-            extracted.append(Part(features, encoded(labels, self.classes_.tolist(), f"{name} rows")))
-        return extracted
-
-    def _sweep(
-        self,
-        train: Part,
-        validation: Part,
-        test: Part | None,
-        max_depth: int,
-        settings: Settings,
-        progress: bool | None,
-    ) -> tuple[dict[int, Head], dict[int, CurveRow]]:
-        """A head and a line of the curve for every depth up to `max_depth` at which some neuron is salient."""
-        layers: dict[str, list[LayerData]] = {pooling: [] for pooling in settings.poolings}
-        heads: dict[int, Head] = {}
-        curve: dict[int, CurveRow] = {}
-        hidden_bar = None if progress is None else not progress
-        for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="probe and refit", disable=hidden_bar):
-            for pooling, data in layers.items():
-                data.append(sparsify(train, validation, pooling, depth - 1, settings))
-            if found := integrate(layers, depth, settings):
-                heads[depth], score = found
-                curve[depth] = curve_row(heads[depth], depth, score, test, settings)
-        if max_depth not in heads:
-            raise InputError("no neuron of any layer is salient: the probes' C is too small for these rows; give larger Cs")
-        return heads, curve
+        return [
+            Part(extractor.run(rows.texts, store and Path(store) / name, progress), rows.labels) for name, rows in parts.items()
+        ]
 
     # Deployed: the first depth_ layers, the salient neurons, the head.
 
@@ -261,7 +195,13 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
     def model_config_(self) -> ModelConfig:
         """Sizes of the base model."""
         check_is_fitted(self)
-        return self._model.config
+        return self._extractor.model.config
+
+    @property
+    def n_truncated_(self) -> int:
+        """How many of the texts labelled so far were longer than the base model holds, and were cut."""
+        check_is_fitted(self)
+        return self._extractor.n_truncated
 
     @property
     def salient_neurons_(self) -> dict[int, Int[Array, "salient"]]:
@@ -275,9 +215,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         probabilities = np.concatenate(blocks) if blocks else np.empty((0, len(self.classes_)))
         return probabilities[0] if isinstance(texts, str) else probabilities
 
-    def predict_proba_blocks(
-        self, texts: Iterable[str], progress: bool | None = None
-    ) -> Iterator[Float[Array, "row class"]]:
+    def predict_proba_blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[Float[Array, "row class"]]:
         """predict_proba of a stream of texts of any length, some thousands of rows at a time."""
         for features in self._salient_features(texts, progress):
             yield self.head_.predict_proba(features)
@@ -303,7 +241,9 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         weights = self.head_.probe.coef_
         added = standardised * (weights[winner] if len(weights) > 1 else weights[0] * (1 if winner else -1))
         places = self.head_.places
-        return [Contribution(*places[i], float(added[i])) for i in np.argsort(-added, kind="stable")[:n_neurons]]
+        return [
+            Contribution(places[i][0], places[i][1], float(added[i])) for i in np.argsort(-added, kind="stable")[:n_neurons]
+        ]
 
     def output_names(self) -> list[str]:
         """What each output of the head stands for: the second class of two, or every class."""
@@ -317,14 +257,15 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
 
     def _salient_features(self, texts: Iterable[str], progress: bool | None) -> Iterator[Float[Array, "row salient"]]:
         check_is_fitted(self)
-        wanted = {Feature(self.site, self.head_.pooling, layer): n for layer, n in self.head_.neurons.items()}
-        for block in Extractor(self._model, self._loaded_tokenizer, wanted).blocks(texts, progress):
-            yield np.concatenate([block[feature] for feature in wanted], axis=1)
+        for block in self._extractor.blocks(texts, progress):
+            yield np.concatenate(list(block.values()), axis=1)
 
     def _deploy(self, checkpoint: Checkpoint) -> None:
+        """Hold the layers that depth_ needs, and nothing else of the base model."""
         self._checkpoint = checkpoint
-        self._model = checkpoint.load(self.depth_, DTYPES[self.dtype], self.device)
-        self._loaded_tokenizer = self._tokenizer(checkpoint)
+        model = checkpoint.load(self.depth_, DTYPES[self.dtype], self.device)
+        wanted = {Feature(self.site, self.head_.pooling, layer): n for layer, n in self.head_.neurons.items()}
+        self._extractor = Extractor(model, self._tokenizer(checkpoint), wanted)
 
     @staticmethod
     def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
@@ -335,7 +276,6 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `spin_classifier.json` and `head.safetensors`; the base model is named, not copied."""
         check_is_fitted(self)
-        probe, standardizer = self.head_.probe, self.head_.standardizer
         location = self._checkpoint.location
         description = {
             "spin_native": __version__,
@@ -345,15 +285,10 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
                 "revision": self._checkpoint.revision,
                 "depth": self.depth_,
                 "fingerprint": self._checkpoint.fingerprint(self.depth_),
-                "tokenizer_fingerprint": self._loaded_tokenizer.fingerprint,
+                "tokenizer_fingerprint": self._extractor.tokenizer.fingerprint,
             },
             "labels": self.classes_.tolist(),
-            "head": {
-                "pooling": self.head_.pooling,
-                "eta": self.head_.eta,
-                "C": probe.C,
-                "salient_neurons": {str(layer): len(neurons) for layer, neurons in self.head_.neurons.items()},
-            },
+            "head": describe_head(self.head_),
             "settings": {name: value for name, value in self.get_params().items() if name not in PLACE},
             "scores": {
                 "metric": self.metric,
@@ -361,9 +296,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
                 "depth_curve": [row._asdict() for row in self.depth_curve_],
             },
         }
-        neurons = {f"neurons.{layer}": indices for layer, indices in self.head_.neurons.items()}
-        tensors = {"mean": standardizer.mean, "scale": standardizer.scale, "coef": probe.coef_, "intercept": probe.intercept_}
-        write_classifier(Path(folder), description, {**neurons, **tensors})
+        write_classifier(Path(folder), description, head_tensors(self.head_))
 
     @classmethod
     def from_pretrained(
@@ -389,7 +322,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             clf = cls(**settings, device=device, allow_pickle=allow_pickle)
             clf.classes_ = np.array(description["labels"])
             clf.depth_ = base["depth"]
-            clf.head_ = _read_head(head, tensors, len(clf.classes_))
+            clf.head_ = read_head(head, tensors, len(clf.classes_))
             clf.depth_curve_ = [CurveRow(**row) for row in scores["depth_curve"]]
             clf.baseline_ = scores["baseline"] and CurveRow(**scores["baseline"])
             expected = base["fingerprint"], base["tokenizer_fingerprint"]
@@ -397,7 +330,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(f"{name}: not a classifier that spin_native saved ({error!r}); save it again") from error
         checkpoint = Checkpoint(Location(clf.model, clf.revision), allow_pickle)
         clf._deploy(checkpoint)
-        found = checkpoint.fingerprint(clf.depth_), clf._loaded_tokenizer.fingerprint
+        found = checkpoint.fingerprint(clf.depth_), clf._extractor.tokenizer.fingerprint
         for what, was, now in zip(("weights", "tokenizer"), expected, found, strict=True):
             if was != now:
                 raise InputError(
@@ -417,16 +350,3 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             except (OSError, ValueError) as error:  # HTTP errors are OSErrors there, bad names ValueErrors
                 raise InputError(f"{repo!r}: could not be uploaded ({error})") from error
         return f"{api.endpoint}/{repo}"
-
-
-def _read_head(head: dict[str, Any], tensors: dict[str, Array], n_classes: int) -> Head:
-    """A head from its saved parts; KeyError or ValueError if they do not fit together."""
-    layers = sorted(int(name.removeprefix("neurons.")) for name in tensors if name.startswith("neurons."))
-    neurons = {layer: tensors[f"neurons.{layer}"] for layer in layers}
-    width, outputs = sum(map(len, neurons.values())), 1 if n_classes == 2 else n_classes
-    shapes = {"mean": (width,), "scale": (width,), "coef": (outputs, width), "intercept": (outputs,)}
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
-            raise ValueError(f"{name} is {tensors[name].shape}, expected {shape} finite numbers")
-    probe = LogisticProbe.from_weights(tensors["coef"], tensors["intercept"], C=head["C"], l1_ratio=0.0)
-    return Head(head["pooling"], head["eta"], neurons, Standardizer(tensors["mean"], tensors["scale"]), probe)

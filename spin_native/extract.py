@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -54,9 +54,7 @@ def extract(
     return Extractor(model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens).run(texts, store, progress)
 
 
-def features_of(
-    model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None
-) -> list[Feature]:
+def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None) -> list[Feature]:
     """The features that `depth` layers of a model offer, layer by layer."""
     for given, choices in ((sites, get_args(Site)), (poolings, get_args(Pooling))):
         if isinstance(given, str) or not given or not set(given) <= set(choices) or len(set(given)) < len(given):
@@ -120,17 +118,15 @@ class Extractor:
         self, texts: Iterable[str], progress: bool | None = None
     ) -> Iterator[dict[Feature, Float[np.ndarray, "row width"]]]:
         """The features of a stream of texts, a block of rows at a time, in input order."""
-        n_texts = 0
+        n_texts, cut_before = 0, self.n_truncated
         with _progress_bar(texts, progress) as bar:
             for block in windows(texts, self.rows_per_block):
                 yield self.block(block, n_texts, bar)
                 n_texts += len(block)
-        self.tokenizer.warn_truncated(self.n_truncated, n_texts)
+        self.tokenizer.warn_truncated(self.n_truncated - cut_before, n_texts)
 
     @torch.inference_mode()
-    def block(
-        self, texts: Sequence[str], first_row: int, bar: "tqdm[None]"
-    ) -> dict[Feature, Float[np.ndarray, "row width"]]:
+    def block(self, texts: Sequence[str], first_row: int, bar: "tqdm[None]") -> dict[Feature, Float[np.ndarray, "row width"]]:
         """The features of some texts; `first_row` numbers the first in errors."""
         encoded = self.tokenizer.encode(texts, first_row)
         self.n_truncated += encoded.n_truncated
@@ -157,14 +153,14 @@ class Extractor:
                 values = layer.hidden if feature.site == "hidden" else layer.activation
                 assert values is not None  # only the final hidden state comes without an activation
                 values = values if columns is None else values[:, columns]
-                yield feature, POOLINGS[feature.pooling](values, batch)
+                yield feature, POOLINGS[cast(Pooling, feature.pooling)](values, batch)
             if layer.index == last:
                 return
             del layer, values  # one layer's activation alive at a time
 
     def _run_into(self, store: ActivationStore, texts: Iterable[str], progress: bool | None) -> ActivationStore:
         finished = store.texts_digests
-        n_texts = 0
+        n_texts, cut_before = 0, self.n_truncated
         with _progress_bar(texts, progress) as bar:
             for index, block in enumerate(windows(texts, self.rows_per_block)):
                 digest = _digest(block)
@@ -181,7 +177,7 @@ class Extractor:
         if n_texts < store.n_rows:
             raise InputError(f"{store.folder}: holds {store.n_rows} rows, but only {n_texts} texts were given")
         store.finish()
-        self.tokenizer.warn_truncated(self.n_truncated, n_texts)
+        self.tokenizer.warn_truncated(self.n_truncated - cut_before, n_texts)
         return store
 
     def _spec(self) -> FeatureSpec:

@@ -11,7 +11,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from sklearn.metrics import accuracy_score, f1_score
+from tqdm.auto import tqdm
 
+from spin_native.errors import InputError
 from spin_native.probes import LogisticProbe
 from spin_native.selection import importance, salient
 from spin_native.store import Features
@@ -157,6 +159,28 @@ class LayerData(NamedTuple):
     importance: Float[Array, "neuron"]
 
 
+def sweep(
+    train: Part, validation: Part, test: Part | None, max_depth: int, settings: Settings, progress: bool | None
+) -> tuple[dict[int, Head], dict[int, CurveRow]]:
+    """A head and a line of the curve for every depth from 1 to `max_depth` at which some neuron is salient.
+
+    Raises InputError if none is at `max_depth`.
+    """
+    layers: dict[str, list[LayerData]] = {pooling: [] for pooling in settings.poolings}
+    heads: dict[int, Head] = {}
+    curve: dict[int, CurveRow] = {}
+    hidden_bar = None if progress is None else not progress
+    for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="probe and refit", disable=hidden_bar):
+        for pooling, data in layers.items():
+            data.append(sparsify(train, validation, pooling, depth - 1, settings))
+        if found := integrate(layers, depth, settings):
+            heads[depth], score = found
+            curve[depth] = curve_row(heads[depth], depth, score, test, settings)
+    if max_depth not in heads:
+        raise InputError("no neuron of any layer is salient: the probes' C is too small for these rows; give larger Cs")
+    return heads, curve
+
+
 def sparsify(train: Part, validation: Part, pooling: str, layer: int, settings: Settings) -> LayerData:
     """Fit one layer's L1 probe, C by validation, and keep the importance of every neuron in it."""
     raw = train.rows(settings.site, pooling, layer)
@@ -168,9 +192,7 @@ def sparsify(train: Part, validation: Part, pooling: str, layer: int, settings: 
     return LayerData(fitted, held_out, standardizer, importance(probe.coef_))
 
 
-def integrate(
-    layers: Mapping[str, Sequence[LayerData]], depth: int, settings: Settings
-) -> tuple[Head, float] | None:
+def integrate(layers: Mapping[str, Sequence[LayerData]], depth: int, settings: Settings) -> tuple[Head, float] | None:
     """Refit on the salient neurons of layers 0..depth-1; pooling, eta and C by validation (of equals, the fewest neurons).
 
     layers: pooling -> the layers in order. The head comes with its validation score; None if no layer has a salient neuron.
@@ -191,16 +213,17 @@ def integrate(
 
 
 def baseline(train: Part, validation: Part, test: Part | None, layer: int, settings: Settings) -> CurveRow:
-    """What people do today: L2 logistic regression on the pooled final hidden state (hidden `layer`); pooling, C by validation."""
+    """What people do today: L2 logistic regression on the pooled final hidden state; pooling and C by validation.
+
+    layer: how the final hidden state is numbered (n_layers).
+    """
     best: CurveRow | None = None
     for pooling in settings.poolings:
         raw = train.rows("hidden", pooling, layer)
         standardizer = Standardizer.of(raw.features, settings.scaling)
         held_out = standardizer.rows(validation.rows("hidden", pooling, layer))
         width = raw.features.shape[1]
-        probe, score = settings.best_probe(
-            standardizer.rows(raw), held_out, [times / width for times in BASELINE_C_TIMES], 0.0
-        )
+        probe, score = settings.best_probe(standardizer.rows(raw), held_out, [times / width for times in BASELINE_C_TIMES], 0.0)
         if best is None or score > best.validation:
             tested = test and settings.score(probe, standardizer.rows(test.rows("hidden", pooling, layer)))
             best = CurveRow(layer, score, tested, width, pooling, None, probe.C, "hidden")
@@ -219,20 +242,18 @@ def curve_row(head: Head, depth: int, validation: float, test: Part | None, sett
 
 def smallest_useful_C(rows: Rows) -> float:
     """The C below which an L1 probe has no weight at all: one over the largest slope of the summed log-loss at w = 0."""
-    slopes = [
-        np.abs(((rows.labels == label) - (rows.labels == label).mean()).astype(np.float32) @ rows.features).max()
-        for label in np.unique(rows.labels)
-    ]
-    return 1 / max(float(max(slopes)), np.finfo(np.float32).tiny)
+    slopes = []
+    for label in np.unique(rows.labels):
+        is_label = rows.labels == label
+        slopes.append(float(np.abs((is_label - is_label.mean()).astype(np.float32) @ rows.features).max()))
+    return 1 / max(*slopes, float(np.finfo(np.float32).tiny))
 
 
 def _side_by_side(blocks: Sequence[tuple[Rows, Int[Array, "column"]]]) -> Rows:
     return Rows(np.concatenate([rows.features[:, columns] for rows, columns in blocks], axis=1), blocks[0][0].labels)
 
 
-def _selections(
-    layers: Sequence[LayerData], etas: Sequence[float]
-) -> Iterator[tuple[dict[int, Int[Array, "salient"]], float]]:
+def _selections(layers: Sequence[LayerData], etas: Sequence[float]) -> Iterator[tuple[dict[int, Int[Array, "salient"]], float]]:
     """The salient neurons of every layer that has any, for each eta; a selection that an earlier eta gave is left out."""
     seen = set()
     for eta in sorted(etas):

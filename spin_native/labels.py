@@ -39,7 +39,9 @@ def classes_of(labels: Sequence[Label], what: str) -> list[Label]:
     classes = sorted(set(labels))
     if len(classes) < 2:
         raise InputError(
-            f"{what}: " + (f"every row has the label {classes[0]!r}" if classes else "no rows") + "; expected at least two classes"
+            f"{what}: "
+            + (f"every row has the label {classes[0]!r}" if classes else "no rows")
+            + "; expected at least two classes"
         )
     return classes
 

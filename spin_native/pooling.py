@@ -1,7 +1,7 @@
 """From one value per token to one value per text: mean, max, first, last.
 
 On ragged batches (`mean(x, batch)`), and on padded tensors (`masked_mean(x, mask)`). Every pooling reads the tokens once,
-makes no copy per row, and returns at least float32. Equations (2)-(5) of Liu's analysis are `mean` and `max`.
+makes no copy per row, and returns at least float32. Liu's g(A_l) keeps the masked average and the masked maximum.
 """
 
 from collections.abc import Callable
@@ -44,30 +44,22 @@ def last(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "r
 POOLINGS: dict[Pooling, Callable[[Tensor, TokenBatch], Tensor]] = {"mean": mean, "max": max, "first": first, "last": last}
 
 
-def masked_mean(
-    x: Float[Tensor, "row position width"], mask: Shaped[Tensor, "row position"]
-) -> Float[Tensor, "row width"]:
+def masked_mean(x: Float[Tensor, "row position width"], mask: Shaped[Tensor, "row position"]) -> Float[Tensor, "row width"]:
     """Average over the positions where `mask` is 1. InputError for a row that is all padding."""
     return mean(*_ragged(x, mask, "masked_mean"))
 
 
-def masked_max(
-    x: Float[Tensor, "row position width"], mask: Shaped[Tensor, "row position"]
-) -> Float[Tensor, "row width"]:
+def masked_max(x: Float[Tensor, "row position width"], mask: Shaped[Tensor, "row position"]) -> Float[Tensor, "row width"]:
     """Largest value over the positions where `mask` is 1. InputError for a row that is all padding."""
     return max(*_ragged(x, mask, "masked_max"))
 
 
-def masked_first(
-    x: Float[Tensor, "row position width"], mask: Shaped[Tensor, "row position"]
-) -> Float[Tensor, "row width"]:
+def masked_first(x: Float[Tensor, "row position width"], mask: Shaped[Tensor, "row position"]) -> Float[Tensor, "row width"]:
     """The first position where `mask` is 1. InputError for a row that is all padding."""
     return first(*_ragged(x, mask, "masked_first"))
 
 
-def masked_last(
-    x: Float[Tensor, "row position width"], mask: Shaped[Tensor, "row position"]
-) -> Float[Tensor, "row width"]:
+def masked_last(x: Float[Tensor, "row position width"], mask: Shaped[Tensor, "row position"]) -> Float[Tensor, "row width"]:
     """The last position where `mask` is 1. InputError for a row that is all padding."""
     return last(*_ragged(x, mask, "masked_last"))
 

@@ -155,9 +155,7 @@ class ActivationStore(Features):
             with FileLock(Path(folder) / ".lock", timeout=0):
                 yield
         except Timeout:
-            raise InputError(
-                f"{folder}: another process is writing here; wait for it, or choose another folder"
-            ) from None
+            raise InputError(f"{folder}: another process is writing here; wait for it, or choose another folder") from None
 
     @property
     def texts_digests(self) -> list[str]:
@@ -190,9 +188,7 @@ class ActivationStore(Features):
 
     def _list(self, *, shards: list[dict[str, Any]] | None = None, complete: bool = False) -> None:
         shards = self._shards if shards is None else shards
-        write_json(
-            self.folder / MANIFEST, {"format": FORMAT, "complete": complete, "shards": shards, **self.spec.to_json()}
-        )
+        write_json(self.folder / MANIFEST, {"format": FORMAT, "complete": complete, "shards": shards, **self.spec.to_json()})
         self._shards, self.is_complete = shards, complete
 
     def _read(self, feature: Feature) -> Iterator[Float[np.ndarray, "row width"]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
@@ -142,14 +142,16 @@ def check_text(text: object, row: int) -> None:
     raise InputError(f"text {row} is {type(text).__name__} ({str(text)[:40]}); expected str")
 
 
-def check_texts(texts: Sequence[object], what: str) -> None:
-    """InputError, naming the row, unless all are str and there is at least one."""
+def checked_texts(texts: Iterable[object], what: str) -> list[str]:
+    """The texts as a list; InputError, naming the row, unless all are str and there is at least one."""
     if isinstance(texts, (str, bytes)):
         raise InputError(f"{what}: got one {type(texts).__name__}; expected several texts, for example a list")
-    if not len(texts):
+    listed = list(texts)
+    if not listed:
         raise InputError(f"{what}: no texts; expected at least one")
-    for row, text in enumerate(texts):
+    for row, text in enumerate(listed):
         check_text(text, row)
+    return cast("list[str]", listed)
 
 
 def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:

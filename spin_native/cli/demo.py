@@ -49,7 +49,7 @@ def run(model: str | None, out: Path, seed: int) -> None:
 
 
 def demo_weights() -> Path:
-    """The folder of the demo's base model, its files checked against the manifest; InputError if they differ or are not there."""
+    """The folder of the demo's base model; InputError if its files differ from the manifest or are not there."""
     entry = json.loads(_manifest())[MODEL]
     spec = find_spec(entry["package"])
     if spec is None or spec.origin is None:

@@ -26,6 +26,7 @@ from spin_native.labels import checked_labels, encoded
 from spin_native.parity import verify_parity
 from spin_native.pooling import Pooling
 from spin_native.store import FeatureDtype
+from spin_native.text import TruncationWarning
 from spin_native.version import __version__
 
 ERROR, REJECTED, INTERRUPTED = 1, 3, 130
@@ -58,8 +59,15 @@ def cli() -> None:
 @click.option("--tolerance", default=0.0, show_default=True, help="Take the shallowest depth this close to the best score.")
 @click.option("--metric", type=click.Choice(list(METRICS)), default="accuracy", show_default=True)
 @click.option("--site", type=click.Choice(get_args(Site)), default="activation", show_default=True)
-@click.option("--pooling", "poolings", type=click.Choice(get_args(Pooling)), multiple=True, default=("mean", "max"),
-              show_default=True, help="May be given several times; validation chooses one.")
+@click.option(
+    "--pooling",
+    "poolings",
+    type=click.Choice(get_args(Pooling)),
+    multiple=True,
+    default=("mean", "max"),
+    show_default=True,
+    help="May be given several times; validation chooses one.",
+)
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
 @click.option("--store", type=file_path, help="Folder that keeps the features: an interrupted fit goes on where it was.")
 @click.option("--no-baseline", is_flag=True, help="Leave out the baseline on the final hidden state.")
@@ -142,7 +150,12 @@ def _predict_file(clf: SpinClassifier, source: Path, out: Path, overwrite: bool,
     """Stream the rows through; the exit code says whether some had to be rejected."""
     names = [f"probability_{label}" for label in clf.classes_]
     n_rows = n_rejected = 0
-    with tables.writer(out, overwrite) as writer, tqdm(unit=" rows", disable=None) as bar:
+    with (
+        tables.writer(out, overwrite) as writer,
+        tqdm(unit=" rows", disable=None) as bar,
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", TruncationWarning)  # said once, at the end, not for every block
         for block in tables.blocks(source, [text]):
             if taken := [name for name in ("predicted_label", *names) if name in block.column_names]:
                 raise InputError(f"{source}: already has a column {taken[0]!r}; rename it first")
@@ -154,7 +167,9 @@ def _predict_file(clf: SpinClassifier, source: Path, out: Path, overwrite: bool,
             rejected = np.isnan(probabilities[:, 0])
             for row in np.flatnonzero(rejected)[: max(0, SHOWN_REJECTS - n_rejected)]:
                 click.echo(f"rejected: {source}: row {n_rows + row} (the first is 0) has no text in column {text!r}", err=True)
-            labels = [None if missing else clf.classes_[p.argmax()].item() for missing, p in zip(rejected, probabilities, strict=True)]
+            labels = [
+                None if missing else clf.classes_[p.argmax()].item() for missing, p in zip(rejected, probabilities, strict=True)
+            ]
             block = block.append_column("predicted_label", pa.array(labels, pa.array(clf.classes_.tolist()).type))
             for index, name in enumerate(names):
                 block = block.append_column(name, pa.array(probabilities[:, index], mask=rejected))
@@ -162,6 +177,10 @@ def _predict_file(clf: SpinClassifier, source: Path, out: Path, overwrite: bool,
             n_rows += len(texts)
             n_rejected += int(rejected.sum())
             bar.update(len(texts))
+    if clf.n_truncated_:
+        click.echo(
+            f"warning: {clf.n_truncated_} of {n_rows} texts were longer than the base model holds and were cut", err=True
+        )
     click.echo(f"{n_rows} rows written to {out}" + (f", {n_rejected} of them rejected" if n_rejected else ""), err=True)
     return REJECTED if n_rejected else 0
 
@@ -206,11 +225,13 @@ def evaluate(
 @text_column
 @click.option("--out", type=file_path, required=True, help="Folder for the activation store; run again to go on.")
 @click.option("--site", "sites", type=click.Choice(get_args(Site)), multiple=True, default=("activation",), show_default=True)
-@click.option("--pooling", "poolings", type=click.Choice(get_args(Pooling)), multiple=True, default=("mean", "max"),
-              show_default=True)
+@click.option(
+    "--pooling", "poolings", type=click.Choice(get_args(Pooling)), multiple=True, default=("mean", "max"), show_default=True
+)
 @click.option("--depth", type=int, help="Layers to run (default: all).")
-@click.option("--dtype", type=click.Choice(get_args(FeatureDtype)), default="float32", show_default=True,
-              help="Of the kept features.")
+@click.option(
+    "--dtype", type=click.Choice(get_args(FeatureDtype)), default="float32", show_default=True, help="Of the kept features."
+)
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @device_option
 @pickle_option
@@ -266,11 +287,16 @@ def verify(model: str, revision: str | None, allow_pickle: bool, as_json: bool) 
     if as_json:
         click.echo(json.dumps([error._asdict() for error in errors]))
     else:
-        lines = [(e.dtype, e.layer, e.site, f"{e.largest:.1e}", f"{e.relative:.1e}", "ok" if e.passed else "TOO LARGE") for e in errors]
+        lines = [
+            (e.dtype, e.layer, e.site, f"{e.largest:.1e}", f"{e.relative:.1e}", "ok" if e.passed else "TOO LARGE")
+            for e in errors
+        ]
         click.echo(render.table(("dtype", "layer", "site", "largest error", "relative error", ""), lines))
     if not all(error.passed for error in errors):
         worst = max(errors, key=lambda error: (not error.passed, error.relative))
-        raise InputError(f"{model}: {worst.site} of layer {worst.layer} differs from transformers in {worst.dtype}; please report it")
+        raise InputError(
+            f"{model}: {worst.site} of layer {worst.layer} differs from transformers in {worst.dtype}; please report it"
+        )
 
 
 @cli.command()

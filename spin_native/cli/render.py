@@ -13,7 +13,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
     right = [all(not isinstance(row[i], str) for row in rows) for i in range(len(header))]
     lines = [
-        "  ".join(cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(line, widths, right, strict=True))
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        )
         for line in [list(header), *cells]
     ]
     return "\n".join(line.rstrip() for line in lines)

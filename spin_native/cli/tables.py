@@ -27,20 +27,20 @@ def read_labelled(path: Path, text: str, label: str) -> tuple[list[str], list[La
     for block in blocks(path, (text, label)):
         texts += block[text].to_pylist()
         labels += block[label].to_pylist()
+    if KINDS[path.suffix.lower()] == "CSV":  # where a missing label may have been written as NaN, and numbers are text
+        labels = [None if value is None or value.lower() == "nan" else value for value in labels]
+        if all(value is not None and re.fullmatch(r"-?\d+", value) for value in labels):
+            labels = [int(value) for value in labels]
     for column, values in ((text, texts), (label, labels)):
         for row, value in enumerate(values):
-            if is_missing(value) or (column == text and not isinstance(value, str)):
-                got = "nothing" if is_missing(value) else f"{value!r} ({type(value).__name__})"
-                raise InputError(f"{path}: row {row} (the first is 0) has {got} in column {column!r}; expected a value"
-                                 f"{', as text' if column == text else ''}: mend or drop the row")
-    if KINDS[path.suffix.lower()] == "CSV" and all(re.fullmatch(r"-?\d+", value) for value in labels):
-        labels = [int(value) for value in labels]
+            missing = value is None or value != value  # NaN differs from itself
+            if missing or (column == text and not isinstance(value, str)):
+                got = "nothing" if missing else f"{value!r} ({type(value).__name__})"
+                raise InputError(
+                    f"{path}: row {row} (the first is 0) has {got} in column {column!r}; expected a value"
+                    f"{', as text' if column == text else ''}: mend or drop the row"
+                )
     return texts, labels
-
-
-def is_missing(value: object) -> bool:
-    """None, NaN, or the text a spreadsheet writes for NaN."""
-    return value is None or value != value
 
 
 def blocks(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -119,7 +119,9 @@ def _parquet_blocks(path: Path) -> Iterator[pa.Table]:
 
 
 class Writer(Protocol):
+    def __init__(self, path: Path) -> None: ...
     def write(self, block: pa.Table) -> None: ...
+    def close(self) -> None: ...
 
 
 @contextmanager
@@ -133,7 +135,7 @@ def writer(path: Path, overwrite: bool) -> Iterator[Writer]:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = {"CSV": _CsvWriter, "JSONL": _JsonlWriter, "Parquet": _ParquetWriter}[kind](partial)
+        opened = WRITERS[kind](partial)
         try:
             yield opened
         finally:
@@ -184,3 +186,6 @@ class _ParquetWriter:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+WRITERS: dict[str, type[Writer]] = {"CSV": _CsvWriter, "JSONL": _JsonlWriter, "Parquet": _ParquetWriter}

@@ -122,9 +122,7 @@ class ModelConfig:
             raise InputError(f"{where}: {sizes['n_layers']} layers; expected at most {MAX_LAYERS}")
         named = config.get(ACTIVATION_KEY[family], "gelu_new" if family == "gpt2" else "gelu")
         if not isinstance(named, str) or named not in ACTIVATION_FUNCTIONS:
-            raise InputError(
-                f"{where}: {ACTIVATION_KEY[family]} is {named!r}; supported are {', '.join(ACTIVATION_FUNCTIONS)}"
-            )
+            raise InputError(f"{where}: {ACTIVATION_KEY[family]} is {named!r}; supported are {', '.join(ACTIVATION_FUNCTIONS)}")
         return cls(
             family=family,
             **sizes,

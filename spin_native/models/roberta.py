@@ -33,7 +33,7 @@ class Roberta(Transformer):
 
     def positions(self, batch: TokenBatch) -> Tensor:
         """Positions start at pad_id + 1: fairseq kept the rows before it. A pad id inside a text is not counted."""
-        counted = batch.ids != self.config.pad_id
+        counted = batch.ids.ne(self.config.first_position - 1)
         upto = counted.cumsum(0)
         before_row = (upto - counted.long())[batch.starts]
         within = upto - before_row[batch.row_of_token]  # 1, 2, 3 ... over the counted tokens of a row

@@ -1,7 +1,8 @@
 """The one loop over layers that every family shares."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, cast
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,8 @@ from spin_native.models.weights import WeightTable
 Edit = Callable[[int, Float[Tensor, "token d_ffn"]], Float[Tensor, "token d_ffn"]]
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     """What can be seen at one layer.
 
     index: the layer, from 0; `n_layers` for the final hidden state.
@@ -32,8 +34,11 @@ class Layer(NamedTuple):
 class Source(Protocol):
     """Where a model's weights came from."""
 
-    name: str
-    revision: str | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
 
     def fingerprint(self, depth: int) -> str:
         """sha256 over the config and every tensor that the first `depth` layers use."""
@@ -56,7 +61,7 @@ class Transformer(nn.Module):
         self.depth = checked_depth(depth, config.n_layers)
         self.blocks = nn.ModuleList(self.block(index) for index in range(self.depth))
         if not self.is_whole:
-            self.blocks[-1].drop_write()
+            cast(PreNormBlock, self.blocks[-1]).drop_write()
 
     @property
     def is_whole(self) -> bool:
@@ -92,7 +97,7 @@ class Transformer(nn.Module):
         """
         self.check(batch)
         hidden = self.embed(batch)  # [token, d_model]
-        for index, block in enumerate(cast(list[PreNormBlock], self.blocks)):
+        for index, block in enumerate(cast("list[PreNormBlock]", self.blocks)):
             attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
             yield Layer(index, hidden, activation)
             if index == self.depth - 1 and not self.is_whole:

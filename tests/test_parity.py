@@ -1,0 +1,233 @@
+"""Every layer's hidden state and activation equal transformers'; and the suite notices planted bugs."""
+
+import base64
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import (
+    FAMILIES,
+    MAX_TOKENS,
+    SHAPES,
+    SHARED,
+    checkpoint,
+    largest_error,
+    our_values,
+    padded,
+    reference_model,
+    reference_values,
+    rows_of_every_length,
+)
+
+import spin_native as sn
+from spin_native.batch import TokenBatch
+from spin_native.models import layers, roberta
+from spin_native.models.weights import Transposed
+
+ROWS = rows_of_every_length()
+
+
+@pytest.mark.parametrize("side", ["none", "right", "left"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_equals_transformers_in_float64(family, shape, side):
+    folder, reference = checkpoint(family, shape)
+    ours = our_values(sn.load_model(folder, dtype=torch.float64), padded(ROWS, side))
+    assert largest_error(ours, reference_values(reference, ROWS)) <= 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-6), (torch.float16, 7e-3), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_dtypes_stay_within_their_bound_of_float64(family, shape, dtype, bound):
+    folder, reference = checkpoint(family, shape)
+    ours, theirs = our_values(sn.load_model(folder, dtype=dtype), padded(ROWS, "left")), reference_values(reference, ROWS)
+    assert ours.keys() == theirs.keys()
+    for key, expected in theirs.items():
+        assert ours[key].dtype == dtype
+        assert (ours[key].double() - expected).norm() / expected.norm() <= bound, key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_do_not_see_each_other(family):
+    folder, _ = checkpoint(family)
+    model = sn.load_model(folder, dtype=torch.float64)
+    alone = [our_values(model, TokenBatch.from_rows([row])) for row in ROWS]
+    together = our_values(model, TokenBatch.from_rows(ROWS))
+    assert largest_error(together, {key: torch.cat([one[key] for one in alone]) for key in alone[0]}) <= 1e-13
+
+
+def test_a_pad_id_inside_a_roberta_text_shifts_positions_as_in_transformers():
+    folder, reference = checkpoint("roberta")
+    rows = [[5, 1, 7, 8], [1, 9, 1, 1, 12], [6, 7]]
+    ours = our_values(sn.load_model(folder, dtype=torch.float64), TokenBatch.from_rows(rows))
+    assert largest_error(ours, reference_values(reference, rows)) <= 1e-12
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_supported_activation_function_equals_transformers(family, activation, tmp_path):
+    key = {"gpt2": "activation_function", "distilbert": "activation"}.get(family, "hidden_act")
+    reference = reference_model(family, **{key: activation})
+    reference.save_pretrained(tmp_path)
+    ours = our_values(sn.load_model(str(tmp_path), dtype=torch.float64), TokenBatch.from_rows(ROWS))
+    assert largest_error(ours, reference_values(reference, ROWS)) <= 1e-12
+
+
+def test_gradients_of_a_neuron_equal_finite_differences():
+    model = sn.load_model(checkpoint("gpt2")[0], dtype=torch.float64)
+    batch = TokenBatch.from_rows([[5, 6, 7], [8, 9]])
+
+    def final(shift: torch.Tensor) -> torch.Tensor:
+        *_, last = model.layers(batch, edit=lambda index, activation: activation + shift if index == 1 else activation)
+        return last.hidden.square().sum()
+
+    torch.autograd.gradcheck(final, torch.zeros(5, model.config.d_ffn, dtype=torch.float64, requires_grad=True))
+
+
+def test_an_edit_changes_what_is_written_not_what_is_yielded():
+    model = sn.load_model(checkpoint("bert")[0], dtype=torch.float64)
+    batch = TokenBatch.from_rows(ROWS)
+    plain, edited = our_values(model, batch), {}
+    with torch.inference_mode():
+        for layer in model.layers(batch, edit=lambda index, activation: activation * (index != 1)):
+            edited[layer.index] = layer
+    assert torch.equal(edited[1].activation, plain["activation", 1])
+    silenced = model.blocks[1].feed_forward_norm(
+        model.blocks[1].read(plain["hidden", 1], batch)[0] + model.blocks[1].feed_forward.down.bias
+    )
+    torch.testing.assert_close(edited[2].hidden, silenced, rtol=0, atol=1e-14)
+
+
+# Planted bugs: each must be seen by the comparison above.
+
+
+def _error(family, side="left"):
+    folder, reference = checkpoint(family)
+    return largest_error(
+        our_values(sn.load_model(folder, dtype=torch.float64), padded(ROWS, side)), reference_values(reference, ROWS)
+    )
+
+
+def _swap_gelus(patch):
+    patch.setitem(layers.ACTIVATIONS, "gelu", lambda x: F.gelu(x, approximate="tanh"))
+    patch.setitem(layers.ACTIVATIONS, "gelu_tanh", F.gelu)
+
+
+def _wrong_eps(patch):
+    true_norm = layers.nn.LayerNorm
+    patch.setattr(layers.nn, "LayerNorm", lambda width, eps: true_norm(width, eps * 2))
+
+
+def _positions_from_zero(patch):
+    patch.setattr(roberta.Roberta, "positions", lambda _self, batch: batch.positions)
+
+
+def _no_token_type(patch):
+    true_embed = roberta.Roberta.embed
+
+    def embed(self, batch):
+        self.token_type_embedding.weight.data.zero_()
+        return true_embed(self, batch)
+
+    patch.setattr(roberta.Roberta, "embed", embed)
+
+
+def _no_causal_mask(patch):
+    true_attention = F.scaled_dot_product_attention
+
+    def attention(query, key, value, mask, is_causal, scale):
+        return true_attention(query, key, value, mask, scale=scale)
+
+    patch.setattr(layers.F, "scaled_dot_product_attention", attention)
+
+
+def _untransposed_projection(patch):
+    true_take = Transposed.take
+    patch.setattr(Transposed, "take", lambda rule, t: t if "attn.c_proj" in rule.stored else true_take(rule, t))
+
+
+def _swap(first, second):
+    def plant(patch):
+        true_init = layers.SelfAttention.__init__
+
+        def init(self, *given, **named):
+            true_init(self, *given, **named)
+            true_forward = self.forward
+
+            def forward(hidden, batch):
+                parts = self._modules
+                parts[first], parts[second] = parts[second], parts[first]
+                try:
+                    return true_forward(hidden, batch)
+                finally:
+                    parts[first], parts[second] = parts[second], parts[first]
+
+            self.forward = forward
+
+        patch.setattr(layers.SelfAttention, "__init__", init)
+
+    return plant
+
+
+@pytest.mark.parametrize(
+    ("family", "plant"),
+    [
+        *((family, _swap_gelus) for family in FAMILIES),
+        *((family, _wrong_eps) for family in FAMILIES),
+        ("roberta", _positions_from_zero),
+        ("roberta", _no_token_type),
+        ("gpt2", _no_causal_mask),
+        ("gpt2", _untransposed_projection),
+        *((family, _swap("query", "key")) for family in FAMILIES),
+        *((family, _swap("key", "value")) for family in FAMILIES),
+    ],
+)
+def test_a_planted_bug_is_seen(family, plant, monkeypatch):
+    assert _error(family) <= 1e-12
+    plant(monkeypatch)
+    assert _error(family) > 1e-11
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the minGPT record lies in ../shared, which is not here")
+def test_the_activations_that_mingpt_recorded():
+    folder = SHARED / "models" / "gpt2-3l48-sort"
+    record = json.loads((folder / "gpt-nano-sort-t0-partials.json").read_text())
+
+    def recorded(name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        entry = record[name]
+        return torch.frombuffer(bytearray(base64.b64decode(entry["data"])), dtype=dtype).view(entry["shape"])
+
+    model = sn.load_model(str(folder))
+    idx = recorded("idx", torch.float32 if len(base64.b64decode(record["idx"]["data"])) == 132 else torch.int64).round().long()
+    batch = TokenBatch.from_rows(idx.tolist())
+    hidden = model.embed(batch)
+    for index, block in enumerate(model.blocks):
+        attended, activation = block.read(hidden, batch)
+        if index == 0:
+            torch.testing.assert_close(activation, recorded("gelu").flatten(0, 1), rtol=0, atol=1e-5)
+        hidden = block.write(attended, activation)
+        torch.testing.assert_close(hidden, recorded(f"block{index}").flatten(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.final_norm(hidden), recorded("ln_f").flatten(0, 1), rtol=0, atol=1e-5)
+
+
+def test_verify_parity_reports_every_layer_of_a_real_model_within_tolerance(minilm):
+    errors = sn.verify_parity(str(minilm))
+    assert {(e.dtype, e.site, e.layer) for e in errors} == {
+        (dtype, site, layer)
+        for dtype in ("float32", "float64")
+        for site, n in (("hidden", 7), ("activation", 6))
+        for layer in range(n)
+    }
+    assert all(error.passed for error in errors)
+
+
+def test_the_longest_row_the_model_holds_is_the_longest_it_takes():
+    for family in FAMILIES:
+        model = sn.load_model(checkpoint(family)[0])
+        assert model.config.max_tokens == MAX_TOKENS
+        with pytest.raises(sn.InputError, match=r"row 1 has 10 tokens, the model holds 9"):
+            next(model.layers(TokenBatch.from_rows([[5], [5] * (MAX_TOKENS + 1)])))
+        with pytest.raises(sn.InputError, match="embedding has rows 0 to 49"):
+            next(model.layers(TokenBatch.from_rows([[50]])))
