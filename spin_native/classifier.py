@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from spin_native.checkpoints import Checkpoint, Location, load_tokenizer
 from spin_native.errors import InputError
 from spin_native.exits import shallowest_within
-from spin_native.extract import Extractor, Site
+from spin_native.extract import Extractor, Site, check_choices
 from spin_native.integration import (
     METRICS,
     CurveRow,
@@ -25,6 +25,7 @@ from spin_native.integration import (
     Scaling,
     Settings,
     baseline,
+    sweep,
 )
 from spin_native.labels import checked_labels, encoded
 from spin_native.models import ModelConfig, checked_depth
@@ -161,6 +162,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         ):
             if given not in choices:
                 raise InputError(f"{name} is {given!r}; expected one of {', '.join(choices)}")
+        check_choices(self.poolings, get_args(Pooling))
         for name, grid in (("etas", self.etas), ("Cs", self.Cs), ("head_Cs", self.head_Cs)):
             if grid is not None and (not len(grid) or not all(0 < value < np.inf for value in grid)):
                 raise InputError(f"{name} is {grid!r}; expected positive numbers")
@@ -204,7 +206,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         return self._extractor.n_truncated
 
     @property
-    def salient_neurons_(self) -> dict[int, Int[Array, "salient"]]:
+    def salient_neurons_(self) -> dict[int, Int[Array, "_"]]:
         """Layer -> sorted indices of the neurons the head reads."""
         check_is_fitted(self)
         return self.head_.neurons
@@ -222,7 +224,8 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, texts: str | Iterable[str]) -> Any:
         """The most probable class of each text; a single label for a single str."""
-        return self.classes_[self.predict_proba(texts).argmax(-1)]
+        probabilities = self.predict_proba(texts)
+        return self.classes_[probabilities.argmax(-1)]
 
     def score(self, texts: Iterable[str], labels: Iterable[Any], sample_weight: None = None) -> float:
         """The chosen metric on other rows; InputError for a label that was not there in fit."""
@@ -317,7 +320,8 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         description, tensors = read_classifier(where)
         try:
             base, head, scores = description["base_model"], description["head"], description["scores"]
-            settings = {**description["settings"], "model": base_model or base["name"]}
+            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in description["settings"].items()}
+            settings |= {"model": base_model or base["name"]}
             settings |= {"revision": None if base_model else base["revision"]}
             clf = cls(**settings, device=device, allow_pickle=allow_pickle)
             clf.classes_ = np.array(description["labels"])

@@ -13,14 +13,14 @@ from tqdm.auto import tqdm
 
 from spin_native.batch import TokenBatch
 from spin_native.errors import InputError
-from spin_native.models import Transformer, checked_depth
+from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.pooling import POOLINGS, Pooling
 from spin_native.store import ActivationStore, Feature, FeatureDtype, Features, FeatureSpec
 from spin_native.text import MAX_TOKENS, WINDOW, Tokenizer, pack, windows
 
 Site = Literal["activation", "hidden"]
 # Which columns of each feature are wanted: all (None), or these neurons.
-Wanted = Mapping[Feature, Int[np.ndarray, "neuron"] | None]
+Wanted = Mapping[Feature, Int[np.ndarray, "_"] | None]
 
 BLOCK_BYTES = 256 * 2**20  # pooled features gathered before they are handed on: what a killed process loses at most
 
@@ -56,14 +56,19 @@ def extract(
 
 def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None) -> list[Feature]:
     """The features that `depth` layers of a model offer, layer by layer."""
-    for given, choices in ((sites, get_args(Site)), (poolings, get_args(Pooling))):
-        if isinstance(given, str) or not given or not set(given) <= set(choices) or len(set(given)) < len(given):
-            raise InputError(f"got {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
+    check_choices(sites, get_args(Site))
+    check_choices(poolings, get_args(Pooling))
     depth = checked_depth(depth, model.depth)
     found = [Feature(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
     if "hidden" in sites and depth == model.config.n_layers:
         found += [Feature("hidden", pooling, depth) for pooling in poolings]
     return found
+
+
+def check_choices(given: Sequence[str], choices: Sequence[str]) -> None:
+    """InputError unless `given` holds one or more of the choices, each once."""
+    if isinstance(given, str) or not len(given) or not set(given) <= set(choices) or len(set(given)) < len(given):
+        raise InputError(f"got {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
 
 
 class Extractor:
@@ -114,9 +119,7 @@ class Extractor:
         with ActivationStore.writer(store):
             return self._run_into(ActivationStore.create(store, self._spec()), texts, progress)
 
-    def blocks(
-        self, texts: Iterable[str], progress: bool | None = None
-    ) -> Iterator[dict[Feature, Float[np.ndarray, "row width"]]]:
+    def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[dict[Feature, Float[np.ndarray, "row _"]]]:
         """The features of a stream of texts, a block of rows at a time, in input order."""
         n_texts, cut_before = 0, self.n_truncated
         with _progress_bar(texts, progress) as bar:
@@ -126,7 +129,7 @@ class Extractor:
         self.tokenizer.warn_truncated(self.n_truncated - cut_before, n_texts)
 
     @torch.inference_mode()
-    def block(self, texts: Sequence[str], first_row: int, bar: "tqdm[None]") -> dict[Feature, Float[np.ndarray, "row width"]]:
+    def block(self, texts: Sequence[str], first_row: int, bar: "tqdm[None]") -> dict[Feature, Float[np.ndarray, "row _"]]:
         """The features of some texts; `first_row` numbers the first in errors."""
         encoded = self.tokenizer.encode(texts, first_row)
         self.n_truncated += encoded.n_truncated
@@ -134,7 +137,8 @@ class Extractor:
         for rows in pack([len(ids) for ids in encoded.ids], self.max_tokens):
             batch = TokenBatch.from_rows([encoded.ids[row] for row in rows], self._device)
             for feature, pooled in self._pooled(batch):
-                kept[feature][rows] = pooled.cpu().numpy()
+                with np.errstate(over="ignore"):  # what float16 cannot hold is refused below, by name
+                    kept[feature][rows] = pooled.cpu().numpy()
             bar.update(len(rows))
         for feature, array in kept.items():
             if not np.isfinite(array).all():
@@ -150,13 +154,10 @@ class Extractor:
         last = max(self._by_layer)
         for layer in self.model.layers(batch):
             for feature, columns in self._by_layer.get(layer.index, ()):
-                values = layer.hidden if feature.site == "hidden" else layer.activation
-                assert values is not None  # only the final hidden state comes without an activation
-                values = values if columns is None else values[:, columns]
-                yield feature, POOLINGS[cast(Pooling, feature.pooling)](values, batch)
+                yield feature, _pool(layer, feature, columns, batch)
             if layer.index == last:
                 return
-            del layer, values  # one layer's activation alive at a time
+            del layer  # one layer's activation alive at a time
 
     def _run_into(self, store: ActivationStore, texts: Iterable[str], progress: bool | None) -> ActivationStore:
         finished = store.texts_digests
@@ -200,6 +201,14 @@ class Extractor:
     @property
     def _device(self) -> torch.device:
         return self.model.device
+
+
+def _pool(layer: Layer, feature: Feature, columns: Tensor | None, batch: TokenBatch) -> Float[Tensor, "row width"]:
+    """g(A_l): one pooling of what is seen at a layer, or of some columns of it."""
+    values = layer.hidden if feature.site == "hidden" else layer.activation
+    assert values is not None  # only the final hidden state comes without an activation
+    pool = POOLINGS[cast(Pooling, feature.pooling)]
+    return pool(values if columns is None else values[:, columns], batch)
 
 
 def _progress_bar(texts: Iterable[str], progress: bool | None) -> "tqdm[None]":

@@ -36,7 +36,8 @@ HEAD_C_TIMES = (1.0, 3.0, 10.0, 30.0)
 BASELINE_C_TIMES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """Features and labels of the same rows."""
 
     features: Float32[Array, "row feature"]
@@ -76,7 +77,8 @@ class Standardizer:
         return Standardizer(np.concatenate([p.mean for p in parts]), np.concatenate([p.scale for p in parts]))
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """The pooled features and labels of some rows: the training, the validation or the test part."""
 
     features: Features
@@ -104,7 +106,9 @@ class Settings:
 
     def best_probe(self, train: Rows, validation: Rows, Cs: Sequence[float], l1_ratio: float) -> tuple[LogisticProbe, float]:
         """The probe whose C does best on the validation rows (of equals, the smallest C), and its score there."""
-        probes = [LogisticProbe(C=C, l1_ratio=l1_ratio, random_state=self.seed).fit(*train) for C in sorted(Cs)]
+        probes = [
+            LogisticProbe(C=C, l1_ratio=l1_ratio, random_state=self.seed).fit(train.features, train.labels) for C in sorted(Cs)
+        ]
         scores = [self.score(probe, validation) for probe in probes]
         best = int(np.argmax(scores))  # the first of equals
         return probes[best], scores[best]
@@ -127,12 +131,13 @@ class CurveRow(NamedTuple):
     site: str
 
 
-class Head(NamedTuple):
+@dataclass(frozen=True)
+class Head:
     """A classifier over the salient neurons of the first layers, laid side by side in the order of `neurons`."""
 
     pooling: str
     eta: float
-    neurons: dict[int, Int[Array, "salient"]]
+    neurons: dict[int, Int[Array, "_"]]
     standardizer: Standardizer
     probe: LogisticProbe
 
@@ -150,7 +155,8 @@ class Head(NamedTuple):
         return self.probe.predict_proba(self.standardizer(features))
 
 
-class LayerData(NamedTuple):
+@dataclass(frozen=True)
+class LayerData:
     """One layer under one pooling: standardised rows, and how important its probe found each neuron."""
 
     train: Rows
@@ -225,7 +231,9 @@ def baseline(train: Part, validation: Part, test: Part | None, layer: int, setti
         width = raw.features.shape[1]
         probe, score = settings.best_probe(standardizer.rows(raw), held_out, [times / width for times in BASELINE_C_TIMES], 0.0)
         if best is None or score > best.validation:
-            tested = test and settings.score(probe, standardizer.rows(test.rows("hidden", pooling, layer)))
+            tested = None
+            if test is not None:
+                tested = settings.score(probe, standardizer.rows(test.rows("hidden", pooling, layer)))
             best = CurveRow(layer, score, tested, width, pooling, None, probe.C, "hidden")
     assert best is not None
     return best
@@ -249,11 +257,11 @@ def smallest_useful_C(rows: Rows) -> float:
     return 1 / max(*slopes, float(np.finfo(np.float32).tiny))
 
 
-def _side_by_side(blocks: Sequence[tuple[Rows, Int[Array, "column"]]]) -> Rows:
+def _side_by_side(blocks: Sequence[tuple[Rows, Int[Array, "_"]]]) -> Rows:
     return Rows(np.concatenate([rows.features[:, columns] for rows, columns in blocks], axis=1), blocks[0][0].labels)
 
 
-def _selections(layers: Sequence[LayerData], etas: Sequence[float]) -> Iterator[tuple[dict[int, Int[Array, "salient"]], float]]:
+def _selections(layers: Sequence[LayerData], etas: Sequence[float]) -> Iterator[tuple[dict[int, Int[Array, "_"]], float]]:
     """The salient neurons of every layer that has any, for each eta; a selection that an earlier eta gave is left out."""
     seen = set()
     for eta in sorted(etas):

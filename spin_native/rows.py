@@ -1,7 +1,8 @@
 """The training, validation and test rows of a fit: checked, and split where no validation rows are given."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -13,7 +14,8 @@ from spin_native.text import checked_texts
 TextsAndLabels = tuple[Iterable[str], Iterable[Any]]
 
 
-class LabelledRows(NamedTuple):
+@dataclass(frozen=True)
+class LabelledRows:
     """Texts, and the place of each one's label among the classes."""
 
     texts: list[str]

@@ -75,7 +75,7 @@ class Features:
     def __init__(self, widths: Mapping[Feature, int]) -> None:
         self.widths = dict(widths)
         self.n_rows = 0
-        self._blocks: dict[Feature, list[Float[np.ndarray, "row width"]]] = {feature: [] for feature in widths}
+        self._blocks: dict[Feature, list[Float[np.ndarray, "row _"]]] = {feature: [] for feature in widths}
 
     def array(self, *, site: str, pooling: str, layer: int) -> Float32[np.ndarray, "row width"]:
         """One site, pooling and layer, rows in input order; InputError, listing what there is, if it was not extracted."""
@@ -90,7 +90,7 @@ class Features:
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return joined.astype(np.float32, copy=False)
 
-    def append(self, block: Mapping[Feature, Float[np.ndarray, "row width"]]) -> None:
+    def append(self, block: Mapping[Feature, Float[np.ndarray, "row _"]]) -> None:
         """Add the next rows."""
         for feature, blocks in self._blocks.items():
             blocks.append(block[feature])
@@ -140,7 +140,7 @@ class ActivationStore(Features):
                     f"{_short(getattr(spec, name))}); choose another folder, or delete this one"
                 )
             return store
-        if folder.exists() and any(name for name in os.listdir(folder) if name != ".lock"):
+        if folder.exists() and any(name for name in os.listdir(folder) if name != ".lock" and not name.endswith(".partial")):
             raise InputError(f"{folder}: not empty and no activation store; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / MANIFEST, {"format": FORMAT, "complete": False, "shards": [], **spec.to_json()})
@@ -162,7 +162,7 @@ class ActivationStore(Features):
         """Which texts each finished shard was made from."""
         return [shard["texts"] for shard in self._shards]
 
-    def append(self, block: Mapping[Feature, Float[np.ndarray, "row width"]], texts_digest: str = "") -> None:
+    def append(self, block: Mapping[Feature, Float[np.ndarray, "row _"]], texts_digest: str = "") -> None:
         """Write the next rows as one shard; InputError if the disk does not take it, with all finished shards kept."""
         rows = len(next(iter(block.values())))
         name = f"rows-{self.n_rows:010d}.safetensors"

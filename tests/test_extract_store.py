@@ -52,7 +52,7 @@ def test_features_equal_each_text_run_by_itself_in_input_order(parts):
                             np.testing.assert_allclose(got, pool(value, batch)[0].numpy(), rtol=1e-6, atol=1e-6)
 
 
-def test_depth_k_offers_k_layers_and_only_a_whole_model_the_final_hidden_state(parts):
+def test_depth_k_offers_k_layers_and_only_a_whole_model_the_final_hidden_state(parts, unchecked):
     model, _ = parts
     assert features_of(model, ("hidden",), ("max",), 2) == [Feature("hidden", "max", 0), Feature("hidden", "max", 1)]
     assert features_of(model, ("activation", "hidden"), ("max",), None)[-1] == Feature("hidden", "max", 3)

@@ -10,7 +10,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [body for named, body in fenced if named == language]
 
 
 def test_the_python_blocks_run(minilm, tmp_path, monkeypatch):
@@ -22,10 +23,11 @@ def test_the_python_blocks_run(minilm, tmp_path, monkeypatch):
 
 
 def test_every_file_of_the_tree_exists_and_every_module_is_in_it():
-    (tree,) = [block for block in blocks("") if "spin_native/" in block]
+    (tree,) = [block for block in blocks("") if block.startswith("spin_native/")]
     listed, stack = set(), []
     for line in tree.splitlines():
         match = re.match(r"( *)(\S+)", line)
+        assert match, line
         level = len(match[1]) // 2
         stack[level:] = [match[2].rstrip("/")]
         listed.add("/".join(stack))

@@ -1,0 +1,286 @@
+"""SpinClassifier: what it chooses, what it runs, what it saves, and what it refuses."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import spin_native as sn
+from spin_native.models import Transformer
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", [list, np.array, pd.Series, tuple])
+def test_texts_and_labels_may_be_lists_arrays_or_series(tiny_model, reviews, fitted, kind):
+    clf = sn.SpinClassifier(str(tiny_model)).fit(*map(kind, reviews))
+    assert np.array_equal(clf.predict_proba(kind(reviews[0][:9])), fitted.predict_proba(reviews[0][:9]))
+    assert clf.score(*map(kind, reviews)) == fitted.score(*reviews) >= 0.9
+
+
+def test_integer_labels_and_three_classes(tiny_model, reviews):
+    texts, labels = reviews
+    three = [2 if "film" in text else int(label == "positive") for text, label in zip(texts, labels, strict=True)]
+    clf = sn.SpinClassifier(str(tiny_model)).fit(texts, three)
+    assert clf.classes_.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(clf.predict_proba(texts).sum(1), 1, rtol=1e-6)
+    assert clf.score(texts, three) > 0.8
+    assert clf.output_names() == ["0", "1", "2"]
+
+
+def test_a_single_text_gives_a_single_result(fitted):
+    assert fitted.predict("good film") == fitted.predict(["good film"])[0]
+    assert fitted.predict_proba("good film").shape == (2,)
+    assert fitted.predict_proba([]).shape == (0, 2)
+
+
+def test_predictions_are_the_saved_numbers_applied_to_the_salient_neurons(tiny_model, fitted, saved, reviews):
+    """By hand: features from `extract`, then standardise, weigh, sigmoid."""
+    tensors = {name: tensor.numpy() for name, tensor in load_file(saved / "head.safetensors").items()}
+    description = json.loads((saved / "spin_classifier.json").read_text())
+    pooling, depth = description["head"]["pooling"], description["base_model"]["depth"]
+    model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
+    features = sn.extract(model, tokenizer, reviews[0], poolings=(pooling,))
+    layers = [layer for layer in range(depth) if f"neurons.{layer}" in tensors]
+    blocks = [features.array(site="activation", pooling=pooling, layer=n)[:, tensors[f"neurons.{n}"]] for n in layers]
+    z = (np.concatenate(blocks, 1) - tensors["mean"]) / tensors["scale"]
+    probability = 1 / (1 + np.exp(-(z @ tensors["coef"][0] + tensors["intercept"][0])))
+    np.testing.assert_allclose(fitted.predict_proba(reviews[0])[:, 1], probability, rtol=1e-5)
+
+
+def test_the_deployed_classifier_holds_and_runs_depth_layers_only(tiny_model, reviews, monkeypatch):
+    clf = sn.SpinClassifier(str(tiny_model), depth=2).fit(*reviews)
+    assert clf.depth_ == clf._extractor.model.depth == 2
+    assert [row.depth for row in clf.depth_curve_] == [1, 2]
+    assert clf.baseline_.depth == 3  # the final hidden state needs the whole model
+    for layer, neurons in clf.salient_neurons_.items():
+        assert layer < 2
+        assert list(neurons) == sorted(set(neurons.tolist()))
+        assert neurons[0] >= 0
+        assert neurons[-1] < 32
+    ran = []
+    true = Transformer.layers
+    monkeypatch.setattr(Transformer, "layers", lambda self, batch: ran.append(self.depth) or true(self, batch))
+    clf.predict(reviews[0])
+    assert set(ran) == {2}
+
+
+def test_depth_none_is_all_layers_and_best_is_chosen_by_validation(tiny_model, reviews):
+    assert sn.SpinClassifier(str(tiny_model), depth=None).fit(*reviews).depth_ == 3
+    best = sn.SpinClassifier(str(tiny_model)).fit(*reviews)
+    scores = [row.validation for row in best.depth_curve_]
+    assert best.depth_ == 1 + scores.index(max(scores))
+    assert sn.SpinClassifier(str(tiny_model), tolerance=1.0).fit(*reviews).depth_ == 1
+
+
+def test_given_validation_rows_are_used_and_test_scores_stand_only_where_test_rows_are_given(tiny_model, reviews):
+    texts, labels = reviews
+    half, rest = (texts[:40], labels[:40]), (texts[40:], labels[40:])
+    clf = sn.SpinClassifier(str(tiny_model)).fit(*half, validation=rest)
+    assert all(row.test is None for row in clf.depth_curve_)
+    chosen = next(row for row in clf.depth_curve_ if row.depth == clf.depth_)
+    assert clf.score(*rest) == chosen.validation
+    scored = sn.SpinClassifier(str(tiny_model)).fit(*half, validation=rest, test=rest)
+    assert [row.test for row in scored.depth_curve_] == [row.validation for row in scored.depth_curve_]
+
+
+def test_the_baseline_is_what_scikit_learn_gets_from_the_final_hidden_state(tiny_model, reviews):
+    texts, labels = reviews
+    clf = sn.SpinClassifier(str(tiny_model)).fit(texts[:50], labels[:50], validation=(texts[50:], labels[50:]))
+    features = sn.extract(sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model)), texts, sites=("hidden",))
+    final = features.array(site="hidden", pooling=clf.baseline_.pooling, layer=3)
+    expected = make_pipeline(StandardScaler(), LogisticRegression(C=clf.baseline_.C, max_iter=1000)).fit(
+        final[:50], labels[:50]
+    )
+    assert clf.baseline_.validation == pytest.approx(expected.score(final[50:], labels[50:]))
+    assert (clf.baseline_.n_neurons, clf.baseline_.site) == (16, "hidden")
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_model, reviews, tmp_path):
+    for name in "ab":
+        sn.SpinClassifier(str(tiny_model), seed=3).fit(*reviews).save_pretrained(tmp_path / name)
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+
+
+def test_a_loaded_classifier_equals_the_saved_one(fitted, saved, reviews):
+    again = sn.SpinClassifier.from_pretrained(saved)
+    assert np.array_equal(again.predict_proba(reviews[0]), fitted.predict_proba(reviews[0]))
+    assert again.depth_curve_ == fitted.depth_curve_
+    assert again.baseline_ == fitted.baseline_
+    assert again.get_params() == fitted.get_params()
+    assert again.explain("good film") == fitted.explain("good film")
+
+
+def test_contributions_and_intercept_add_up_to_the_logit(fitted):
+    for text in ("good film", "awful room"):
+        total = sum(c.contribution for c in fitted.explain(text, 10**6))
+        winner = fitted.predict_proba(text).argmax()
+        logit = np.log(fitted.predict_proba(text)[winner] / fitted.predict_proba(text)[1 - winner])
+        assert total + fitted.head_.probe.intercept_[0] * (1 if winner else -1) == pytest.approx(logit, rel=1e-4)
+
+
+def test_neuron_weights_name_every_salient_neuron(fitted):
+    listed = {(entry["layer"], entry["neuron"]) for entry in fitted.neuron_weights()}
+    assert listed == {(layer, int(n)) for layer, neurons in fitted.salient_neurons_.items() for n in neurons}
+
+
+def test_a_fit_with_a_store_goes_on_without_running_the_model_again(tiny_model, reviews, fitted, tmp_path, monkeypatch):
+    sn.SpinClassifier(str(tiny_model)).fit(*reviews, store=tmp_path / "store")
+
+    def must_not_run(*_given):
+        raise AssertionError("ran the model")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transformer, "layers", must_not_run)
+        again = sn.SpinClassifier(str(tiny_model)).fit(*reviews, store=tmp_path / "store")
+    assert np.array_equal(again.predict_proba(reviews[0]), fitted.predict_proba(reviews[0]))
+
+
+def copy_of(tiny_model, folder):
+    shutil.copytree(tiny_model, folder)
+    return folder
+
+
+def change_weight(folder, name, by=1e-3):
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[0] += by
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_a_moved_base_model_is_named_and_a_changed_one_refused(tiny_model, reviews, tmp_path):
+    here = copy_of(tiny_model, tmp_path / "here")
+    sn.SpinClassifier(str(here), depth=2).fit(*reviews).save_pretrained(tmp_path / "clf")
+    there = copy_of(tiny_model, tmp_path / "there")
+    shutil.rmtree(here)
+    with pytest.raises(sn.InputError, match="no such folder"):
+        sn.SpinClassifier.from_pretrained(tmp_path / "clf")
+    sn.SpinClassifier.from_pretrained(tmp_path / "clf", base_model=str(there))
+    change_weight(there, "encoder.layer.2.output.dense.weight")  # past the depth: nothing that is run has changed
+    sn.SpinClassifier.from_pretrained(tmp_path / "clf", base_model=str(there))
+    change_weight(there, "encoder.layer.0.output.dense.weight")
+    with pytest.raises(sn.InputError, match=r"the weights of base model .* changed since the classifier was fitted"):
+        sn.SpinClassifier.from_pretrained(tmp_path / "clf", base_model=str(there))
+
+
+def test_a_changed_tokenizer_is_refused(tiny_model, saved, tmp_path):
+    there = copy_of(tiny_model, tmp_path / "there")
+    words = (there / "vocab.txt").read_text().split("\n")
+    words[5], words[9] = words[9], words[5]
+    (there / "vocab.txt").write_text("\n".join(words))
+    with pytest.raises(sn.InputError, match=r"the tokenizer of base model .* changed"):
+        sn.SpinClassifier.from_pretrained(saved, base_model=str(there))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d.pop("labels"), "not a classifier that spin_native saved"),
+        (lambda d: d["base_model"].pop("fingerprint"), "not a classifier that spin_native saved"),
+        (lambda d: d.update(format=99), "format 99; expected 1"),
+        (lambda d: d.update(labels=["a", "b", "c"]), "not a classifier that spin_native saved"),
+        (lambda d: d.update(head_sha256="0"), "sha256 differs"),
+    ],
+)
+def test_an_edited_description_is_refused(saved, edit, message):
+    description = json.loads((saved / "spin_classifier.json").read_text())
+    edit(description)
+    (saved / "spin_classifier.json").write_text(json.dumps(description))
+    with pytest.raises(sn.InputError, match=message):
+        sn.SpinClassifier.from_pretrained(saved)
+
+
+def test_damaged_tensors_and_folders_that_are_none_are_refused(saved, tmp_path):
+    (saved / "head.safetensors").write_bytes((saved / "head.safetensors").read_bytes()[:-1])
+    with pytest.raises(sn.InputError, match="sha256 differs"):
+        sn.SpinClassifier.from_pretrained(saved)
+    with pytest.raises(sn.InputError, match="no such folder"):
+        sn.SpinClassifier.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(sn.InputError, match=r"holds no spin_classifier\.json"):
+        sn.SpinClassifier.from_pretrained(tmp_path)
+
+
+def test_an_unfitted_classifier_says_so(tiny_model, tmp_path):
+    clf = sn.SpinClassifier(str(tiny_model))
+    for call in (lambda: clf.predict(["a"]), lambda: clf.save_pretrained(tmp_path), lambda: clf.salient_neurons_):
+        with pytest.raises(NotFittedError):
+            call()
+
+
+GOOD_TEXTS = ["good film", "bad film"] * 10
+GOOD_LABELS = ["p", "n"] * 10
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        (GOOD_TEXTS, ["p", None, *GOOD_LABELS[2:]], "training rows: the label of row 1 is missing .got None"),
+        (GOOD_TEXTS, ["p", float("nan"), *GOOD_LABELS[2:]], "training rows: the label of row 1 is missing .got nan"),
+        (GOOD_TEXTS, [0.5, 1.5] * 10, "the label of row 0 is 0.5 .float.; expected text or a whole number"),
+        (GOOD_TEXTS, [1, "n"] * 10, "labels are of two types, row 0 has 1 and row 1 has 'n'"),
+        (GOOD_TEXTS, ["p"] * 20, "every row has the label 'p'; expected at least two classes"),
+        (GOOD_TEXTS, [*GOOD_LABELS[:-1], "x"], "class 'x' has a single row"),
+        (GOOD_TEXTS, GOOD_LABELS[:-1], "20 texts but 19 labels"),
+        ([*GOOD_TEXTS[:3], b"bytes", *GOOD_TEXTS[4:]], GOOD_LABELS, "text 3 is bytes; expected str"),
+        ([*GOOD_TEXTS[:3], 7, *GOOD_TEXTS[4:]], GOOD_LABELS, "text 3 is int .7.; expected str"),
+        ([*GOOD_TEXTS[:3], None, *GOOD_TEXTS[4:]], GOOD_LABELS, "text 3 is missing"),
+        ([*GOOD_TEXTS[:3], float("nan"), *GOOD_TEXTS[4:]], GOOD_LABELS, "text 3 is missing"),
+        ([*GOOD_TEXTS[:3], "a\ud800", *GOOD_TEXTS[4:]], GOOD_LABELS, "holds half a character"),
+        ([], [], "training rows: no texts"),
+        ("good film", "p", "got one str; expected several texts"),
+    ],
+)
+def test_unusable_rows_are_refused_by_name(tiny_model, texts, labels, message, unchecked):
+    with pytest.raises(sn.InputError, match=message):
+        sn.SpinClassifier(str(tiny_model)).fit(texts, labels)
+
+
+def test_labels_that_training_does_not_have_are_refused(tiny_model, fitted):
+    with pytest.raises(sn.InputError, match=r"rows to score: row 1 has the label 'x'; known are 'negative', 'positive'"):
+        fitted.score(["good", "bad"], ["positive", "x"])
+    with pytest.raises(sn.InputError, match="validation rows: row 0 has the label 'x'"):
+        sn.SpinClassifier(str(tiny_model)).fit(GOOD_TEXTS, GOOD_LABELS, validation=(["good"], ["x"]))
+    with pytest.raises(sn.InputError, match="test rows: row 0 has the label 'x'"):
+        sn.SpinClassifier(str(tiny_model)).fit(GOOD_TEXTS, GOOD_LABELS, test=(["good"], ["x"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"metric": "auc"}, "metric is 'auc'; expected one of accuracy, macro_f1"),
+        ({"scaling": "minmax"}, "scaling is 'minmax'; expected one of standard, none"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"site": "attention"}, "site is 'attention'; expected one of activation, hidden"),
+        ({"poolings": ("median",)}, "expected a sequence of one or more of mean, max, first, last"),
+        ({"poolings": "mean"}, "expected a sequence"),
+        ({"etas": (0.5, 0.0)}, "expected positive numbers"),
+        ({"etas": (1.5,)}, "shares of at most 1"),
+        ({"Cs": (-1.0,)}, "expected positive numbers"),
+        ({"head_Cs": ()}, "expected positive numbers"),
+        ({"tolerance": -0.1}, "tolerance is -0.1"),
+        ({"validation_share": 1.0}, "validation_share is 1.0"),
+        ({"depth": 0}, "depth is 0; expected 1 to 3"),
+        ({"depth": 4}, "depth is 4; expected 1 to 3"),
+        ({"depth": "deep"}, "depth is 'deep'; expected 1 to 3"),
+        ({"Cs": (1e-9,)}, "no neuron of any layer is salient"),
+    ],
+)
+def test_unusable_settings_are_refused_by_name(tiny_model, settings, message, unchecked):
+    with pytest.raises(sn.InputError, match=message):
+        sn.SpinClassifier(str(tiny_model), **settings).fit(GOOD_TEXTS, GOOD_LABELS)
+
+
+def test_reading_hidden_states_and_other_dtypes(tiny_model, reviews):
+    hidden = sn.SpinClassifier(str(tiny_model), site="hidden", poolings=("first", "last"), dtype="bfloat16").fit(*reviews)
+    assert max(n[-1] for n in hidden.salient_neurons_.values()) < 16
+    assert hidden._extractor.model.dtype == torch.bfloat16
+    assert hidden.score(*reviews) > 0.7
