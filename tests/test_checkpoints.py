@@ -1,0 +1,426 @@
+"""Checkpoints: every layout in the wild is read, every tensor accounted for, and whatever is wrong is named."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tiny import (
+    FAMILIES,
+    SHARED,
+    checkpoint,
+    largest_error,
+    our_values,
+    reference_model,
+    reference_values,
+    rows_of_every_length,
+)
+
+import spin_native as sn
+from spin_native.batch import TokenBatch
+from spin_native.checkpoints import files
+from spin_native.checkpoints.rules import account
+from spin_native.models import FAMILIES as CLASSES
+from spin_native.models import ModelConfig
+
+ROWS = rows_of_every_length()
+PREFIX = {"roberta": "roberta.", "bert": "bert.", "distilbert": "distilbert.", "gpt2": "transformer."}
+EXTRA = {
+    "roberta": [
+        "lm_head.dense.weight",
+        "lm_head.bias",
+        "classifier.out_proj.weight",
+        "qa_outputs.bias",
+        "roberta.pooler.dense.bias",
+    ],
+    "bert": ["cls.predictions.bias", "classifier.weight", "qa_outputs.weight", "bert.embeddings.position_ids"],
+    "distilbert": [
+        "vocab_transform.weight",
+        "vocab_layer_norm.bias",
+        "pre_classifier.weight",
+        "classifier.bias",
+        "qa_outputs.bias",
+    ],
+    "gpt2": ["lm_head.weight", "score.weight", "transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(family, tmp_path):
+    """A copy of the family's tiny checkpoint, free to be damaged."""
+    return shutil.copytree(checkpoint(family)[0], tmp_path / family)
+
+
+def tensors_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def store(folder, tensors):
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def edit_config(folder, **settings):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
+
+
+def values(folder, **options):
+    return our_values(sn.load_model(str(folder), dtype=torch.float64, **options), TokenBatch.from_rows(ROWS))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_names_with_and_without_prefix_heads_and_buffers_all_load_the_same(family, folder):
+    plain, tensors = values(folder), tensors_of(folder)
+    bare = {name.removeprefix(PREFIX[family]): tensor for name, tensor in tensors.items()}
+    store(folder, bare)
+    assert same(values(folder), plain)
+    store(folder, {PREFIX[family] + name: t for name, t in bare.items()} | {name: torch.zeros(3) for name in EXTRA[family]})
+    assert same(values(folder), plain)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"], indirect=True)
+def test_gamma_and_beta_are_gain_and_bias_of_a_layer_norm(family, folder):
+    plain = values(folder)
+    legacy = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in tensors_of(folder).items()
+    }
+    assert any(name.endswith("gamma") for name in legacy)
+    store(folder, legacy)
+    assert same(values(folder), plain)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["RobertaForMaskedLM", "BertForPreTraining", "DistilBertForMaskedLM", "GPT2LMHeadModel", "BertForSequenceClassification"],
+)
+def test_what_transformers_saves_of_models_with_heads_loads(kind, tmp_path):
+    family = kind.lower().split("for")[0].replace("lmheadmodel", "")
+    config = reference_model(family).config
+    config.pad_token_id = config.pad_token_id or 0
+    getattr(transformers, kind)(config).save_pretrained(tmp_path)
+    assert sn.load_model(str(tmp_path)).depth == 3
+
+
+def shard(folder, tensors, layers):
+    """One file per layer, and one for the rest; the index names them."""
+    shard_of = {
+        name: next((f"layer{n}.safetensors" for n in range(layers) if f".{n}." in name), "rest.safetensors") for name in tensors
+    }
+    for file in set(shard_of.values()):
+        save_file({name: tensors[name].contiguous() for name in tensors if shard_of[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    (folder / "model.safetensors").unlink()
+
+
+def test_a_sharded_checkpoint_is_read_and_only_the_shards_of_the_depth_are_opened(family, folder):
+    plain = values(folder)
+    shard(folder, tensors_of(folder), 3)
+    assert same(values(folder), plain)
+    (folder / "layer2.safetensors").unlink()
+    shallow = values(folder, depth=2)
+    assert all(torch.equal(shallow[key], plain[key]) for key in shallow)
+    with pytest.raises(sn.InputError, match=r"holds no layer2\.safetensors"):
+        values(folder)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_no_tensor_past_the_depth_is_read(family, folder, depth, monkeypatch):
+    read = []
+    true = files._SafetensorsFile.read
+    monkeypatch.setattr(files._SafetensorsFile, "read", lambda self, name: read.append(name) or true(self, name))
+    sn.load_model(str(folder), depth)
+    last_down = {"gpt2": "mlp.c_proj", "distilbert": "ffn.lin2"}.get(family, f"{depth - 1}.output.dense")
+    assert read
+    for name in read:
+        assert not any(f".{later}." in name for later in range(depth, 3)), name
+        assert depth == 3 or not (f".{depth - 1}." in name and last_down in name), name
+    assert depth == 3 or not any("ln_f" in name for name in read)
+
+
+def test_a_legacy_bin_is_read_only_when_asked_and_holds_the_same(family, folder):
+    plain, fingerprint = values(folder), sn.load_model(str(folder)).source.fingerprint(2)
+    torch.save(tensors_of(folder), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(sn.InputError, match=r"legacy pytorch_model\.bin, which is a pickle.*allow_pickle=True"):
+        values(folder)
+    assert same(values(folder, allow_pickle=True), plain)
+    assert sn.load_model(str(folder), allow_pickle=True).source.fingerprint(2) == fingerprint
+    torch.save(torch.load(folder / "pytorch_model.bin"), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert same(values(folder, allow_pickle=True), plain)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("owned",))
+
+
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_a_pickle_with_code_in_it_is_refused_and_not_run(family, folder, capsys):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Evil()}))
+    with pytest.raises(sn.InputError, match="damaged, or more than tensors in it"):
+        values(folder, allow_pickle=True)
+    torch.save({"x": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(sn.InputError, match="damaged, or more than tensors in it"):
+        values(folder, allow_pickle=True)
+    torch.save([1, 2], folder / "pytorch_model.bin")
+    with pytest.raises(sn.InputError, match="holds no state dict"):
+        values(folder, allow_pickle=True)
+    assert "owned" not in capsys.readouterr().out
+
+
+NAMES = {
+    "roberta": "encoder.layer.1.intermediate.dense.weight",
+    "bert": "encoder.layer.1.intermediate.dense.weight",
+    "distilbert": "transformer.layer.1.ffn.lin1.weight",
+    "gpt2": "h.1.mlp.c_fc.weight",
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda t, name: t.pop(name), "holds no {name}, which its config.json implies"),
+        (
+            lambda t, name: t.update({"h.7.surprise": torch.zeros(2)}),
+            "holds h.7.surprise, which its config.json does not imply",
+        ),
+        (
+            lambda t, name: t.update({name: t[name][:-1]}),
+            "{name} is .*, config.json implies .*: these files belong to different",
+        ),
+        (lambda t, name: t[name].view(-1)[3].fill_(float("nan")), "{name} holds NaN or infinity"),
+        (lambda t, name: t[name].view(-1)[3].fill_(float("-inf")), "{name} holds NaN or infinity"),
+        (lambda t, name: t.update({name: t[name].to(torch.int8)}), "{name} is stored as torch.int8; expected floating point"),
+    ],
+)
+def test_a_wrong_tensor_is_named(family, folder, damage, message):
+    tensors = tensors_of(folder)
+    damage(tensors, NAMES[family])
+    store(folder, tensors)
+    with pytest.raises(sn.InputError, match=message.format(name=NAMES[family])):
+        values(folder)
+
+
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_the_same_tensor_under_two_names_is_refused(family, folder):
+    tensors = tensors_of(folder)
+    store(folder, tensors | {f"bert.{NAMES['bert']}": tensors[NAMES["bert"]].clone()})
+    with pytest.raises(sn.InputError, match="are the same tensor"):
+        values(folder)
+
+
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_a_file_that_is_no_whole_safetensors_file_is_refused(family, folder):
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    for content in (whole[:-4], whole[:100], b"", b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(sn.InputError, match=r"damaged or cut short at \d+ bytes, not a whole safetensors file"):
+            values(folder)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(sn.InputError, match="a git-lfs pointer, not the file itself; run `git lfs pull`"):
+        values(folder)
+
+
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_a_hostile_index_is_refused(family, folder):
+    tensors = tensors_of(folder)
+    shard(folder, tensors, 3)
+    index = folder / "model.safetensors.index.json"
+    shard_of = json.loads(index.read_text())["weight_map"]
+    name = NAMES["bert"]
+    for lie, message in (
+        ({**shard_of, name: "../evil.safetensors"}, "is no plain file name"),
+        ({**shard_of, name: "layer0.safetensors"}, "which model.safetensors.index.json places there"),
+        ([1], "expected a weight_map"),
+        ({**shard_of, name: 3}, "expected a weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": lie}))
+        with pytest.raises(sn.InputError, match=message):
+            values(folder)
+
+
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_a_config_that_cannot_be_read_is_refused(family, folder):
+    for content, message in ((b"{", "not JSON"), (b"\xff", "not JSON"), (b"[1]", "holds a list; expected a JSON object")):
+        (folder / "config.json").write_bytes(content)
+        with pytest.raises(sn.InputError, match=message):
+            values(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(sn.InputError, match=r"holds no config\.json"):
+        values(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'; supported are roberta, bert, distilbert, gpt2"),
+        ({"model_type": ["bert"]}, "model_type is"),
+        (
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type is 'relative_key', which this forward pass does not",
+        ),
+        ({"is_decoder": True}, "is_decoder is True"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads is"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"hidden_act": "silu"}, "hidden_act is 'silu'; supported are gelu, gelu_new, gelu_pytorch_tanh, relu"),
+        ({"hidden_act": ["gelu"]}, "hidden_act is"),
+        ({"num_attention_heads": 3}, "a width of 16 cannot be split over 3 heads"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers is '3'; expected a whole number of at least 1"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers; expected at most 1000"),
+        ({"hidden_size": -16}, "hidden_size is -16"),
+        ({"vocab_size": True}, "vocab_size is True"),
+        ({"intermediate_size": None}, "intermediate_size is None"),
+        ({"layer_norm_eps": "1e-5"}, "layer_norm_eps is '1e-5'; expected a small positive number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+        ({"hidden_size": 32}, "config.json implies"),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_a_config_that_is_not_supported_or_makes_no_sense_is_refused_by_name(family, folder, settings, message):
+    edit_config(folder, **settings)
+    with pytest.raises(sn.InputError, match=message):
+        values(folder)
+
+
+def test_roberta_without_a_usable_padding_id_is_refused(tmp_path):
+    folder = shutil.copytree(checkpoint("roberta")[0], tmp_path / "roberta")
+    for pad_id in (None, -1, 10**6):
+        edit_config(folder, pad_token_id=pad_id)
+        with pytest.raises(sn.InputError, match="pad_token_id is"):
+            values(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"scale_attn_weights": False}),
+        ("gpt2", {"reorder_and_upcast_attn": True}),
+        ("gpt2", {"n_inner": None}),
+        ("distilbert", {"sinusoidal_pos_embds": True}),
+        ("bert", {"type_vocab_size": 1}),
+        ("bert", {"layer_norm_eps": 1e-3}),
+        ("roberta", {"pad_token_id": 0}),
+    ],
+    indirect=["family"],
+)
+def test_settings_that_change_the_arithmetic_are_followed(family, settings, tmp_path):
+    model = reference_model(family)
+    for key, value in settings.items():
+        setattr(model.config, key, value)
+    if family != "gpt2" or "n_inner" in settings or "reorder_and_upcast_attn" not in settings:
+        source = model.config.to_dict()
+        source.pop("dtype", None)
+        model = (
+            type(model)._from_config(type(model.config)(**{**source, **settings}), attn_implementation="eager").double().eval()
+        )
+        with torch.no_grad():
+            torch.manual_seed(1)
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.2)
+    model.save_pretrained(tmp_path)
+    edit_config(tmp_path, **settings)
+    rows = [[i if i > 3 else 5 for i in row][:7] for row in ROWS]
+    model.config._attn_implementation = "eager"
+    if settings.get("reorder_and_upcast_attn"):
+        model.config.reorder_and_upcast_attn = False  # its upcast to float32 is what float64 must not see
+    ours = our_values(sn.load_model(str(tmp_path), dtype=torch.float64), TokenBatch.from_rows(rows))
+    assert largest_error(ours, reference_values(model, rows)) <= 1e-12
+
+
+def test_the_fingerprint_sees_every_weight_of_the_depth_and_none_past_it(family, folder):
+    before = sn.load_model(str(folder)).source
+    prints = {depth: before.fingerprint(depth) for depth in (1, 2, 3)}
+    assert len(set(prints.values())) == 3
+    tensors = tensors_of(folder)
+    tensors[NAMES[family]].view(-1)[5] += 1e-3  # layer 1's up-projection
+    store(folder, tensors)
+    after = sn.load_model(str(folder)).source
+    assert after.fingerprint(1) == prints[1]
+    assert after.fingerprint(2) != prints[2]
+    assert after.fingerprint(3) != prints[3]
+
+
+def test_dtypes_and_folders_that_are_none_are_refused(tmp_path, unchecked):
+    with pytest.raises(sn.InputError, match=r"dtype is torch\.int8"):
+        sn.load_model(checkpoint("bert")[0], dtype=torch.int8)
+    with pytest.raises(sn.InputError, match="no such folder"):
+        sn.load_model(str(tmp_path / "none"))
+    with pytest.raises(sn.InputError, match=r"holds no config\.json"):
+        sn.load_model(str(tmp_path))
+
+
+def test_parameters_need_no_gradient_and_are_in_eval_mode(family):
+    model = sn.load_model(checkpoint(family)[0])
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training
+
+
+BERT_BASE = {
+    "model_type": "bert",
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the names of published checkpoints lie in ../shared, which is not here")
+@pytest.mark.parametrize(
+    ("names", "config"),
+    [
+        ("gpt2", "gpt2.config.json"),
+        ("gpt2-xl", "gpt2-xl.config.json"),
+        ("roberta-base", "roberta-base.config.json"),
+        ("distilroberta-base", "distilroberta-base.config.derived.json"),
+        ("distilbert-base-uncased", "distilbert-base-uncased.config.json"),
+        ("distilbert-base-uncased-finetuned-sst-2-english", "distilbert-base-uncased.config.json"),
+        ("bert-base-uncased", None),
+    ],
+)
+def test_every_tensor_of_the_published_checkpoints_is_accounted_for(names, config):
+    stored = json.loads((SHARED / "configs" / "state_dicts" / f"{names}.json").read_text())["model"]
+    settings = json.loads((SHARED / "configs" / config).read_text()) if config else BERT_BASE
+    parsed = ModelConfig.from_huggingface(settings, names)
+    with torch.device("meta"):
+        model = CLASSES[parsed.family](parsed)
+    stored_as = account(stored, dict(model.named_parameters()), model.weights, names)
+    for parameter, tensor in model.named_parameters():
+        rule = model.weights.rule(parameter)
+        entry = stored[stored_as[rule.stored]]
+        shape = entry["shape"] if isinstance(entry, dict) else entry[-1] if isinstance(entry[-1], list) else entry
+        assert tuple(shape) == rule.stored_shape(tuple(tensor.shape)), parameter
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the small real checkpoints lie in ../shared, which is not here")
+@pytest.mark.parametrize(
+    ("legacy", "safe"),
+    [
+        ("gpt2-4l128-shakespeare", "gpt2-4l128-shakespeare/safetensors"),
+        ("gpt2-4l128-presidenttweets", "gpt2-4l128-presidenttweets/safetensors"),
+        ("hf-tiny-random-distilbert", "hf-tiny-random-distilbert"),
+    ],
+)
+def test_real_bin_and_safetensors_files_hold_the_same_model(legacy, safe, tmp_path):
+    for name in ("config.json", "pytorch_model.bin"):
+        shutil.copy(SHARED / "models" / legacy / name, tmp_path)
+    old = sn.load_model(str(tmp_path), allow_pickle=True)
+    new = sn.load_model(str(SHARED / "models" / safe))
+    assert all(torch.equal(one, other) for one, other in zip(old.parameters(), new.parameters(), strict=True))
