@@ -320,7 +320,8 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         description, tensors = read_classifier(where)
         try:
             base, head, scores = description["base_model"], description["head"], description["scores"]
-            settings = {name: tuple(v) if isinstance(v, list) else v for name, v in description["settings"].items()}
+            given = description["settings"].items()
+            settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given}
             settings |= {"model": base_model or base["name"]}
             settings |= {"revision": None if base_model else base["revision"]}
             clf = cls(**settings, device=device, allow_pickle=allow_pickle)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Shaped
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 Array = np.ndarray
@@ -44,6 +45,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):
     def fit(self, X: Shaped[Array, "row feature"], y: Shaped[Array, "row"]) -> "LogisticProbe":
         """Fit to rows of features and their labels (at least two classes)."""
         X, y = validate_data(self, X, y, dtype=(np.float32, np.float64))
+        check_classification_targets(y)
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise ValueError(f"y holds one class, {self.classes_[0]!r}; expected at least two")

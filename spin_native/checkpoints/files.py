@@ -1,6 +1,7 @@
 """Weight files as tensors that are read one by one, when asked for."""
 
 import pickle
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -66,10 +67,12 @@ class _LegacyFile:
     def __init__(self, path: Path) -> None:
         refuse_lfs_pointer(path)
         try:
-            try:
-                tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # written before torch 1.6: no zip file, cannot be mapped
-                tensors = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of unusual pickle protocols: what cannot be read is refused below
+                try:
+                    tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                except RuntimeError:  # written before torch 1.6: no zip file, cannot be mapped
+                    tensors = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
             raise InputError(
                 f"{path}: damaged, or more than tensors in it ({str(error).splitlines()[0]}); fetch it again, or convert it "
