@@ -60,7 +60,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
     tolerance: with "best", take the shallowest depth whose validation score is at most this much below the best.
     site, poolings: what is read of every layer; validation chooses one of the poolings.
     etas: shares of the importance to keep, validation chooses. Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the
-        smallest C at which a probe has any weight. head_Cs: of the heads' L2 refit; None: 0.3, 1, 3 and 10 over the
+        smallest C at which a probe has any weight. head_Cs: of the heads' L2 refit; None: 1, 3, 10 and 30 over the
         number of neurons, so that the prior variance of a logit does not depend on it.
     scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
     metric: what validation compares: "accuracy" or "macro_f1".
@@ -132,7 +132,6 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         """
         settings = self._settings()
         parts, classes = labelled_rows((texts, labels), validation, test, self.validation_share, self.seed)
-        self.classes_ = np.array(classes)
         checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
         n_layers = checkpoint.config.n_layers
         max_depth = n_layers if self.depth == "best" else checked_depth(self.depth, n_layers)
@@ -143,6 +142,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         tested = features[2] if test is not None else None
         extracted = perf_counter()
         heads, curve = sweep(train, held_out, tested, max_depth, settings, progress)
+        self.classes_ = np.array(classes)
         self.depth_curve_ = list(curve.values())
         self.baseline_ = baseline(train, held_out, tested, n_layers, settings) if self.baseline else None
         scores = {depth: row.validation for depth, row in curve.items()}

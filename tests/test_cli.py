@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, f1_score
 
 import spin_native as sn
@@ -242,6 +244,45 @@ def test_unusable_models_and_depths_are_refused(failing, data, tmp_path, tiny_mo
     assert "holds no config.json" in failing("fit", data, "--model", tmp_path / "empty", *out)
     for depth in (0, 99, -1):
         assert f"depth is {depth}; expected 1 to 3" in failing("fit", data, "--model", tiny_model, *out, "--depth", depth)
+
+
+def change_tensors(change):
+    def damage(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors, "encoder.layer.1.intermediate.dense.weight")
+        save_file(tensors, folder / "model.safetensors")
+
+    return damage
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change_tensors(lambda t, name: t.pop(name)), "holds no encoder.layer.1.intermediate.dense.weight"),
+        (change_tensors(lambda t, name: t.update(surprise=t[name].clone())), "holds surprise, which its config.json does not imply"),
+        (change_tensors(lambda t, name: t.update({name: t[name][1:]})), "is [31, 16], config.json implies [32, 16]"),
+        (change_tensors(lambda t, name: t[name].fill_(float("nan"))), "holds NaN or infinity"),
+        (cut, "damaged or cut short"),
+        (lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"), "a git-lfs pointer"),
+        (lambda f: (f / "vocab.txt").write_text((f / "vocab.txt").read_text() + "extra\n"), "the tokenizer has ids up to"),
+        (lambda f: (f / "vocab.txt").unlink(), "holds no tokenizer.json"),
+        (lambda f: (f / "config.json").write_text("{"), "not JSON"),
+    ],
+)
+def test_a_damaged_model_folder_is_one_line(failing, data, tiny_model, tmp_path, damage, message):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    damage(folder)
+    assert message in failing("fit", data, "--model", folder, "--out", tmp_path / "clf")
+
+
+def test_a_device_that_is_not_there_is_one_line(failing, saved):
+    assert "device 'cuda:99' cannot be used" in failing("predict", saved, "good", "--device", "cuda:99")
+    assert "device 'tpu9' cannot be used" in failing("predict", saved, "good", "--device", "tpu9")
 
 
 def test_nothing_is_overwritten_unasked(failing, spin, saved, data, tmp_path, tiny_model):

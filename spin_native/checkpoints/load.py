@@ -51,6 +51,10 @@ class Checkpoint:
 
     def load(self, depth: int | None, dtype: torch.dtype, device: torch.device | str) -> Transformer:
         """The model with its numbers: only the tensors that `depth` layers use are read."""
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+            raise InputError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try 'cpu'") from error
         model = self.build(depth)
         parameters = {}
         for name, parameter in model.named_parameters():
