@@ -264,7 +264,10 @@ def cut(folder):
     ("damage", "message"),
     [
         (change_tensors(lambda t, name: t.pop(name)), "holds no encoder.layer.1.intermediate.dense.weight"),
-        (change_tensors(lambda t, name: t.update(surprise=t[name].clone())), "holds surprise, which its config.json does not imply"),
+        (
+            change_tensors(lambda t, name: t.update(surprise=t[name].clone())),
+            "holds surprise, which its config.json does not imply",
+        ),
         (change_tensors(lambda t, name: t.update({name: t[name][1:]})), "is [31, 16], config.json implies [32, 16]"),
         (change_tensors(lambda t, name: t[name].fill_(float("nan"))), "holds NaN or infinity"),
         (cut, "damaged or cut short"),
