@@ -1,5 +1,6 @@
 """Hub names, against a server of our own on loopback: what is asked for, what is cached, and what goes wrong."""
 
+import base64
 import json
 import os
 import subprocess
@@ -55,6 +56,24 @@ def hub(tiny_model, tmp_path):
                 self.wfile.write(body)
 
         do_GET = do_HEAD
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            address = f"http://{self.headers['Host']}"
+            answer = {"url": f"{address}/me/clf"}
+            if "/preupload/" in self.path:
+                answer = {"files": [{**f, "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]]}
+            elif "/commit/" in self.path:
+                answer = {"success": True, "commitOid": COMMIT, "commitUrl": f"{address}/me/clf/commit/{COMMIT}"}
+                lines = [json.loads(line) for line in body.splitlines()]
+                uploaded = {line["value"]["path"]: line["value"]["content"] for line in lines if line["key"] == "file"}
+                files.update({f"me/clf/{name}": base64.b64decode(content) for name, content in uploaded.items()})
+            content = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
 
         def log_message(self, *_given):
             pass
@@ -140,3 +159,11 @@ def test_a_classifier_of_a_hub_model_remembers_the_commit(ask, reviews, tmp_path
     assert (base["name"], base["revision"]) == ("some/model", COMMIT)
     again = f"print(sn.SpinClassifier.from_pretrained({str(tmp_path / 'clf')!r}).predict('good film'))"
     assert ask(again, HF_HUB_OFFLINE="1") in ("positive", "negative")
+
+
+def test_a_classifier_goes_to_the_hub_and_comes_back(ask, saved, fitted):
+    program = f"clf = sn.SpinClassifier.from_pretrained({str(saved)!r})\nprint(clf.push_to_hub('me/clf'))\n"
+    program += "print(sn.SpinClassifier.from_pretrained('me/clf').predict_proba('good film').tolist())"
+    address, probabilities = ask(program, HF_TOKEN="hf_test").splitlines()
+    assert address.endswith("/me/clf")
+    assert json.loads(probabilities) == fitted.predict_proba("good film").tolist()
