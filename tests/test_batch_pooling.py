@@ -45,14 +45,21 @@ def test_masked_pooling_ignores_whatever_stands_in_the_padding(row_lengths, kind
     torch.testing.assert_close(MASKED[kind](x, mask), by_hand(rows, kind), rtol=1e-14, atol=0)
 
 
-def test_a_pooling_that_counts_pads_or_zeroes_them_is_seen():
+@pytest.mark.parametrize(
+    ("kind", "plant"),
+    [
+        ("mean", lambda x, mask: (x, torch.ones_like(mask))),  # counts pads
+        ("max", lambda x, mask: (x * mask[..., None], torch.ones_like(mask))),  # maximum over padding set to zero
+    ],
+)
+def test_a_planted_pooling_bug_is_seen(kind, plant, monkeypatch):
     rows = negative_rows([2, 5])
     x, mask = torch.zeros(2, 5, 5, dtype=torch.float64), torch.tensor([[1, 1, 0, 0, 0], [1] * 5])
     x[0, :2], x[1] = rows
-    assert not torch.allclose(x.mean(1), by_hand(rows, "mean"))  # the planted bugs differ from the truth on these rows
-    assert not torch.allclose((x * mask[..., None]).amax(1), by_hand(rows, "max"))
-    assert torch.allclose(sn.masked_mean(x, mask), by_hand(rows, "mean"))
-    assert torch.allclose(sn.masked_max(x, mask), by_hand(rows, "max"))
+    assert torch.allclose(MASKED[kind](x, mask), by_hand(rows, kind))
+    true = pooling._ragged
+    monkeypatch.setattr(pooling, "_ragged", lambda x, mask, caller: true(*plant(x, mask), caller))
+    assert not torch.allclose(MASKED[kind](x, mask), by_hand(rows, kind))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
