@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby, pairwise
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -10,21 +11,14 @@ from torch import Tensor
 
 from spin_native.errors import InputError
 
-# Rows whose length is at least this share of the longest one's go through one attention call: for short rows the
-# arithmetic on a few padded slots costs less than a call of its own.
-NEAR_EQUAL = 0.75
 
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring rows of one length, once the rows stand longest first: `n_rows` of them, from token `start` on."""
 
-@dataclass(frozen=True, eq=False)
-class AttentionGroup:
-    """Rows of near-equal length, side by side for one attention call.
-
-    `slots` says which token of the batch stands in each place; `real` marks the places that are not filling (None: all
-    are real). A filled place repeats its row's last token and stands on the right.
-    """
-
-    slots: Int[Tensor, "row position"]
-    real: Bool[Tensor, "row position"] | None
+    start: int
+    n_rows: int
+    length: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +90,12 @@ class TokenBatch:
         return lengths.cumsum(0) - lengths
 
     @cached_property
+    def bounds(self) -> Int[Tensor, "bound"]:
+        """Where each row starts, and after them where the last one ends; int32, as CUDA's kernels take it."""
+        lengths = torch.tensor((0, *self.lengths), device=self.ids.device)
+        return lengths.cumsum(0).to(torch.int32)
+
+    @cached_property
     def row_of_token(self) -> Int[Tensor, "token"]:
         """Which row each token belongs to."""
         lengths = torch.tensor(self.lengths, device=self.ids.device)
@@ -107,31 +107,27 @@ class TokenBatch:
         return torch.arange(self.n_tokens, device=self.ids.device) - self.starts[self.row_of_token]
 
     @cached_property
-    def attention_groups(self) -> tuple[AttentionGroup, ...]:
-        """The rows, longest first, cut into groups of near-equal length."""
-        by_length = sorted(range(self.n_rows), key=lambda row: -self.lengths[row])
-        groups: list[list[int]] = []
-        for row in by_length:
-            if groups and self.lengths[row] >= NEAR_EQUAL * self.lengths[groups[-1][0]]:
-                groups[-1].append(row)
-            else:
-                groups.append([row])
-        return tuple(self._group(rows) for rows in groups)
-
-    def _group(self, rows: list[int]) -> AttentionGroup:
-        device = self.ids.device
-        lengths = torch.tensor([self.lengths[row] for row in rows], device=device)[:, None]
-        place = torch.arange(self.lengths[rows[0]], device=device)[None, :]
-        first = self.starts[torch.tensor(rows, device=device)][:, None]
-        slots = first + torch.minimum(place, lengths - 1)
-        equal = self.lengths[rows[0]] == self.lengths[rows[-1]]
-        return AttentionGroup(slots, None if equal else place < lengths)
+    def runs(self) -> tuple[Run, ...]:
+        """The rows, longest first, as runs of one length."""
+        runs, start = [], 0
+        for length, rows in groupby(sorted(self.lengths, reverse=True)):
+            n_rows = len(list(rows))
+            runs.append(Run(start, n_rows, length))
+            start += n_rows * length
+        return tuple(runs)
 
     @cached_property
-    def group_order(self) -> Int[Tensor, "token"]:
-        """Where each token stands once the groups' real tokens are laid end to end."""
-        laid = torch.cat([g.slots.flatten() if g.real is None else g.slots[g.real] for g in self.attention_groups])
-        return torch.argsort(laid)
+    def longest_first(self) -> Int[Tensor, "token"] | None:
+        """The tokens in the order of `runs`; None where they stand so already."""
+        if all(above >= below for above, below in pairwise(self.lengths)):
+            return None
+        lengths = torch.tensor(self.lengths, device=self.ids.device)
+        return torch.argsort(lengths[self.row_of_token], descending=True, stable=True)
+
+    @cached_property
+    def input_order(self) -> Int[Tensor, "token"] | None:
+        """What undoes `longest_first`."""
+        return None if self.longest_first is None else torch.argsort(self.longest_first)
 
     def to_padded(self, x: Shaped[Tensor, "token *rest"]) -> Shaped[Tensor, "row position *rest"]:
         """Lay per-token values out as [batch, position, ...], zeros in the padding.

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from spin_native.checkpoints import Checkpoint, Location, load_tokenizer
+from spin_native.checkpoints import Checkpoint, Dtype, Location, load_tokenizer
 from spin_native.errors import InputError
 from spin_native.exits import shallowest_within
 from spin_native.extract import Extractor, Site, check_choices
@@ -37,7 +37,13 @@ from spin_native.text import Tokenizer
 from spin_native.version import __version__
 
 Array = np.ndarray
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, Dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "auto": "auto",
+}
 
 
 # Settings that say where, not what: a saved classifier names its base model apart, and runs where it is loaded.
@@ -264,10 +270,18 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             yield np.concatenate(list(block.values()), axis=1)
 
     def _deploy(self, checkpoint: Checkpoint) -> None:
-        """Hold the layers that depth_ needs, and nothing else of the base model."""
+        """Hold the layers that depth_ needs, of the last one the salient neurons, and nothing else of the base model."""
         self._checkpoint = checkpoint
-        model = checkpoint.load(self.depth_, DTYPES[self.dtype], self.device)
-        wanted = {Feature(self.site, self.head_.pooling, layer): n for layer, n in self.head_.neurons.items()}
+        wanted: dict[Feature, Int[Array, "_"] | None] = {
+            Feature(self.site, self.head_.pooling, layer): neurons for layer, neurons in self.head_.neurons.items()
+        }
+        last = Feature(self.site, self.head_.pooling, self.depth_ - 1)
+        last_neurons = wanted.get(last) if self.site == "activation" and self.depth_ < checkpoint.config.n_layers else None
+        if last_neurons is not None and len(last_neurons):
+            wanted[last] = None  # all that is left of it
+        else:
+            last_neurons = None
+        model = checkpoint.load(self.depth_, DTYPES[self.dtype], self.device, last_neurons=last_neurons)
         self._extractor = Extractor(model, self._tokenizer(checkpoint), wanted)
 
     @staticmethod
@@ -308,14 +322,17 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         *,
         revision: str | None = None,
         base_model: str | None = None,
+        dtype: str | None = None,
         device: str = "cpu",
         allow_pickle: bool = False,
     ) -> "SpinClassifier":
         """Load a saved classifier from a folder or a Hub repository, and the layers of the base model that it runs.
 
-        base_model: where the base model is now, if not where it was. Raises InputError if its weights or its tokenizer are
-        not, to the bit, those the classifier was fitted on.
+        base_model: where the base model is now, if not where it was. dtype: how to run it, if not as it was fitted.
+        Raises InputError if its weights or its tokenizer are not, to the bit, those the classifier was fitted on.
         """
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
         where = Location(str(name), revision)
         description, tensors = read_classifier(where)
         try:
@@ -324,6 +341,7 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given}
             settings |= {"model": base_model or base["name"]}
             settings |= {"revision": None if base_model else base["revision"]}
+            settings |= {} if dtype is None else {"dtype": dtype}
             clf = cls(**settings, device=device, allow_pickle=allow_pickle)
             clf.classes_ = np.array(description["labels"])
             clf.depth_ = base["depth"]

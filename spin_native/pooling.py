@@ -25,9 +25,8 @@ def mean(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "r
 
 def max(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:
     """Largest value over each row's tokens."""
-    x = _wide(x)
     row_of_value = batch.row_of_token[:, None].expand_as(x)
-    return x.new_empty(batch.n_rows, x.shape[1]).scatter_reduce(0, row_of_value, x, "amax", include_self=False)
+    return _wide(x.new_empty(batch.n_rows, x.shape[1]).scatter_reduce(0, row_of_value, x, "amax", include_self=False))
 
 
 def first(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:

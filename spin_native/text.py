@@ -15,7 +15,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from spin_native.batch import TokenBatch
 from spin_native.errors import InputError
 
-MAX_TOKENS = 1024  # tokens per batch: the FFN activation of a base-size layer (12 MB) then stays near the cores' caches
+MAX_TOKENS = 1024  # tokens per batch, where nothing is known of the model
 WINDOW = 8192  # texts that are sorted by length together: enough for batches of near-equal rows, little to hold
 END_OF_TEXT = "<|endoftext|>"
 # First, last token around every text of a family, and the unknown token of its WordPiece vocabulary.
@@ -27,10 +27,10 @@ class TruncationWarning(UserWarning):
 
 
 class Encoded(NamedTuple):
-    """Token ids per text, and how many texts were cut."""
+    """Token ids per text, and whether the text was cut."""
 
     ids: list[list[int]]
-    n_truncated: int
+    truncated: list[bool]
 
 
 class Tokenizer:
@@ -67,7 +67,7 @@ class Tokenizer:
                 f"text {first_row + row} holds half a character (a lone surrogate): read the file as UTF-8"
             ) from None
         ids = [encoding.ids or [self._end_of_text()] for encoding in encodings]
-        return Encoded(ids, sum(bool(encoding.overflowing) for encoding in encodings))
+        return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
 
     def batches(
         self, texts: Iterable[str], max_tokens: int = MAX_TOKENS, window: int = WINDOW
@@ -83,7 +83,7 @@ class Tokenizer:
             for rows in pack([len(ids) for ids in encoded.ids], max_tokens):
                 yield TokenBatch.from_rows([encoded.ids[row] for row in rows]), [first_row + row for row in rows]
             first_row += len(block)
-            n_truncated += encoded.n_truncated
+            n_truncated += sum(encoded.truncated)
         self.warn_truncated(n_truncated, first_row)
 
     def warn_truncated(self, n_truncated: int, n_texts: int) -> None:

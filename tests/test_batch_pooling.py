@@ -114,11 +114,17 @@ def test_to_padded_gives_the_padded_tensor_back(row_lengths, left):
 
 @settings(deadline=None, max_examples=60)
 @given(lengths)
-def test_the_attention_groups_hold_every_token_once(row_lengths):
+def test_the_runs_hold_every_row_once_with_rows_of_one_length_side_by_side(row_lengths):
     batch = TokenBatch.from_rows([[1] * n for n in row_lengths])
-    real = torch.cat([g.slots.flatten() if g.real is None else g.slots[g.real] for g in batch.attention_groups])
-    assert sorted(real.tolist()) == list(range(batch.n_tokens))
-    assert torch.equal(real[batch.group_order], torch.arange(batch.n_tokens))
-    for group in batch.attention_groups:
-        assert len(set(batch.row_of_token[group.slots].flatten().tolist())) == len(group.slots)
-        assert all(len(set(batch.row_of_token[slots].tolist())) == 1 for slots in group.slots)
+    order = torch.arange(batch.n_tokens) if batch.longest_first is None else batch.longest_first
+    rows = [
+        batch.row_of_token[order][start : start + run.length].tolist()
+        for run in batch.runs
+        for start in range(run.start, run.start + run.n_rows * run.length, run.length)
+    ]
+    assert all(len(set(row)) == 1 and row_lengths[row[0]] == len(row) for row in rows)
+    assert sorted(row[0] for row in rows) == list(range(len(row_lengths)))
+    assert len({run.length for run in batch.runs}) == len(batch.runs)
+    if batch.input_order is not None:
+        assert torch.equal(order[batch.input_order], torch.arange(batch.n_tokens))
+    assert batch.bounds.tolist() == [sum(row_lengths[:n]) for n in range(len(row_lengths) + 1)]

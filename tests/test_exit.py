@@ -37,9 +37,9 @@ def test_stopping_costs_k_attentions_k_up_and_k_minus_1_down_projections(family,
     for owner, name in ((SelfAttention, "forward"), (FeedForward, "read"), (FeedForward, "write")):
         true = getattr(owner, name)
 
-        def counted(self, *given, _true=true, _name=f"{owner.__name__}.{name}"):
+        def counted(self, *given, _true=true, _name=f"{owner.__name__}.{name}", **named):
             calls[_name] += 1
-            return _true(self, *given)
+            return _true(self, *given, **named)
 
         monkeypatch.setattr(owner, name, counted)
     folder, _ = checkpoint(family, DEEP)

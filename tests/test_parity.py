@@ -150,23 +150,23 @@ def _untransposed_projection(patch):
 
 def _swap(first, second):
     def plant(patch):
-        true_init = layers.SelfAttention.__init__
+        true_init = layers.Projections.__init__
 
         def init(self, *given, **named):
             true_init(self, *given, **named)
             true_forward = self.forward
 
-            def forward(hidden, batch):
+            def forward(hidden):
                 parts = self._modules
                 parts[first], parts[second] = parts[second], parts[first]
                 try:
-                    return true_forward(hidden, batch)
+                    return true_forward(hidden)
                 finally:
                     parts[first], parts[second] = parts[second], parts[first]
 
             self.forward = forward
 
-        patch.setattr(layers.SelfAttention, "__init__", init)
+        patch.setattr(layers.Projections, "__init__", init)
 
     return plant
 

@@ -106,7 +106,7 @@ def test_a_long_text_is_cut_with_its_special_tokens_kept_and_counted(kind):
     ours, reference = real(kind, max_tokens=12)
     texts = ["short", "one two three four five six seven eight nine ten eleven twelve thirteen"]
     encoded = ours.encode(texts)
-    assert encoded.n_truncated == 1
+    assert sum(encoded.truncated) == 1
     assert encoded.ids[1] == reference(texts[1], truncation=True, max_length=12)["input_ids"]
     with pytest.warns(TruncationWarning, match="1 of 2 texts were longer than 12 tokens and were cut") as warned:
         list(ours.batches(texts, window=1))

@@ -48,17 +48,19 @@ class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         refuse_lfs_pointer(path)
         try:
-            self._file = safe_open(path, framework="pt")
+            with safe_open(path, framework="pt") as file:
+                self.names = frozenset(file.keys())
         except (SafetensorError, OSError) as error:
             raise InputError(
                 f"{path}: damaged or cut short at {path.stat().st_size} bytes, not a whole safetensors file ({error}); "
                 "fetch it again"
             ) from error
-        self.names = frozenset(self._file.keys())
         self.path = path
 
     def read(self, name: str) -> Tensor:
-        return self._file.get_tensor(name)
+        # Mapped anew for every tensor: what is copied and let go must not stay in memory as long as the file is open.
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(name)
 
 
 class _LegacyFile:

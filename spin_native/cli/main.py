@@ -38,6 +38,9 @@ text_column = click.option("--text", default="text", show_default=True, help="Co
 label_column = click.option("--label", default="label", show_default=True, help="Column that holds the labels.")
 device_option = click.option("--device", default="cpu", show_default=True, help="Where to run the base model.")
 pickle_option = click.option("--allow-pickle", is_flag=True, help="Also read a legacy pytorch_model.bin you trust.")
+dtype_option = click.option(
+    "--dtype", type=click.Choice(list(DTYPES)), help="How to run the base model (default: as it was fitted)."
+)
 base_option = click.option("--base-model", help="Where the classifier's base model is now, if it moved.")
 
 
@@ -113,6 +116,7 @@ def fit(
 @click.option("--out", type=file_path, help="File for the same rows with predicted_label and probability columns.")
 @click.option("--overwrite", is_flag=True, help="Replace the output file if it is there.")
 @text_column
+@dtype_option
 @base_option
 @device_option
 @pickle_option
@@ -125,6 +129,7 @@ def predict(
     overwrite: bool,
     text: str,
     base_model: str | None,
+    dtype: str | None,
     device: str,
     allow_pickle: bool,
     as_json: bool,
@@ -134,7 +139,9 @@ def predict(
         raise click.UsageError("give TEXTS, or --in FILE with --out FILE")
     if source and out and out.exists() and source.exists() and out.samefile(source):
         raise InputError(f"{out}: is the input itself; choose another name for --out")
-    clf = SpinClassifier.from_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
+    clf = SpinClassifier.from_pretrained(
+        classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle
+    )
     if source and out:
         sys.exit(_predict_file(clf, source, out, overwrite, text))
     for given, probabilities in zip(texts, clf.predict_proba(texts), strict=True):
@@ -190,15 +197,26 @@ def _predict_file(clf: SpinClassifier, source: Path, out: Path, overwrite: bool,
 @click.argument("data", type=file_path)
 @text_column
 @label_column
+@dtype_option
 @base_option
 @device_option
 @pickle_option
 @as_json
 def evaluate(
-    classifier: str, data: Path, text: str, label: str, base_model: str | None, device: str, allow_pickle: bool, as_json: bool
+    classifier: str,
+    data: Path,
+    text: str,
+    label: str,
+    base_model: str | None,
+    dtype: str | None,
+    device: str,
+    allow_pickle: bool,
+    as_json: bool,
 ) -> None:
     """Score a saved CLASSIFIER on the labelled rows in DATA."""
-    clf = SpinClassifier.from_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
+    clf = SpinClassifier.from_pretrained(
+        classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle
+    )
     texts, labels = tables.read_labelled(data, text, label)
     classes = clf.classes_.tolist()
     truth = encoded(checked_labels(labels, len(texts), str(data)), classes, str(data))
@@ -232,6 +250,7 @@ def evaluate(
 @click.option(
     "--dtype", type=click.Choice(get_args(FeatureDtype)), default="float32", show_default=True, help="Of the kept features."
 )
+@click.option("--model-dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True, help="Of the model.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @device_option
 @pickle_option
@@ -244,12 +263,13 @@ def extract_command(
     poolings: tuple[Pooling, ...],
     depth: int | None,
     dtype: FeatureDtype,
+    model_dtype: str,
     revision: str | None,
     device: str,
     allow_pickle: bool,
 ) -> None:
     """Keep MODEL's pooled activations of the texts in DATA in a store."""
-    loaded = load_model(model, depth, device=device, revision=revision, allow_pickle=allow_pickle)
+    loaded = load_model(model, depth, dtype=DTYPES[model_dtype], device=device, revision=revision, allow_pickle=allow_pickle)
     tokenizer = load_tokenizer(model, revision=revision)
     texts = (value for block in tables.blocks(data, [text]) for value in block[text].to_pylist())
     features = extract(loaded, tokenizer, texts, sites=sites, poolings=poolings, store=out, dtype=dtype)

@@ -11,12 +11,12 @@ from spin_native.models.weights import Copied, WeightTable
 
 # RoBERTa's checkpoints use the same names.
 BLOCK_RULES = {
-    "blocks.{layer}.attention.query.weight": Copied("encoder.layer.{layer}.attention.self.query.weight"),
-    "blocks.{layer}.attention.query.bias": Copied("encoder.layer.{layer}.attention.self.query.bias"),
-    "blocks.{layer}.attention.key.weight": Copied("encoder.layer.{layer}.attention.self.key.weight"),
-    "blocks.{layer}.attention.key.bias": Copied("encoder.layer.{layer}.attention.self.key.bias"),
-    "blocks.{layer}.attention.value.weight": Copied("encoder.layer.{layer}.attention.self.value.weight"),
-    "blocks.{layer}.attention.value.bias": Copied("encoder.layer.{layer}.attention.self.value.bias"),
+    "blocks.{layer}.attention.project.query.weight": Copied("encoder.layer.{layer}.attention.self.query.weight"),
+    "blocks.{layer}.attention.project.query.bias": Copied("encoder.layer.{layer}.attention.self.query.bias"),
+    "blocks.{layer}.attention.project.key.weight": Copied("encoder.layer.{layer}.attention.self.key.weight"),
+    "blocks.{layer}.attention.project.key.bias": Copied("encoder.layer.{layer}.attention.self.key.bias"),
+    "blocks.{layer}.attention.project.value.weight": Copied("encoder.layer.{layer}.attention.self.value.weight"),
+    "blocks.{layer}.attention.project.value.bias": Copied("encoder.layer.{layer}.attention.self.value.bias"),
     "blocks.{layer}.attention.output.weight": Copied("encoder.layer.{layer}.attention.output.dense.weight"),
     "blocks.{layer}.attention.output.bias": Copied("encoder.layer.{layer}.attention.output.dense.bias"),
     "blocks.{layer}.attention_norm.weight": Copied("encoder.layer.{layer}.attention.output.LayerNorm.weight"),

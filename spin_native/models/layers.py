@@ -6,12 +6,12 @@ Geva et al. (2021) call the two halves of an FFN keys and values: a neuron reads
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spin_native.batch import TokenBatch
+from spin_native.models.attention import attend
 from spin_native.models.config import ActivationFunction, ModelConfig
 
 ACTIVATIONS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
@@ -21,31 +21,46 @@ ACTIVATIONS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
 }
 
 
+class ResidualLinear(nn.Linear):
+    """A sublayer's last product, which is added to the residual stream."""
+
+    def forward(  # type: ignore[override]
+        self, x: Float[Tensor, "token d_in"], residual: Float[Tensor, "token d_out"]
+    ) -> Float[Tensor, "token d_out"]:
+        return residual + super().forward(x)
+
+
+class Projections(nn.Module):
+    """What a token looks for (query), what it offers to be found by (key), and what it passes on (value)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.query = nn.Linear(config.d_model, config.d_model)
+        self.key = nn.Linear(config.d_model, config.d_model)
+        self.value = nn.Linear(config.d_model, config.d_model)
+
+    def forward(
+        self, hidden: Float[Tensor, "token d_model"]
+    ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
+        return self.query(hidden), self.key(hidden), self.value(hidden)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over a ragged batch: a token sees its own row only, and only its past when causal."""
 
     def __init__(self, config: ModelConfig, *, causal: bool, scale: float) -> None:
         super().__init__()
         self.n_heads, self.causal, self.scale = config.n_heads, causal, scale
-        self.query = nn.Linear(config.d_model, config.d_model)
-        self.key = nn.Linear(config.d_model, config.d_model)
-        self.value = nn.Linear(config.d_model, config.d_model)
-        self.output = nn.Linear(config.d_model, config.d_model)
+        self.project = Projections(config)
+        self.output = ResidualLinear(config.d_model, config.d_model)
 
-    def forward(self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch) -> Float[Tensor, "token d_model"]:
-        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
-        mixed = []
-        for group in batch.attention_groups:
-            q, k, v = (self.split_heads(x[group.slots]) for x in (query, key, value))  # [row, head, position, d_head]
-            # Filling stands on the right, where a causal token does not look anyway.
-            hide = None if group.real is None or self.causal else group.real[:, None, None, :]
-            heads = F.scaled_dot_product_attention(q, k, v, hide, is_causal=self.causal, scale=self.scale)
-            rows = heads.transpose(1, 2).flatten(2)  # [row, position, d_model]
-            mixed.append(rows.flatten(0, 1) if group.real is None else rows[group.real])  # [token, d_model]
-        return self.output(torch.cat(mixed)[batch.group_order])
-
-    def split_heads(self, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row head position d_head"]:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+    def forward(
+        self, x: Float[Tensor, "token d_model"], batch: TokenBatch, residual: Float[Tensor, "token d_model"]
+    ) -> Float[Tensor, "token d_model"]:
+        """`residual` plus what the tokens gather from their rows."""
+        query, key, value = self.project(x)
+        mixed = attend(query, key, value, batch, n_heads=self.n_heads, causal=self.causal, scale=self.scale)
+        return self.output(mixed, residual)
 
 
 class FeedForward(nn.Module):
@@ -54,17 +69,26 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, config.d_ffn)
-        self.down: nn.Linear | None = nn.Linear(config.d_ffn, config.d_model)
+        self.down: ResidualLinear | None = ResidualLinear(config.d_ffn, config.d_model)
         self.activation_function = ACTIVATIONS[config.activation_function]
 
     def read(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_ffn"]:
         """Neuron activations A = f(x W1^T + b1)."""
         return self.activation_function(self.up(x))
 
-    def write(self, activation: Float[Tensor, "token d_ffn"]) -> Float[Tensor, "token d_model"]:
-        """What the neurons add up to: A W2^T + b2."""
+    def write(
+        self, activation: Float[Tensor, "token d_ffn"], residual: Float[Tensor, "token d_model"]
+    ) -> Float[Tensor, "token d_model"]:
+        """`residual` plus what the neurons add up to: A W2^T + b2."""
         assert self.down is not None, "the last layer of a model loaded at a smaller depth has nothing to write to"
-        return self.down(activation)
+        return self.down(activation, residual)
+
+    def keep(self, neurons: Int[Tensor, "kept"]) -> None:
+        """Read these neurons only: where nothing is written, the others need not be multiplied."""
+        kept = nn.Linear(self.up.in_features, len(neurons), device="meta")
+        kept.weight = nn.Parameter(self.up.weight[neurons], requires_grad=False)
+        kept.bias = nn.Parameter(self.up.bias[neurons], requires_grad=False)
+        self.up = kept
 
 
 class PostNormBlock(nn.Module):
@@ -80,14 +104,14 @@ class PostNormBlock(nn.Module):
     def read(
         self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch
     ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_ffn"]]:
-        attended = self.attention_norm(hidden + self.attention(hidden, batch))
+        attended = self.attention_norm(self.attention(hidden, batch, residual=hidden))
         return attended, self.feed_forward.read(attended)
 
     def write(
         self, attended: Float[Tensor, "token d_model"], activation: Float[Tensor, "token d_ffn"]
     ) -> Float[Tensor, "token d_model"]:
         assert self.feed_forward_norm is not None
-        return self.feed_forward_norm(attended + self.feed_forward.write(activation))
+        return self.feed_forward_norm(self.feed_forward.write(activation, residual=attended))
 
     def drop_write(self) -> None:
         """Keep the reading half only: the block becomes the last one of a shallower model."""
@@ -110,13 +134,13 @@ class PreNormBlock(nn.Module):
     def read(
         self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch
     ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_ffn"]]:
-        attended = hidden + self.attention(self.attention_norm(hidden), batch)
+        attended = self.attention(self.attention_norm(hidden), batch, residual=hidden)
         return attended, self.feed_forward.read(self.feed_forward_norm(attended))
 
     def write(
         self, attended: Float[Tensor, "token d_model"], activation: Float[Tensor, "token d_ffn"]
     ) -> Float[Tensor, "token d_model"]:
-        return attended + self.feed_forward.write(activation)
+        return self.feed_forward.write(activation, residual=attended)
 
     def drop_write(self) -> None:
         """Keep the reading half only: the block becomes the last one of a shallower model."""

@@ -75,6 +75,12 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def width(self, site: str, layer: int) -> int:
+        """How many numbers a token has at a site of a layer ("hidden" or "activation")."""
+        if site == "hidden":
+            return self.config.d_model
+        return cast(PreNormBlock, self.blocks[layer]).feed_forward.up.out_features
+
     def block(self, index: int) -> PreNormBlock | PostNormBlock:
         raise NotImplementedError
 

@@ -37,7 +37,7 @@ class Transposed:
         return shape[::-1]
 
     def take(self, tensor: Shaped[Tensor, "d_in d_out"]) -> Shaped[Tensor, "d_out d_in"]:
-        return tensor.T.contiguous()
+        return tensor.T
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Third:
         return (*shape[1:], 3 * shape[0])
 
     def take(self, tensor: Shaped[Tensor, "*d_in three_d_out"]) -> Shaped[Tensor, "d_out *d_in"]:
-        return tensor.chunk(3, dim=-1)[self.part].T.contiguous() if tensor.ndim == 2 else tensor.chunk(3)[self.part].clone()
+        part = tensor.chunk(3, dim=-1)[self.part]
+        return part.T if part.ndim == 2 else part
 
 
 Rule = Copied | Transposed | Third
