@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench readme clean
+.PHONY: demo test check bench clean
 
 demo: .venv/ready
 	$(BIN)/spin-native demo
@@ -18,7 +18,8 @@ check: .venv/ready
 	$(BIN)/python tests/core_imports.py
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python benchmarks/forward.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (about a minute; torch is large)"

@@ -10,6 +10,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import confusion_matrix, f1_score
 
@@ -187,7 +188,10 @@ def test_verify_and_doctor_and_version(spin, tiny_model):
     assert code == 0
     assert all(entry["passed"] for entry in json.loads(out))
     assert "largest error" in spin("verify", tiny_model)[1]
-    assert json.loads(spin("doctor", "--json")[1])["spin-native"] == sn.__version__
+    found = json.loads(spin("doctor", "--json")[1])
+    assert found["spin-native"] == sn.__version__
+    reorders = not isinstance(sn.load_model(str(tiny_model)).blocks[0].attention.output, torch.nn.Linear)
+    assert found["reordered_weights"] is reorders
     assert sn.__version__ in spin("--version")[1]
 
 

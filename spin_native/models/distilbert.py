@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from spin_native.batch import TokenBatch
 from spin_native.models.config import ModelConfig
-from spin_native.models.layers import PostNormBlock
+from spin_native.models.layers import Embedding, PostNormBlock
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
 
@@ -13,8 +13,8 @@ from spin_native.models.weights import Copied, WeightTable
 class DistilBert(Transformer):
     def __init__(self, config: ModelConfig, depth: int | None = None) -> None:
         super().__init__(config, depth)
-        self.word_embedding = nn.Embedding(config.n_vocab, config.d_model)
-        self.position_embedding = nn.Embedding(config.n_positions, config.d_model)
+        self.word_embedding = Embedding(config.n_vocab, config.d_model)
+        self.position_embedding = Embedding(config.n_positions, config.d_model)
         self.embedding_norm = nn.LayerNorm(config.d_model, config.norm_eps)
 
     def block(self, index: int) -> PostNormBlock:

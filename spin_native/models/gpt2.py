@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from spin_native.batch import TokenBatch
 from spin_native.models.config import ModelConfig
-from spin_native.models.layers import PreNormBlock
+from spin_native.models.layers import Embedding, PreNormBlock
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, Third, Transposed, WeightTable
 
@@ -13,8 +13,8 @@ from spin_native.models.weights import Copied, Third, Transposed, WeightTable
 class Gpt2(Transformer):
     def __init__(self, config: ModelConfig, depth: int | None = None) -> None:
         super().__init__(config, depth)
-        self.word_embedding = nn.Embedding(config.n_vocab, config.d_model)
-        self.position_embedding = nn.Embedding(config.n_positions, config.d_model)
+        self.word_embedding = Embedding(config.n_vocab, config.d_model)
+        self.position_embedding = Embedding(config.n_positions, config.d_model)
         if self.is_whole:
             self.last_norm = nn.LayerNorm(config.d_model, config.norm_eps)
 

@@ -21,6 +21,13 @@ ACTIVATIONS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Embedding(nn.Embedding):
+    """One vector per index. No numbers are drawn for it: to do that on the meta device torch would load its compiler."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class ResidualLinear(nn.Linear):
     """A sublayer's last product, which is added to the residual stream."""
 
