@@ -3,9 +3,8 @@
 Rows of one length stand side by side (`TokenBatch.runs`), so a run of them is a [row, position] view for one fused kernel.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,11 +29,10 @@ def attend(
 ) -> Float[Tensor, "token d_model"]:
     """softmax(scale q k^T) v, head by head: each token over its own row, or over its own past where causal."""
     query, key, value = (x.unflatten(-1, (n_heads, -1)) for x in (query, key, value))  # [token, head, d_head]
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and (varlen := _cuda_varlen()):
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0 and _cuda_varlen():
         longest, window = max(batch.lengths), (-1, 0) if causal else (-1, -1)
-        return varlen(query, key, value, batch.bounds, batch.bounds, longest, longest, scale=scale, window_size=window).flatten(
-            1
-        )
+        mixed = _cuda_varlen()(query, key, value, batch.bounds, batch.bounds, longest, longest, scale=scale, window_size=window)
+        return mixed.flatten(1)
     if batch.longest_first is not None:
         query, key, value = (x[batch.longest_first] for x in (query, key, value))
     mixed = torch.cat([part for run in batch.runs for part in _attend_run(query, key, value, run, causal, scale)])
@@ -42,13 +40,13 @@ def attend(
 
 
 @lru_cache
-def _cuda_varlen() -> Callable[..., Tensor] | None:
-    """torch's kernel for ragged batches; None in a torch without it. Importing it is slow, and useless without a GPU."""
+def _cuda_varlen() -> Any:
+    """torch's kernel for ragged batches, heads of a multiple of 8; None in a torch without it. Slow to import."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    return cast("Callable[..., Tensor]", varlen_attn)
+    return varlen_attn
 
 
 def _attend_run(
