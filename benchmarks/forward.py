@@ -52,20 +52,19 @@ def workload(name: str, n_vocab: int) -> Rows:
     return [generator.integers(10, n_vocab - 10, n).tolist() for n in lengths]
 
 
-def useful_flops(config: ModelConfig, rows: Rows, depth: int | None = None) -> float:
-    """Arithmetic of the real tokens in the first `depth` layers (None: all, with the last down-projection)."""
-    d, f, n_layers = config.d_model, config.d_ffn, depth or config.n_layers
-    down = n_layers if n_layers == config.n_layers else n_layers - 1
-    per_token = n_layers * 2 * (4 * d * d + d * f) + down * 2 * d * f
-    return float(sum(len(row) * per_token + n_layers * 4 * len(row) ** 2 * d for row in rows))
+def useful_flops(config: ModelConfig, rows: Rows) -> float:
+    """Arithmetic of the real tokens in all layers."""
+    d, f = config.d_model, config.d_ffn
+    per_layer = sum(len(row) * 2 * (4 * d * d + 2 * d * f) + 4 * len(row) ** 2 * d for row in rows)
+    return float(config.n_layers * per_layer)
 
 
 def shapes(name: str) -> dict[str, Any]:
     return json.loads((SHARED / "configs" / f"{name}.config.json").read_text())
 
 
-def random_checkpoint(raw: dict[str, Any], folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A checkpoint of random weights in the stored layout of its family, written by us: no download, no transformers."""
+def random_checkpoint(raw: dict[str, Any], folder: Path) -> Path:
+    """A checkpoint of random float32 weights in the stored layout of its family, written by us: no download, no transformers."""
     from safetensors.torch import save_file
 
     config = ModelConfig.from_huggingface(raw, "config.json")
@@ -78,7 +77,7 @@ def random_checkpoint(raw: dict[str, Any], folder: Path, dtype: torch.dtype = to
         if rule.stored not in tensors:
             shape = rule.stored_shape(tuple(parameter.shape))
             is_gain = "norm" in name and name.endswith("weight")
-            tensors[rule.stored] = torch.empty(shape).normal_(float(is_gain), 0.02, generator=generator).to(dtype)
+            tensors[rule.stored] = torch.empty(shape).normal_(float(is_gain), 0.02, generator=generator)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(raw))
     return folder
@@ -181,11 +180,11 @@ def padded(rows: Rows) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def batches_of(rows: Rows, *, sort: bool, max_tokens: int = 1024) -> list[tuple[Tensor, Tensor]]:
-    """Padded batches: of 32 in arrival order, or sorted by length under the token budget that `extract` uses."""
+def batches_of(rows: Rows, *, sort: bool) -> list[tuple[Tensor, Tensor]]:
+    """Padded batches: of 32 in arrival order, or sorted by length, at most 1024 real tokens in each."""
     if not sort:
         return [padded(rows[start : start + 32]) for start in range(0, len(rows), 32)]
-    return [padded([rows[row] for row in batch]) for batch in pack([len(row) for row in rows], max_tokens)]
+    return [padded([rows[row] for row in batch]) for batch in pack([len(row) for row in rows], 1024)]
 
 
 def peers(raw: dict[str, Any], folder: Path, rows: Rows, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
@@ -413,9 +412,11 @@ def measure_predict(n_rounds: int) -> dict[str, Any]:
         for path in folder.iterdir():
             if path.is_file():
                 os.link(path, peer / path.name)
-        config = AutoModelForSequenceClassification.from_pretrained(folder)  # a random head on the same base model
+        with_head = AutoModelForSequenceClassification.from_pretrained(folder)  # a random head on the same base model
         (peer / "model.safetensors").unlink()
-        save_file({**load_file(folder / "model.safetensors"), **head_of(config)}, peer / "model.safetensors", {"format": "pt"})
+        save_file(
+            {**load_file(folder / "model.safetensors"), **head_of(with_head)}, peer / "model.safetensors", {"format": "pt"}
+        )
         source = folder / "tweets.csv"
         with source.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

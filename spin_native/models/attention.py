@@ -1,6 +1,7 @@
-"""How every token of a ragged batch looks at its own row: no padding is carried, and no token is copied.
+"""How every token of a ragged batch looks at its own row, without padding.
 
-Rows of one length stand side by side (`TokenBatch.runs`), so a run of them is a [row, position] view for one fused kernel.
+Rows of one length stand side by side (`TokenBatch.runs`), so a run of them is a [row, position] view for one fused kernel;
+a batch whose rows do not stand longest first is put in that order, and back, by copying.
 """
 
 from functools import lru_cache
