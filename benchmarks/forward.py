@@ -64,7 +64,7 @@ def shapes(name: str) -> dict[str, Any]:
 
 
 def random_checkpoint(raw: dict[str, Any], folder: Path) -> Path:
-    """A checkpoint of random float32 weights in the stored layout of its family, written by us: no download, no transformers."""
+    """A checkpoint of random float32 weights in the stored layout of its family: no download, no transformers."""
     from safetensors.torch import save_file
 
     config = ModelConfig.from_huggingface(raw, "config.json")
