@@ -180,15 +180,15 @@ def padded(rows: Rows) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def batches_of(rows: Rows, *, sort: bool) -> list[tuple[Tensor, Tensor]]:
-    """Padded batches: of 32 in arrival order, or sorted by length, at most 1024 real tokens in each."""
-    if not sort:
+def batches_of(rows: Rows, max_tokens: int | None) -> list[tuple[Tensor, Tensor]]:
+    """Padded batches: of 32 in arrival order (None), or sorted by length, at most `max_tokens` real tokens in each."""
+    if max_tokens is None:
         return [padded(rows[start : start + 32]) for start in range(0, len(rows), 32)]
-    return [padded([rows[row] for row in batch]) for batch in pack([len(row) for row in rows], 1024)]
+    return [padded([rows[row] for row in batch]) for batch in pack([len(row) for row in rows], max_tokens)]
 
 
-def peers(raw: dict[str, Any], folder: Path, rows: Rows, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
-    """transformers with hooks in float32; ONNX Runtime (float32) and OpenVINO on the same graph."""
+def peers(raw: dict[str, Any], folder: Path, rows: Rows, dtype: torch.dtype, max_tokens: int) -> dict[str, Callable[[], Any]]:
+    """transformers with hooks in float32; ONNX Runtime (float32) and OpenVINO on the same graph and in batches as large."""
     import openvino
     from transformers import AutoModel
 
@@ -198,7 +198,7 @@ def peers(raw: dict[str, Any], folder: Path, rows: Rows, dtype: torch.dtype) -> 
     precision = "bf16" if dtype == torch.bfloat16 else "f32"
     graph = openvino.convert_model(base, example_input=dict(zip(names, sample, strict=True)))
     compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})
-    arrival, sorted_ = batches_of(rows, sort=False), batches_of(rows, sort=True)
+    arrival, sorted_ = batches_of(rows, None), batches_of(rows, max_tokens)
 
     @torch.inference_mode()
     def hooked(batches: list[tuple[Tensor, Tensor]]) -> list[Any]:
@@ -254,7 +254,7 @@ def measure_throughput(dtype_name: str, n_rounds: int) -> dict[str, Any]:
                 limit = Limit(model.config, dtype)
                 contenders = {"limit": limit.run, "ours": ours(model, rows)}
                 if model_name == "roberta-base":
-                    contenders |= peers(raw, folder, rows, dtype)
+                    contenders |= peers(raw, folder, rows, dtype, token_budget(model))
                 seconds = rounds(contenders, n_rounds)
                 rate = useful_flops(model.config, rows) / statistics.median(seconds["ours"])
                 row: dict[str, Any] = {"gflops": rate / 1e9, "limit": limit.flops / 1e9, "of_limit": rate / limit.flops}
@@ -338,7 +338,7 @@ def measure_xl(n_rounds: int) -> dict[str, Any]:
         rows = workload("tweets", config.n_vocab)[:40]
         n_tokens = sum(map(len, rows))
         base = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
-        hooked, batches = Hooked(base), batches_of(rows, sort=False)
+        hooked, batches = Hooked(base), batches_of(rows, None)
         with torch.inference_mode():
             seconds = rounds({"transformers": lambda: [hooked(*batch) for batch in batches]}, 1)
         results["transformers, 48 layers, tokens/s"] = n_tokens / statistics.median(seconds["transformers"])
@@ -369,7 +369,7 @@ def measure_latency(n_rounds: int) -> dict[str, Any]:
         folder = random_checkpoint(raw, Path(temporary))
         model = sn.load_model(str(folder))
         text = [workload("tweets", model.config.n_vocab)[0][:16]]
-        contenders = {"ours": ours(model, text), **peers(raw, folder, text, torch.float32)}
+        contenders = {"ours": ours(model, text), **peers(raw, folder, text, torch.float32, token_budget(model))}
         # A runtime's idle threads spin for a while and would slow whoever comes next: each gets a pause and calls of its own.
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(n_rounds):
@@ -479,7 +479,7 @@ SECTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS))
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all of them")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # the exporters' chatter
@@ -492,7 +492,7 @@ def main() -> None:
         "platform": platform.platform(),
     }
     print(" ".join(f"{name}={value}" for name, value in environment.items()), flush=True)
-    results = {section: SECTIONS[section](given.rounds) for section in given.sections}
+    results = {section: SECTIONS[section](given.rounds) for section in given.sections or SECTIONS}
     environment["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"environment": environment, "results": results}))
 

@@ -129,6 +129,13 @@ class TokenBatch:
         """What undoes `longest_first`."""
         return None if self.longest_first is None else torch.argsort(self.longest_first)
 
+    def only(self, rows: Int[Tensor, "kept"]) -> tuple["TokenBatch", Int[Tensor, "kept_token"]]:
+        """Some of the rows, in their order, and where their tokens stand here."""
+        is_kept = torch.zeros(self.n_rows, dtype=torch.bool, device=self.ids.device).index_fill_(0, rows, True)
+        tokens = is_kept[self.row_of_token].nonzero()[:, 0]
+        lengths = tuple(length for length, kept in zip(self.lengths, is_kept.tolist(), strict=True) if kept)
+        return TokenBatch(self.ids[tokens], lengths), tokens
+
     def to_padded(self, x: Shaped[Tensor, "token *rest"]) -> Shaped[Tensor, "row position *rest"]:
         """Lay per-token values out as [batch, position, ...], zeros in the padding.
 

@@ -1,42 +1,59 @@
-"""SpinClassifier: texts and labels in; a classifier out that runs the base model only as deep as it needs."""
+"""SpinClassifier, SpinRegressor: texts and labels in; out comes what runs the base model only as deep as it needs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import huggingface_hub
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 
 from spin_native.checkpoints import Checkpoint, Dtype, Location, load_tokenizer
-from spin_native.errors import InputError
-from spin_native.exits import shallowest_within
+from spin_native.deployed import Deployed
+from spin_native.errors import InputError, NoNeuronWarning
+from spin_native.exits import Exit, ExitBy, Promise, calibrate, shallowest_within
 from spin_native.extract import Extractor, Site, check_choices
 from spin_native.integration import (
     METRICS,
+    Controls,
     CurveRow,
+    Head,
+    HeadKind,
     Metric,
+    Mixing,
     Part,
+    PhaseTwo,
     Scaling,
     Settings,
+    Task,
     baseline,
-    sweep,
+    constant_head,
+    controls,
+    curve_row,
+    integrate,
+    layer_curve,
+    sparsify,
 )
-from spin_native.labels import checked_labels, encoded
+from spin_native.labels import checked_labels, checked_values, encoded
 from spin_native.models import ModelConfig, checked_depth
+from spin_native.perceptron import Perceptron
 from spin_native.pooling import Pooling
-from spin_native.rows import LabelledRows, TextsAndLabels, labelled_rows
+from spin_native.rows import LabelledRows, TextsAndLabels, labelled_rows, valued_rows
 from spin_native.saved import describe_head, head_tensors, read_classifier, read_head, write_classifier
+from spin_native.selection import RANKERS, WEIGHTINGS, Cut, CutBy
 from spin_native.store import Feature
-from spin_native.text import Tokenizer
 from spin_native.version import __version__
 
 Array = np.ndarray
+Fitted = TypeVar("Fitted", bound="_Spin")
 DTYPES: dict[str, Dtype] = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -51,32 +68,50 @@ PLACE = ("model", "revision", "device", "allow_pickle")
 
 
 class Contribution(NamedTuple):
-    """What one neuron added to the predicted class's logit."""
+    """What one neuron added to the predicted class's logit, or to the value."""
 
     layer: int
     neuron: int
     contribution: float
+    site: str
+    pooling: str
 
 
-class SpinClassifier(ClassifierMixin, BaseEstimator):
-    """Classify texts from the salient neurons of a language model's first layers (SPIN, arXiv 2311.15983).
+class _Spin(BaseEstimator):
+    """Read the salient neurons of a language model's first layers (SPIN, arXiv 2311.15983).
 
     model, revision: the base model, a folder or a Hub name. dtype, device: how to run it.
-    depth: how many layers the classifier may run; None for all, "best" to let the validation rows choose among all.
+    depth: how many layers it may run; None for all, "best" to let the validation rows choose among all.
     tolerance: with "best", take the shallowest depth whose validation score is at most this much below the best.
-    site, poolings: what is read of every layer; validation chooses one of the poolings.
-    etas: shares of the importance to keep, validation chooses. Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the
-        smallest C at which a probe has any weight. head_Cs: of the heads' L2 refit; None: 1, 3, 10 and 30 over the
-        number of neurons, so that the prior variance of a logit does not depend on it.
+    sites, poolings: what is read of every layer. mixing: one (site, pooling) per head ("apart", as SPIN does), all of them in
+        one head ("together", Sparsify-then-Classify), or what validation prefers ("best").
+    head: "refit", a new regression on the salient neurons (SPIN); "frozen", the layers' own probes, pruned, under a dense
+        layer (Liu, phase 2); "weighted", a small perceptron over neurons weighted by their layers' validation scores (SIREN).
+    phase_two: the rows a frozen head learns from: those that the probes have "seen", as many "unseen" ones (half the training
+        rows are kept from the probes), or "both".
+    ranker: what makes a neuron important: its probe's weights, "squared" (SPIN), "l2" (Liu) or "absolute" (SIREN); or, without
+        a probe, "class_mean_difference", "f_statistic", "mutual_information" or "predictivity" (skill neurons).
+    etas: shares of the importance to keep, validation chooses; top_k: numbers of neurons per layer, or top_share: shares of
+        each layer, instead.
+    Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the smallest C at which a probe has any weight. head_Cs: of the
+        heads' L2 regressions; None: 1, 3, 10 and 30 over the number of neurons, so that the prior variance of a logit does not
+        depend on it.
     scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
-    metric: what validation compares: "accuracy" or "macro_f1".
-    validation_share: of the training rows, split off by class where no validation rows are given.
-    baseline: also fit what people do today, a logistic regression on the pooled final hidden state.
+    metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
+        the first of them.
+    validation_share: of the training rows, split off (by class) where no validation rows are given.
+    sample: fit probes and selection on at most so many training (and validation) rows, and extract of all rows the salient
+        neurons only: kilobytes for each row instead of megabytes. None: on all rows.
+    exits: depths below depth_ that keep a head of their own, for rows that leave early: "all", a sequence, or None.
+    baseline: also fit what people do today, a regression on the pooled final hidden state.
     seed: of every random choice.
 
-    After fit: classes_, depth_, salient_neurons_ {layer: sorted indices}, head_, depth_curve_ (a CurveRow per depth),
-    baseline_ (a CurveRow or None), seconds_ per phase.
+    After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
+    depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
+    (layer probes whose solver gave up), exit_ (when a row stops), promise_ (what calibrate found, or None), seconds_ per phase.
     """
+
+    task: ClassVar[Task]
 
     def __init__(
         self,
@@ -85,14 +120,22 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         revision: str | None = None,
         depth: int | Literal["best"] | None = "best",
         tolerance: float = 0.0,
-        site: Site = "activation",
+        sites: Sequence[Site] = ("activation",),
         poolings: Sequence[Pooling] = ("mean", "max"),
+        mixing: Mixing = "apart",
+        head: HeadKind = "refit",
+        phase_two: PhaseTwo = "seen",
+        ranker: str = "squared",
         etas: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0),
+        top_k: Sequence[int] | None = None,
+        top_share: Sequence[float] | None = None,
         Cs: Sequence[float] | None = None,
         head_Cs: Sequence[float] | None = None,
         scaling: Scaling = "standard",
-        metric: Metric = "accuracy",
+        metric: Metric | None = None,
         validation_share: float = 0.2,
+        sample: int | None = None,
+        exits: Sequence[int] | Literal["all"] | None = None,
         baseline: bool = True,
         dtype: str = "float32",
         device: str = "cpu",
@@ -103,22 +146,35 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         self.revision = revision
         self.depth = depth
         self.tolerance = tolerance
-        self.site = site
+        self.sites = sites
         self.poolings = poolings
+        self.mixing = mixing
+        self.head = head
+        self.phase_two = phase_two
+        self.ranker = ranker
         self.etas = etas
+        self.top_k = top_k
+        self.top_share = top_share
         self.Cs = Cs
         self.head_Cs = head_Cs
         self.scaling = scaling
         self.metric = metric
         self.validation_share = validation_share
+        self.sample = sample
+        self.exits = exits
         self.baseline = baseline
         self.dtype = dtype
         self.device = device
         self.allow_pickle = allow_pickle
         self.seed = seed
 
+    @property
+    def metric_(self) -> Metric:
+        """The metric that is compared."""
+        return next(iter(METRICS[self.task])) if self.metric is None else self.metric
+
     def fit(
-        self,
+        self: Fitted,
         texts: Iterable[str],
         labels: Iterable[Any],
         *,
@@ -126,198 +182,320 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         test: TextsAndLabels | None = None,
         store: str | Path | None = None,
         progress: bool | None = None,
-    ) -> "SpinClassifier":
-        """Extract the features of all texts, probe every layer, refit a head for every depth, and choose a depth.
+    ) -> Fitted:
+        """Extract the features of all texts, probe every layer, integrate a head for every depth, and choose a depth.
 
-        texts, labels: one text (str) and one label (all str, or all int) per row; lists, arrays, Series.
+        texts, labels: one text (str) and one label (all str, or all int; for a regression numbers) per row, in lists, arrays
+            or Series.
         validation, test: (texts, labels) of other rows. Validation chooses everything; test is scored once per depth.
         store: a folder that keeps the features on disk: a fit that was interrupted goes on where it was.
         progress: bars on stderr (None: if that is a terminal).
 
-        Raises InputError for unusable settings, texts, labels or checkpoints.
+        Raises InputError for unusable settings, texts, labels or checkpoints. LeakWarning if texts stand in two of the parts.
         """
         settings = self._settings()
-        parts, classes = labelled_rows((texts, labels), validation, test, self.validation_share, self.seed)
+        parts = self._rows((texts, labels), validation, test)
         checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
         n_layers = checkpoint.config.n_layers
         max_depth = n_layers if self.depth == "best" else checked_depth(self.depth, n_layers)
+        self._exit_depths(max_depth)
 
         started = perf_counter()
-        features = self._extract(checkpoint, max_depth, parts, store, progress)
-        train, held_out = features[:2]
-        tested = features[2] if test is not None else None
-        extracted = perf_counter()
-        heads, curve = sweep(train, held_out, tested, max_depth, settings, progress)
-        self.classes_ = np.array(classes)
-        self.depth_curve_ = list(curve.values())
+        everything: dict[Feature, Array | None] = {
+            Feature(site, pooling, layer): None for layer in range(max_depth) for site, pooling in settings.sources
+        }
+        final: dict[Feature, Array | None] = {}
+        if self.baseline:
+            final = {Feature("hidden", pooling, n_layers): None for pooling in self.poolings}
+        extract = _Extraction(checkpoint, DTYPES[self.dtype], self.device, store, progress)
+        if self.sample is None:
+            found = extract(parts, everything | final)
+            train, held_out = probed, compared = found["training"], found["validation"]
+        else:
+            sampled = {name: self._sampled(rows) for name, rows in parts.items() if name != "test"}
+            found = extract({f"{name}-sample": rows for name, rows in sampled.items()}, everything)
+            probed, compared = found["training-sample"], found["validation-sample"]
+        if self.head == "frozen" and self.phase_two != "seen":
+            probed, second = self._halves(probed)
+        seconds = {"extract": perf_counter() - started}
+        started = perf_counter()
+        layers = sparsify(probed, compared, max_depth, settings, progress)
+        seconds["probe"] = perf_counter() - started
+        if self.sample is not None:
+            started = perf_counter()
+            found = extract(parts, {feature: layer.used for feature, layer in layers.items() if len(layer.used)} | final)
+            train, held_out = found["training"], found["validation"]
+            seconds["extract"] += perf_counter() - started
+        elif self.head == "frozen" and self.phase_two == "unseen":
+            train = second
+        started = perf_counter()
+        tested = found.get("test")
+        heads, curve = integrate(layers, train, held_out, tested, max_depth, settings, progress)
+        if max_depth not in heads:
+            heads[max_depth], curve[max_depth] = self._without_neurons(train, held_out, tested, max_depth, settings)
+        seconds["integrate"] = perf_counter() - started
+        self.depth_curve_ = [curve[depth] for depth in sorted(curve)]
+        self.layer_curve_ = layer_curve(layers, tested, settings)
         self.baseline_ = baseline(train, held_out, tested, n_layers, settings) if self.baseline else None
-        scores = {depth: row.validation for depth, row in curve.items()}
+        scores = {depth: settings.worth(row.validation) for depth, row in curve.items()}
         self.depth_ = shallowest_within(scores, self.tolerance) if self.depth == "best" else max_depth
-        self.head_ = heads[self.depth_]
-        self.seconds_ = {"extract": extracted - started, "fit": perf_counter() - extracted}
-        self._deploy(checkpoint)
+        kept = [depth for depth in self._exit_depths(self.depth_) if depth in heads]
+        self.heads_ = {depth: heads[depth] for depth in sorted({*kept, self.depth_})}
+        self.controls_ = None
+        if self.sample is None and self.head_.n_neurons:
+            self.controls_ = controls(self.head_, curve[self.depth_].validation, layers, train, held_out, settings)
+        self.unconverged_ = [
+            f"{feature.site} {feature.pooling} of layer {feature.layer}"
+            for feature, layer in layers.items()
+            if not layer.probe.converged_
+        ]
+        if self.unconverged_:
+            warnings.warn(
+                f"{len(self.unconverged_)} of {len(layers)} layer probes did not converge: {', '.join(self.unconverged_[:3])}"
+                + (", ..." if len(self.unconverged_) > 3 else ""),
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self.exit_, self.seconds_ = Exit("fixed", self.depth_), seconds
+        self.promise_: Promise | None = None
+        self._deployed = Deployed(checkpoint, self.heads_, DTYPES[self.dtype], self.device)
         return self
+
+    def _rows(
+        self, training: TextsAndLabels, validation: TextsAndLabels | None, test: TextsAndLabels | None
+    ) -> dict[str, LabelledRows]:
+        """The parts of the data, checked; what is learnt of the labels is kept."""
+        raise NotImplementedError
 
     def _settings(self) -> Settings:
         """The sweep's settings, checked."""
         for name, given, choices in (
-            ("metric", self.metric, tuple(METRICS)),
+            ("metric", self.metric_, tuple(METRICS[self.task])),
             ("scaling", self.scaling, get_args(Scaling)),
             ("dtype", self.dtype, tuple(DTYPES)),
-            ("site", self.site, get_args(Site)),
+            ("mixing", self.mixing, get_args(Mixing)),
+            ("head", self.head, get_args(HeadKind)),
+            ("phase_two", self.phase_two, get_args(PhaseTwo)),
+            ("ranker", self.ranker, (*WEIGHTINGS, *RANKERS)),
         ):
             if given not in choices:
                 raise InputError(f"{name} is {given!r}; expected one of {', '.join(choices)}")
+        if self.task == "regression" and self.ranker in ("class_mean_difference", "predictivity"):
+            raise InputError(f"ranker {self.ranker!r} needs classes; choose another one for a regression")
+        if self.phase_two != "seen" and (self.head != "frozen" or self.sample is not None):
+            raise InputError(f"phase_two {self.phase_two!r} is for head='frozen' without a sample; leave it at 'seen'")
+        if self.sample is not None and self.sample < 2:
+            raise InputError(f"sample is {self.sample}; expected a number of rows, or None for all")
+        check_choices(self.sites, get_args(Site))
         check_choices(self.poolings, get_args(Pooling))
-        for name, grid in (("etas", self.etas), ("Cs", self.Cs), ("head_Cs", self.head_Cs)):
+        for name, grid in (("Cs", self.Cs), ("head_Cs", self.head_Cs)):
             if grid is not None and (not len(grid) or not all(0 < value < np.inf for value in grid)):
                 raise InputError(f"{name} is {grid!r}; expected positive numbers")
-        if max(self.etas) > 1:
-            raise InputError(f"etas is {self.etas!r}; expected shares of at most 1")
+        grids: dict[CutBy, Sequence[float] | None] = {"top_k": self.top_k, "top_share": self.top_share}
+        given_grids = {name: grid for name, grid in grids.items() if grid is not None} or {"eta": self.etas}
+        if len(given_grids) > 1 or not all(map(len, given_grids.values())):
+            raise InputError("etas, top_k and top_share: expected one of them, with one value or more")
+        cuts = tuple(Cut(by, amount) for by, grid in given_grids.items() for amount in grid)
         shallowest_within({1: 0.0}, self.tolerance)  # refuses what is no tolerance before the work, not after
         Cs, head_Cs = (None if grid is None else tuple(grid) for grid in (self.Cs, self.head_Cs))
-        return Settings(self.site, tuple(self.poolings), tuple(self.etas), Cs, head_Cs, self.scaling, self.metric, self.seed)
+        return Settings(
+            task=self.task,
+            sites=tuple(self.sites),
+            poolings=tuple(self.poolings),
+            mixing=self.mixing,
+            head=self.head,
+            ranker=self.ranker,
+            cuts=cuts,
+            Cs=Cs,
+            head_Cs=head_Cs,
+            scaling=self.scaling,
+            metric=self.metric_,
+            seed=self.seed,
+        )
 
-    def _extract(
-        self,
-        checkpoint: Checkpoint,
-        max_depth: int,
-        parts: dict[str, LabelledRows],
-        store: str | Path | None,
-        progress: bool | None,
-    ) -> list[Part]:
-        """The pooled features of every part: the site at every layer, and the final hidden state for the baseline."""
-        n_layers = checkpoint.config.n_layers
-        wanted = {Feature(self.site, pooling, layer): None for layer in range(max_depth) for pooling in self.poolings}
-        if self.baseline:
-            wanted |= {Feature("hidden", pooling, n_layers): None for pooling in self.poolings}
-        model = checkpoint.load(n_layers if self.baseline else max_depth, DTYPES[self.dtype], self.device)
-        extractor = Extractor(model, self._tokenizer(checkpoint), wanted)
-        return [
-            Part(extractor.run(rows.texts, store and Path(store) / name, progress), rows.labels) for name, rows in parts.items()
-        ]
+    def _exit_depths(self, depth: int) -> list[int]:
+        """The depths below `depth` that are to keep a head."""
+        if self.exits is None or self.exits == "all":
+            return list(range(1, depth)) if self.exits else []
+        if isinstance(self.exits, str) or not all(isinstance(exit_, int) and exit_ >= 1 for exit_ in self.exits):
+            raise InputError(f"exits is {self.exits!r}; expected depths of 1 or more, 'all' or None")
+        return [exit_ for exit_ in self.exits if exit_ < depth]
 
-    # Deployed: the first depth_ layers, the salient neurons, the head.
+    def _sampled(self, rows: LabelledRows) -> LabelledRows:
+        """At most `sample` of the rows, every class with its share."""
+        assert self.sample is not None
+        if len(rows.texts) <= self.sample:
+            return rows
+        return rows.take(self._split(rows.labels, self.sample)[0])
+
+    def _halves(self, part: Part) -> tuple[Part, Part]:
+        """What the probes see, and what is kept from them."""
+        first, second = self._split(part.labels, len(part.labels) // 2)
+        return part.only(first), part.only(second)
+
+    def _split(self, labels: Array, n_rows: int) -> tuple[Array, Array]:
+        """`n_rows` of the rows and the others, each in input order."""
+        classes = labels if self.task == "classification" else None
+        try:
+            parts = train_test_split(np.arange(len(labels)), train_size=n_rows, stratify=classes, random_state=self.seed)
+        except ValueError as error:
+            raise InputError(f"{n_rows} of {len(labels)} rows cannot hold every class ({error}); take more rows") from error
+        return np.sort(parts[0]), np.sort(parts[1])
+
+    def _without_neurons(
+        self, train: Part, validation: Part, test: Part | None, depth: int, settings: Settings
+    ) -> tuple[Head, CurveRow]:
+        """What is left where no neuron is salient: the most frequent class, or the mean value, for everybody; warned of."""
+        warnings.warn(
+            "no neuron of any layer is salient: every text gets the same answer; give larger Cs (or rows that differ)",
+            NoNeuronWarning,
+            stacklevel=3,
+        )
+        head = constant_head(train.labels, Feature(settings.sites[0], settings.poolings[0], 0), settings)
+        tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
+        score = settings.score(validation.labels, head.predict(head.read(validation)))
+        return head, curve_row(depth, score, tested, head)
+
+    # Deployed: the first depth_ layers, the salient neurons, the heads.
+
+    @property
+    def head_(self) -> Head:
+        """The head at depth_."""
+        check_is_fitted(self, "heads_")
+        return self.heads_[self.depth_]
 
     @property
     def model_config_(self) -> ModelConfig:
         """Sizes of the base model."""
-        check_is_fitted(self)
-        return self._extractor.model.config
+        check_is_fitted(self, "heads_")
+        return self._deployed.extractor.model.config
 
     @property
     def n_truncated_(self) -> int:
-        """How many of the texts labelled so far were longer than the base model holds, and were cut."""
-        check_is_fitted(self)
-        return self._extractor.n_truncated
+        """How many of the texts read so far were longer than the base model holds, and were cut."""
+        check_is_fitted(self, "heads_")
+        return self._deployed.extractor.n_truncated
 
     @property
     def salient_neurons_(self) -> dict[int, Int[Array, "_"]]:
-        """Layer -> sorted indices of the neurons the head reads."""
-        check_is_fitted(self)
-        return self.head_.neurons
+        """Layer -> sorted indices of the neurons the head reads, under any pooling (FFN neurons, where both sites are read)."""
+        found: dict[int, Int[Array, "_"]] = {}
+        site = "activation" if "activation" in self.sites else "hidden"
+        for feature, neurons in self.head_.neurons.items():
+            if feature.site == site and len(neurons):
+                found[feature.layer] = np.union1d(found.get(feature.layer, neurons), neurons)
+        return found
 
-    def predict_proba(self, texts: str | Iterable[str], progress: bool | None = False) -> Float[Array, "*row class"]:
-        """Probability of each class, in the order of classes_; one row per text, or a single row for a single str."""
-        blocks = list(self.predict_proba_blocks([texts] if isinstance(texts, str) else texts, progress))
-        probabilities = np.concatenate(blocks) if blocks else np.empty((0, len(self.classes_)))
-        return probabilities[0] if isinstance(texts, str) else probabilities
+    def output_blocks(
+        self, texts: Iterable[str], progress: bool | None = None, exit: str | Exit | None = None
+    ) -> Iterator[tuple[Float[Array, "row _"], Int[Array, "row"]]]:
+        """Probabilities [row, class] (or values [row, 1]) of a stream of texts, and the depth each row left at, block by block.
 
-    def predict_proba_blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[Float[Array, "row class"]]:
-        """predict_proba of a stream of texts of any length, some thousands of rows at a time."""
-        for features in self._salient_features(texts, progress):
-            yield self.head_.predict_proba(features)
+        exit: when a row stops, such as "fixed:4", "confidence:0.9" or "patience:2" (see Exit); None: exit_.
+        """
+        check_is_fitted(self, "heads_")
+        given = self.exit_ if exit is None else Exit.parse(exit) if isinstance(exit, str) else exit
+        if self.task == "regression" and given.by != "fixed":
+            raise InputError(f"exit {str(given)!r} needs classes; a regression leaves at a fixed depth")
+        yield from self._deployed.blocks(texts, given, progress)
 
-    def predict(self, texts: str | Iterable[str]) -> Any:
-        """The most probable class of each text; a single label for a single str."""
-        probabilities = self.predict_proba(texts)
-        return self.classes_[probabilities.argmax(-1)]
+    def _outputs(
+        self, texts: str | Iterable[str], progress: bool | None, exit: str | Exit | None
+    ) -> tuple[Float[Array, "row _"], Int[Array, "row"]]:
+        blocks = list(self.output_blocks([texts] if isinstance(texts, str) else texts, progress, exit))
+        if not blocks:
+            return np.empty((0, self._n_columns)), np.empty(0, dtype=np.int64)
+        outputs, depths = zip(*blocks, strict=True)
+        return np.concatenate(outputs), np.concatenate(depths)
 
-    def score(self, texts: Iterable[str], labels: Iterable[Any], sample_weight: None = None) -> float:
-        """The chosen metric on other rows; InputError for a label that was not there in fit."""
-        if sample_weight is not None:
-            raise InputError("score takes no sample_weight")
-        texts = list(texts)
-        expected = checked_labels(labels, len(texts), "rows to score")
-        truth = encoded(expected, self.classes_.tolist(), "rows to score")
-        return float(METRICS[self.metric](truth, self.predict_proba(texts).argmax(-1)))
+    @property
+    def _n_columns(self) -> int:
+        """How many columns the outputs have."""
+        raise NotImplementedError
 
     def explain(self, text: str, n_neurons: int = 5) -> list[Contribution]:
-        """The neurons that added most to the predicted class's logit, largest first: weight times standardised feature."""
-        (features,) = self._salient_features([text], False)
-        standardised = self.head_.standardizer(features)[0]
-        winner = int(self.head_.predict_proba(features)[0].argmax())
-        weights = self.head_.probe.coef_
-        added = standardised * (weights[winner] if len(weights) > 1 else weights[0] * (1 if winner else -1))
+        """The neurons that added most to the predicted class's logit (or to the value), largest first.
+
+        Weight times standardised feature; for a perceptron, slope times it.
+        """
+        check_is_fitted(self, "heads_")
+        (features,) = self._deployed.extractor.blocks([text], False)
+        salient = self._deployed.salient_features(features, self.depth_)
+        standardised = self.head_.standardizer(salient)[0]
+        outputs = self.head_.output(salient)[0]
+        winner, model = int(outputs.argmax()), self.head_.model
+        # Two classes share one output, which speaks for the second.
+        has_one = len(model.biases[-1] if isinstance(model, Perceptron) else model.coef_) == 1
+        output, sign = (0, -1 if len(outputs) == 2 and not winner else 1) if has_one else (winner, 1)
+        weights = model.slopes(standardised, output) if isinstance(model, Perceptron) else model.coef_[output]
+        added = sign * weights * standardised
         places = self.head_.places
         return [
-            Contribution(places[i][0], places[i][1], float(added[i])) for i in np.argsort(-added, kind="stable")[:n_neurons]
+            Contribution(places[i][0].layer, places[i][1], float(added[i]), places[i][0].site, places[i][0].pooling)
+            for i in np.argsort(-added, kind="stable")[:n_neurons]
         ]
 
     def output_names(self) -> list[str]:
-        """What each output of the head stands for: the second class of two, or every class."""
-        return [str(label) for label in (self.classes_[1:] if len(self.classes_) == 2 else self.classes_)]
+        """What each output of the head stands for."""
+        raise NotImplementedError
 
     def neuron_weights(self) -> list[dict[str, Any]]:
-        """Every salient neuron with its weight for each output (`output_names`), on the standardised feature."""
-        check_is_fitted(self)
-        weights = self.head_.probe.coef_.T.tolist()
-        return [{"layer": layer, "neuron": n, "weights": w} for (layer, n), w in zip(self.head_.places, weights, strict=True)]
+        """Every salient neuron with its weight for each output (`output_names`), on the standardised feature.
 
-    def _salient_features(self, texts: Iterable[str], progress: bool | None) -> Iterator[Float[Array, "row salient"]]:
-        check_is_fitted(self)
-        for block in self._extractor.blocks(texts, progress):
-            yield np.concatenate(list(block.values()), axis=1)
-
-    def _deploy(self, checkpoint: Checkpoint) -> None:
-        """Hold the layers that depth_ needs, of the last one the salient neurons, and nothing else of the base model."""
-        self._checkpoint = checkpoint
-        wanted: dict[Feature, Int[Array, "_"] | None] = {
-            Feature(self.site, self.head_.pooling, layer): neurons for layer, neurons in self.head_.neurons.items()
-        }
-        last = Feature(self.site, self.head_.pooling, self.depth_ - 1)
-        last_neurons = wanted.get(last) if self.site == "activation" and self.depth_ < checkpoint.config.n_layers else None
-        if last_neurons is not None and len(last_neurons):
-            wanted[last] = None  # all that is left of it
-        else:
-            last_neurons = None
-        model = checkpoint.load(self.depth_, DTYPES[self.dtype], self.device, last_neurons=last_neurons)
-        self._extractor = Extractor(model, self._tokenizer(checkpoint), wanted)
-
-    @staticmethod
-    def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-        return load_tokenizer(checkpoint.name, revision=checkpoint.revision)
+        InputError for a perceptron, whose neurons have no single weight.
+        """
+        model = self.head_.model
+        if isinstance(model, Perceptron):
+            raise InputError("the head is a perceptron (head='weighted'): its neurons have no single weight; see explain")
+        return [
+            {"layer": feature.layer, "neuron": neuron, "site": feature.site, "pooling": feature.pooling, "weights": weights}
+            for (feature, neuron), weights in zip(self.head_.places, model.coef_.T.tolist(), strict=True)
+        ]
 
     # On disk.
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `spin_classifier.json` and `head.safetensors`; the base model is named, not copied."""
-        check_is_fitted(self)
-        location = self._checkpoint.location
+        check_is_fitted(self, "heads_")
+        checkpoint = self._deployed.checkpoint
+        location = checkpoint.location
         description = {
             "spin_native": __version__,
-            "task": "classification",
+            "task": self.task,
             "base_model": {
                 "name": location.name if location.folder is None else str(location.folder.resolve()),
-                "revision": self._checkpoint.revision,
+                "revision": checkpoint.revision,
                 "depth": self.depth_,
-                "fingerprint": self._checkpoint.fingerprint(self.depth_),
-                "tokenizer_fingerprint": self._extractor.tokenizer.fingerprint,
+                "fingerprint": checkpoint.fingerprint(self.depth_),
+                "tokenizer_fingerprint": self._deployed.extractor.tokenizer.fingerprint,
             },
-            "labels": self.classes_.tolist(),
-            "head": describe_head(self.head_),
+            "labels": self._labels(),
+            "heads": {str(depth): describe_head(head) for depth, head in self.heads_.items()},
+            "exit": str(self.exit_),
+            "promise": self.promise_ and {**vars(self.promise_), "exit": str(self.promise_.exit)},
             "settings": {name: value for name, value in self.get_params().items() if name not in PLACE},
             "scores": {
-                "metric": self.metric,
+                "metric": self.metric_,
                 "baseline": self.baseline_ and self.baseline_._asdict(),
                 "depth_curve": [row._asdict() for row in self.depth_curve_],
+                "layer_curve": [row._asdict() for row in self.layer_curve_],
+                "controls": self.controls_ and self.controls_._asdict(),
+                "unconverged": self.unconverged_,
             },
         }
-        write_classifier(Path(folder), description, head_tensors(self.head_))
+        tensors = {f"{depth}.{name}": t for depth, head in self.heads_.items() for name, t in head_tensors(head).items()}
+        write_classifier(Path(folder), description, tensors)
+
+    def _labels(self) -> list[Any]:
+        """What the outputs stand for, as JSON has it."""
+        return []
+
+    def _set_labels(self, labels: list[Any]) -> None:
+        """The other way round."""
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Fitted],
         name: str | Path,
         *,
         revision: str | None = None,
@@ -325,35 +503,48 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
         dtype: str | None = None,
         device: str = "cpu",
         allow_pickle: bool = False,
-    ) -> "SpinClassifier":
-        """Load a saved classifier from a folder or a Hub repository, and the layers of the base model that it runs.
+    ) -> Fitted:
+        """Load what was saved from a folder or a Hub repository, and the layers of the base model that it runs.
 
         base_model: where the base model is now, if not where it was. dtype: how to run it, if not as it was fitted.
-        Raises InputError if its weights or its tokenizer are not, to the bit, those the classifier was fitted on.
+        Raises InputError if its weights or its tokenizer are not, to the bit, those it was fitted on, or the task is another.
         """
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-        where = Location(str(name), revision)
-        description, tensors = read_classifier(where)
+        description, tensors = read_classifier(Location(str(name), revision))
+        if description.get("task") != cls.task:
+            raise InputError(f"{name}: its task is {description.get('task')!r}; {cls.__name__} does {cls.task}")
         try:
-            base, head, scores = description["base_model"], description["head"], description["scores"]
+            base, heads, scores = description["base_model"], description["heads"], description["scores"]
             given = description["settings"].items()
             settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given}
             settings |= {"model": base_model or base["name"]}
             settings |= {"revision": None if base_model else base["revision"]}
             settings |= {} if dtype is None else {"dtype": dtype}
             clf = cls(**settings, device=device, allow_pickle=allow_pickle)
-            clf.classes_ = np.array(description["labels"])
+            clf._set_labels(description["labels"])
             clf.depth_ = base["depth"]
-            clf.head_ = read_head(head, tensors, len(clf.classes_))
-            clf.depth_curve_ = [CurveRow(**row) for row in scores["depth_curve"]]
+            clf.heads_ = {
+                int(depth): read_head(head, tensors, f"{depth}.", clf._n_columns if cls.task == "classification" else 0)
+                for depth, head in heads.items()
+            }
+            if max(clf.heads_) != clf.depth_:
+                raise ValueError(f"its deepest head is at {max(clf.heads_)}, its depth is {clf.depth_}")
+            clf.exit_ = Exit.parse(description["exit"])
+            promise = description["promise"]
+            clf.promise_ = promise and Promise(**{**promise, "exit": Exit.parse(promise["exit"])})
+            clf.depth_curve_, clf.layer_curve_ = (
+                [CurveRow(**row) for row in scores[curve]] for curve in ("depth_curve", "layer_curve")
+            )
             clf.baseline_ = scores["baseline"] and CurveRow(**scores["baseline"])
+            clf.controls_ = scores["controls"] and Controls(**scores["controls"])
+            clf.unconverged_ = scores["unconverged"]
             expected = base["fingerprint"], base["tokenizer_fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{name}: not a classifier that spin_native saved ({error!r}); save it again") from error
         checkpoint = Checkpoint(Location(clf.model, clf.revision), allow_pickle)
-        clf._deploy(checkpoint)
-        found = checkpoint.fingerprint(clf.depth_), clf._extractor.tokenizer.fingerprint
+        clf._deployed = Deployed(checkpoint, clf.heads_, DTYPES[clf.dtype], device)
+        found = checkpoint.fingerprint(clf.depth_), clf._deployed.extractor.tokenizer.fingerprint
         for what, was, now in zip(("weights", "tokenizer"), expected, found, strict=True):
             if was != now:
                 raise InputError(
@@ -373,3 +564,147 @@ class SpinClassifier(ClassifierMixin, BaseEstimator):
             except (OSError, ValueError) as error:  # HTTP errors are OSErrors there, bad names ValueErrors
                 raise InputError(f"{repo!r}: could not be uploaded ({error})") from error
         return f"{api.endpoint}/{repo}"
+
+
+class SpinClassifier(ClassifierMixin, _Spin):
+    __doc__ = f"Classify texts, two classes or more. {_Spin.__doc__}\n    classes_: the labels, in the order of probabilities."
+
+    task = "classification"
+
+    def _rows(
+        self, training: TextsAndLabels, validation: TextsAndLabels | None, test: TextsAndLabels | None
+    ) -> dict[str, LabelledRows]:
+        parts, classes = labelled_rows(training, validation, test, self.validation_share, self.seed)
+        self._set_labels(classes)
+        return parts
+
+    def _labels(self) -> list[Any]:
+        return self.classes_.tolist()
+
+    def _set_labels(self, labels: list[Any]) -> None:
+        self.classes_ = np.array(labels)
+
+    @property
+    def _n_columns(self) -> int:
+        return len(self.classes_)
+
+    def output_names(self) -> list[str]:
+        """What each output of the head stands for: the second class of two, or every class."""
+        return [str(label) for label in (self.classes_[1:] if len(self.classes_) == 2 else self.classes_)]
+
+    def predict_proba(
+        self, texts: str | Iterable[str], progress: bool | None = False, *, exit: str | Exit | None = None
+    ) -> Float[Array, "*row class"]:
+        """Probability of each class, in the order of classes_; one row per text, or a single row for a single str.
+
+        exit: when a row stops (see output_blocks).
+        """
+        probabilities, _ = self._outputs(texts, progress, exit)
+        return probabilities[0] if isinstance(texts, str) else probabilities
+
+    def predict(self, texts: str | Iterable[str], *, exit: str | Exit | None = None, return_depth: bool = False) -> Any:
+        """The most probable class of each text; a single label for a single str. return_depth: with the depth it left at."""
+        probabilities, depths = self._outputs(texts, False, exit)
+        labels = self.classes_[probabilities.argmax(1)]
+        if isinstance(texts, str):
+            labels, depths = labels[0], depths[0]
+        return (labels, depths) if return_depth else labels
+
+    def score(
+        self, texts: Iterable[str], labels: Iterable[Any], sample_weight: None = None, *, exit: str | Exit | None = None
+    ) -> float:
+        """The chosen metric on other rows; InputError for a label that was not there in fit."""
+        if sample_weight is not None:
+            raise InputError("score takes no sample_weight")
+        texts, truth = self._encoded(texts, labels, "rows to score")
+        return float(METRICS[self.task][self.metric_](truth, self.predict_proba(texts, exit=exit).argmax(-1)))
+
+    def calibrate(
+        self,
+        texts: Iterable[str],
+        labels: Iterable[Any],
+        *,
+        max_accuracy_drop: float = 0.01,
+        confidence: float = 0.95,
+        by: ExitBy = "confidence",
+    ) -> "SpinClassifier":
+        """Let rows leave as early as the promise allows: sets exit_ and promise_, which are saved.
+
+        texts, labels: rows that neither fit nor its validation saw. The promise: with `confidence`, rows like these lose at
+        most `max_accuracy_drop` of accuracy against the deepest head. Needs a classifier that was fitted with `exits`.
+        """
+        check_is_fitted(self, "heads_")
+        if len(self.heads_) < 2:
+            raise InputError("calibrate: there is one head only; fit with exits='all', or with a list of depths")
+        texts, truth = self._encoded(texts, labels, "rows to calibrate on")
+        if not texts:
+            raise InputError("calibrate: no rows; expected labelled rows that fit did not see")
+        self.promise_ = calibrate(self._deployed.all_outputs(texts), truth, by, max_accuracy_drop, confidence)
+        self.exit_ = self.promise_.exit
+        return self
+
+    def _encoded(self, texts: Iterable[str], labels: Iterable[Any], what: str) -> tuple[list[str], Int[Array, "row"]]:
+        texts = list(texts)
+        return texts, encoded(checked_labels(labels, len(texts), what), self.classes_.tolist(), what)
+
+
+class SpinRegressor(RegressorMixin, _Spin):
+    __doc__ = f"Estimate a value for each text. {_Spin.__doc__}"
+
+    task = "regression"
+
+    def _rows(
+        self, training: TextsAndLabels, validation: TextsAndLabels | None, test: TextsAndLabels | None
+    ) -> dict[str, LabelledRows]:
+        return valued_rows(training, validation, test, self.validation_share, self.seed)
+
+    @property
+    def _n_columns(self) -> int:
+        return 1
+
+    def output_names(self) -> list[str]:
+        return ["value"]
+
+    def predict(self, texts: str | Iterable[str], *, exit: str | Exit | None = None) -> Any:
+        """The value of each text; a single float for a single str."""
+        values = self._outputs(texts, False, exit)[0][:, 0]
+        return float(values[0]) if isinstance(texts, str) else values
+
+    def score(
+        self, texts: Iterable[str], labels: Iterable[Any], sample_weight: None = None, *, exit: str | Exit | None = None
+    ) -> float:
+        """The chosen metric on other rows."""
+        if sample_weight is not None:
+            raise InputError("score takes no sample_weight")
+        texts = list(texts)
+        truth = checked_values(labels, len(texts), "rows to score")
+        return float(METRICS[self.task][self.metric_](truth, self.predict(texts, exit=exit)))
+
+
+def load_pretrained(name: str | Path, *, revision: str | None = None, **where: Any) -> SpinClassifier | SpinRegressor:
+    """What was saved, a SpinClassifier or a SpinRegressor; arguments as of from_pretrained."""
+    task = read_classifier(Location(str(name), revision))[0].get("task")
+    return (SpinRegressor if task == "regression" else SpinClassifier).from_pretrained(name, revision=revision, **where)
+
+
+class _Extraction:
+    """A base model, loaded once, and the features of one part of the data after the other."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: Dtype, device: str, store: str | Path | None, progress: bool | None
+    ) -> None:
+        self._checkpoint, self._dtype, self._device, self._store, self._progress = checkpoint, dtype, device, store, progress
+
+    def __call__(self, parts: Mapping[str, LabelledRows], wanted: Mapping[Feature, Int[Array, "_"] | None]) -> dict[str, Part]:
+        """Each part with its wanted features; `wanted`: all neurons of a feature (None), or these."""
+        n_layers = self._checkpoint.config.n_layers
+        depth = min(n_layers, 1 + max(feature.layer for feature in wanted))
+        model = self._checkpoint.load(depth, self._dtype, self._device)
+        tokenizer = load_tokenizer(self._checkpoint.name, revision=self._checkpoint.revision)
+        extractor = Extractor(model, tokenizer, wanted)
+        columns = {feature: neurons for feature, neurons in wanted.items() if neurons is not None}
+        found = {}
+        for name, rows in parts.items():
+            store = None if self._store is None else Path(self._store) / name
+            found[name] = Part(extractor.run(rows.texts, store, self._progress), rows.labels, columns or None)
+        return found

@@ -1,4 +1,4 @@
-"""The one error the package raises on purpose."""
+"""The one error the package raises on purpose, and what it warns of."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,11 @@ class InputError(ValueError):
     The message is one sentence that names what, where, what was got, what was expected, and the remedy.
     The command line prints it as it is; nothing finished before it is lost.
     """
+
+
+class LeakWarning(UserWarning):
+    """The same text stands in two parts of the data: its score there says less than it seems."""
+
+
+class NoNeuronWarning(UserWarning):
+    """No neuron is salient: every text gets the same answer."""

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -22,6 +22,9 @@ from spin_native.text import WINDOW, Encoded, Tokenizer, check_text, pack, windo
 Site = Literal["activation", "hidden"]
 # Which columns of each feature are wanted: all (None), or these neurons.
 Wanted = Mapping[Feature, Int[np.ndarray, "_"] | None]
+
+# Told a layer, and the features of the rows of a batch that are still there: which of them leave.
+Leave = Callable[[int, Mapping[Feature, Float[np.ndarray, "row _"]]], Bool[np.ndarray, "row"]]
 
 # Of one layer's activation; measured on CPUs (all shapes from width 384 to 1600, float32 and bfloat16), a guess for CUDA.
 ACTIVATION_BYTES = {False: 12 * 2**20, True: 192 * 2**20}
@@ -127,7 +130,21 @@ class Extractor:
         n_texts, cut_before = 0, self.n_truncated
         with _progress_bar(texts, progress) as bar:
             for encoded in _encoded(self._encode, windows(texts, self.rows_per_block), 0, self._several_blocks(texts)):
-                yield self._block(encoded, n_texts, bar)
+                yield self._block(encoded, n_texts, bar)[0]
+                n_texts += len(encoded.row_of)
+        self.tokenizer.warn_truncated(self.n_truncated - cut_before, n_texts)
+
+    def leaving_blocks(
+        self, texts: Iterable[str], start: Callable[[int], Leave], progress: bool | None = None
+    ) -> Iterator[tuple[dict[Feature, Float[np.ndarray, "row _"]], Int[np.ndarray, "row"]]]:
+        """`blocks`, of rows that may leave early, and how many layers each row was run.
+
+        start: called with a batch's number of rows for what tells who leaves it; what a row left before is 0.
+        """
+        n_texts, cut_before = 0, self.n_truncated
+        with _progress_bar(texts, progress) as bar:
+            for encoded in _encoded(self._encode, windows(texts, self.rows_per_block), 0, self._several_blocks(texts)):
+                yield self._block(encoded, n_texts, bar, start)
                 n_texts += len(encoded.row_of)
         self.tokenizer.warn_truncated(self.n_truncated - cut_before, n_texts)
 
@@ -148,16 +165,17 @@ class Extractor:
             raise
 
     @torch.inference_mode()
-    def _block(self, block: "_Block", first_row: int, bar: "tqdm[None]") -> dict[Feature, Float[np.ndarray, "row _"]]:
-        """The features of some texts: each one is computed once, however often it stands there."""
+    def _block(
+        self, block: "_Block", first_row: int, bar: "tqdm[None]", start: Callable[[int], Leave] | None = None
+    ) -> tuple[dict[Feature, Float[np.ndarray, "row _"]], Int[np.ndarray, "row"]]:
+        """The features of some texts, and how many layers each was run; each is computed once, however often it is there."""
         ids, n_copies = block.encoded.ids, np.bincount(block.row_of)
         self.n_truncated += int(n_copies @ block.encoded.truncated)
-        kept = {feature: np.empty((len(ids), width), self.dtype) for feature, width in self.widths.items()}
+        kept = {feature: np.zeros((len(ids), width), self.dtype) for feature, width in self.widths.items()}
+        depths = np.zeros(len(ids), dtype=np.int64)
         for rows in pack([len(row) for row in ids], self.max_tokens):
             batch = TokenBatch.from_rows([ids[row] for row in rows], self._device)
-            for feature, pooled in self._pooled(batch):
-                with np.errstate(over="ignore"):  # what float16 cannot hold is refused below, by name
-                    kept[feature][rows] = pooled.cpu().numpy()
+            self._run_batch(batch, np.array(rows), kept, depths, None if start is None else start(len(rows)))
             bar.update(int(n_copies[rows].sum()))
         for feature, array in kept.items():
             if not np.isfinite(array).all():
@@ -166,16 +184,41 @@ class Extractor:
                     f"text {first_row + int(np.argmax(block.row_of == row))}: {feature.site} {column} of layer {feature.layer} "
                     f"is not a finite {self.dtype}; use dtype='float32', and a wider dtype for the model"
                 )
-        return kept if len(ids) == len(block.row_of) else {f: array[block.row_of] for f, array in kept.items()}
+        if len(ids) == len(block.row_of):
+            return kept, depths
+        return {f: array[block.row_of] for f, array in kept.items()}, depths[block.row_of]
 
-    def _pooled(self, batch: TokenBatch) -> Iterator[tuple[Feature, Float[Tensor, "row width"]]]:
-        """Every wanted feature of one batch, pooled while the layers run; nothing past the last wanted layer is run."""
-        last = max(self._by_layer)
-        for layer in self.model.layers(batch):
+    def _run_batch(
+        self,
+        batch: TokenBatch,
+        rows: Int[np.ndarray, "row"],
+        kept: Mapping[Feature, Float[np.ndarray, "_ _"]],
+        depths: Int[np.ndarray, "_"],
+        leave: Leave | None,
+    ) -> None:
+        """Pool every wanted feature of one batch while the layers run; nothing past the last wanted layer is run.
+
+        rows: where the batch's rows stand in `kept` and `depths`, which are filled.
+        """
+        last, stay = max(self._by_layer), None
+
+        def keep(_layer: int) -> Tensor | None:
+            return stay
+
+        for layer in self.model.layers(batch, keep=keep):
             for feature, columns in self._by_layer.get(layer.index, ()):
-                yield feature, _pool(layer, feature, columns, batch)
+                with np.errstate(over="ignore"):  # what float16 cannot hold is refused later, by name
+                    kept[feature][rows] = _pool(layer, feature, columns, layer.batch).cpu().numpy()
+            depths[rows] = layer.index + 1
             if layer.index == last:
                 return
+            stay = None
+            if leave is not None:
+                leaves = leave(layer.index, {f: array[rows] for f, array in kept.items() if f.layer <= layer.index})
+                if leaves.all():
+                    return
+                if leaves.any():
+                    rows, stay = rows[~leaves], torch.from_numpy(np.flatnonzero(~leaves)).to(self._device)
             del layer  # one layer's activation alive at a time
 
     def _run_into(self, store: ActivationStore, texts: Iterable[str], progress: bool | None) -> ActivationStore:
@@ -192,7 +235,7 @@ class Extractor:
                 bar.update(len(block))
                 n_texts += len(block)
             for encoded in _encoded(self._encode, blocks, n_texts, self._several_blocks(texts)):
-                store.append(self._block(encoded, n_texts, bar), _digest(encoded.texts))
+                store.append(self._block(encoded, n_texts, bar)[0], _digest(encoded.texts))
                 n_texts += len(encoded.row_of)
         if n_texts < store.n_rows:
             raise InputError(f"{store.folder}: holds {store.n_rows} rows, but only {n_texts} texts were given")

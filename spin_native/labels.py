@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float64, Int
 
 from spin_native.errors import InputError
 
@@ -32,6 +32,22 @@ def checked_labels(labels: Iterable[Any], n_texts: int, what: str) -> list[Label
                 f"{what}: labels are of two types, row 0 has {values[0]!r} and row {row} has {label!r}; expected one type"
             )
     return values
+
+
+def checked_values(values: Iterable[Any], n_texts: int, what: str) -> Float64[np.ndarray, "row"]:
+    """One finite number per text; InputError, naming the row, for anything else, and for a wrong number."""
+    found = list(values)
+    if len(found) != n_texts:
+        raise InputError(f"{what}: {n_texts} texts but {len(found)} values; expected one value per text")
+    numbers = np.empty(n_texts)
+    for row, value in enumerate(found):
+        try:
+            numbers[row] = np.nan if value is None or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            numbers[row] = np.nan
+        if not np.isfinite(numbers[row]):
+            raise InputError(f"{what}: the value of row {row} is {value!r}; expected a finite number")
+    return numbers
 
 
 def classes_of(labels: Sequence[Label], what: str) -> list[Label]:

@@ -15,11 +15,13 @@ from safetensors.numpy import load, save
 from spin_native.checkpoints import Location
 from spin_native.errors import InputError
 from spin_native.integration import Head, Standardizer
-from spin_native.probes import LogisticProbe
-from spin_native.store import write_bytes, write_json
+from spin_native.perceptron import Perceptron
+from spin_native.probes import LinearProbe, LogisticProbe
+from spin_native.selection import Cut
+from spin_native.store import Feature, write_bytes, write_json
 
 DESCRIPTION, TENSORS = "spin_classifier.json", "head.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 def write_classifier(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
@@ -57,32 +59,56 @@ def read_classifier(location: Location) -> tuple[dict[str, Any], dict[str, np.nd
 def describe_head(head: Head) -> dict[str, Any]:
     """What a reader wants to know of a head; its numbers are in `head_tensors`."""
     return {
-        "pooling": head.pooling,
-        "eta": head.eta,
-        "C": head.probe.C,
-        "salient_neurons": {str(layer): len(neurons) for layer, neurons in head.neurons.items()},
+        "kind": head.kind,
+        "reads": [{**feature._asdict(), "salient_neurons": len(neurons)} for feature, neurons in head.neurons.items()],
+        "cut": {"by": head.cut.by, "amount": head.cut.amount},
+        "C": head.C,
+        "model": "perceptron" if isinstance(head.model, Perceptron) else "linear",
     }
 
 
 def head_tensors(head: Head) -> dict[str, np.ndarray]:
-    """neurons.{layer}: salient neuron indices; mean, scale: of their features; coef [output, salient], intercept [output]."""
-    neurons = {f"neurons.{layer}": indices for layer, indices in head.neurons.items()}
-    mean, scale = head.standardizer.mean, head.standardizer.scale
-    return {**neurons, "mean": mean, "scale": scale, "coef": head.probe.coef_, "intercept": head.probe.intercept_}
+    """neurons.{site}.{pooling}.{layer}: salient neuron indices; mean, scale: of their features; and the model's numbers.
+
+    Of a linear model coef [output, salient] and intercept [output]; of a perceptron weights.{i} [from, to] and biases.{i} [to].
+    """
+    tensors = {f"neurons.{f.site}.{f.pooling}.{f.layer}": indices for f, indices in head.neurons.items()}
+    tensors |= {"mean": head.standardizer.mean, "scale": head.standardizer.scale}
+    if isinstance(head.model, Perceptron):
+        tensors |= {f"weights.{i}": array for i, array in enumerate(head.model.weights)}
+        return tensors | {f"biases.{i}": array for i, array in enumerate(head.model.biases)}
+    return {**tensors, "coef": head.model.coef_, "intercept": head.model.intercept_}
 
 
-def read_head(description: Mapping[str, Any], tensors: Mapping[str, np.ndarray], n_classes: int) -> Head:
-    """A head from its description and tensors; KeyError or ValueError if they do not fit together."""
-    layers = sorted(int(name.removeprefix("neurons.")) for name in tensors if name.startswith("neurons."))
-    neurons = {layer: tensors[f"neurons.{layer}"] for layer in layers}
-    width, outputs = sum(map(len, neurons.values())), 1 if n_classes == 2 else n_classes
-    shapes = {"mean": (width,), "scale": (width,), "coef": (outputs, width), "intercept": (outputs,)}
-    for name, shape in shapes.items():
-        if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
-            raise ValueError(f"{name} is {tensors[name].shape}, expected {shape} finite numbers")
-    probe = LogisticProbe.from_weights(tensors["coef"], tensors["intercept"], C=description["C"], l1_ratio=0.0)
-    standardizer = Standardizer(tensors["mean"], tensors["scale"])
-    return Head(description["pooling"], description["eta"], neurons, standardizer, probe)
+def read_head(description: Mapping[str, Any], tensors: Mapping[str, np.ndarray], prefix: str, n_classes: int) -> Head:
+    """A head from its description and tensors; KeyError or ValueError if they do not fit together.
+
+    prefix: of the head's tensors. n_classes: 0 for a regression.
+    """
+    features = [Feature(read["site"], read["pooling"], read["layer"]) for read in description["reads"]]
+    neurons = {f: tensors[f"{prefix}neurons.{f.site}.{f.pooling}.{f.layer}"] for f in features}
+    width, outputs = sum(map(len, neurons.values())), 1 if n_classes in (0, 2) else n_classes
+
+    def get(name: str, *shape: int) -> np.ndarray:
+        tensor = tensors[prefix + name]
+        if tensor.shape != shape or not np.isfinite(tensor).all():
+            raise ValueError(f"{prefix}{name} is {tensor.shape}, expected {shape} finite numbers")
+        return tensor
+
+    model: LogisticProbe | LinearProbe | Perceptron
+    if description["model"] == "perceptron":
+        biases = [tensors[f"{prefix}biases.{i}"] for i in range(sum(name.startswith(f"{prefix}biases.") for name in tensors))]
+        sizes = [width, *map(len, biases)]
+        if sizes[-1] != outputs:
+            raise ValueError(f"the last layer has {sizes[-1]} outputs, expected {outputs}")
+        weights = tuple(get(f"weights.{i}", *sizes[i : i + 2]) for i in range(len(biases)))
+        model = Perceptron(weights, tuple(get(f"biases.{i}", len(bias)) for i, bias in enumerate(biases)), n_classes)
+    else:
+        probe_type = LogisticProbe if n_classes else LinearProbe
+        coef, intercept = get("coef", outputs, width), get("intercept", outputs)
+        model = probe_type.from_weights(coef, intercept, C=description["C"], l1_ratio=0.0)
+    cut = Cut(description["cut"]["by"], description["cut"]["amount"])
+    return Head(description["kind"], cut, neurons, Standardizer(get("mean", width), get("scale", width)), model)
 
 
 def _sha256(content: bytes) -> str:

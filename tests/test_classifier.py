@@ -16,6 +16,9 @@ from sklearn.preprocessing import StandardScaler
 import spin_native as sn
 from spin_native.models import Transformer
 
+# The tiny reviews repeat themselves.
+leaks = pytest.mark.filterwarnings("ignore::spin_native.errors.LeakWarning")
+
 
 def bytes_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -48,11 +51,18 @@ def test_predictions_are_the_saved_numbers_applied_to_the_salient_neurons(tiny_m
     """By hand: features from `extract`, then standardise, weigh, sigmoid."""
     tensors = {name: tensor.numpy() for name, tensor in load_file(saved / "head.safetensors").items()}
     description = json.loads((saved / "spin_classifier.json").read_text())
-    pooling, depth = description["head"]["pooling"], description["base_model"]["depth"]
+    depth = description["base_model"]["depth"]
+    reads = description["heads"][str(depth)]["reads"]
+    pooling = reads[0]["pooling"]
+    tensors = {name.removeprefix(f"{depth}."): tensor for name, tensor in tensors.items()}
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
     features = sn.extract(model, tokenizer, reviews[0], poolings=(pooling,))
-    layers = [layer for layer in range(depth) if f"neurons.{layer}" in tensors]
-    blocks = [features.array(site="activation", pooling=pooling, layer=n)[:, tensors[f"neurons.{n}"]] for n in layers]
+    layers = [read["layer"] for read in reads]
+    assert max(layers) < depth
+    blocks = [
+        features.array(site="activation", pooling=pooling, layer=n)[:, tensors[f"neurons.activation.{pooling}.{n}"]]
+        for n in layers
+    ]
     z = (np.concatenate(blocks, 1) - tensors["mean"]) / tensors["scale"]
     probability = 1 / (1 + np.exp(-(z @ tensors["coef"][0] + tensors["intercept"][0])))
     np.testing.assert_allclose(fitted.predict_proba(reviews[0])[:, 1], probability, rtol=1e-5)
@@ -60,7 +70,7 @@ def test_predictions_are_the_saved_numbers_applied_to_the_salient_neurons(tiny_m
 
 def test_the_deployed_classifier_holds_and_runs_depth_layers_only(tiny_model, reviews, monkeypatch):
     clf = sn.SpinClassifier(str(tiny_model), depth=2).fit(*reviews)
-    assert clf.depth_ == clf._extractor.model.depth == 2
+    assert clf.depth_ == clf._deployed.extractor.model.depth == 2
     assert [row.depth for row in clf.depth_curve_] == [1, 2]
     assert clf.baseline_.depth == 3  # the final hidden state needs the whole model
     for layer, neurons in clf.salient_neurons_.items():
@@ -70,7 +80,7 @@ def test_the_deployed_classifier_holds_and_runs_depth_layers_only(tiny_model, re
         assert neurons[-1] < 32
     ran = []
     true = Transformer.layers
-    monkeypatch.setattr(Transformer, "layers", lambda self, batch: ran.append(self.depth) or true(self, batch))
+    monkeypatch.setattr(Transformer, "layers", lambda self, batch, **how: ran.append(self.depth) or true(self, batch, **how))
     clf.predict(reviews[0])
     assert set(ran) == {2}
 
@@ -83,6 +93,7 @@ def test_depth_none_is_all_layers_and_best_is_chosen_by_validation(tiny_model, r
     assert sn.SpinClassifier(str(tiny_model), tolerance=1.0).fit(*reviews).depth_ == 1
 
 
+@leaks
 def test_given_validation_rows_are_used_and_test_scores_stand_only_where_test_rows_are_given(tiny_model, reviews):
     texts, labels = reviews
     half, rest = (texts[:40], labels[:40]), (texts[40:], labels[40:])
@@ -94,6 +105,7 @@ def test_given_validation_rows_are_used_and_test_scores_stand_only_where_test_ro
     assert [row.test for row in scored.depth_curve_] == [row.validation for row in scored.depth_curve_]
 
 
+@leaks
 def test_the_baseline_is_what_scikit_learn_gets_from_the_final_hidden_state(tiny_model, reviews):
     texts, labels = reviews
     clf = sn.SpinClassifier(str(tiny_model)).fit(texts[:50], labels[:50], validation=(texts[50:], labels[50:]))
@@ -126,7 +138,7 @@ def test_contributions_and_intercept_add_up_to_the_logit(fitted):
         total = sum(c.contribution for c in fitted.explain(text, 10**6))
         winner = fitted.predict_proba(text).argmax()
         logit = np.log(fitted.predict_proba(text)[winner] / fitted.predict_proba(text)[1 - winner])
-        assert total + fitted.head_.probe.intercept_[0] * (1 if winner else -1) == pytest.approx(logit, rel=1e-4)
+        assert total + fitted.head_.model.intercept_[0] * (1 if winner else -1) == pytest.approx(logit, rel=1e-4)
 
 
 def test_neuron_weights_name_every_salient_neuron(fitted):
@@ -186,7 +198,7 @@ def test_a_changed_tokenizer_is_refused(tiny_model, saved, tmp_path):
     [
         (lambda d: d.pop("labels"), "not a classifier that spin_native saved"),
         (lambda d: d["base_model"].pop("fingerprint"), "not a classifier that spin_native saved"),
-        (lambda d: d.update(format=99), "format 99; expected 1"),
+        (lambda d: d.update(format=99), "format 99; expected 2"),
         (lambda d: d.update(labels=["a", "b", "c"]), "not a classifier that spin_native saved"),
         (lambda d: d.update(head_sha256="0"), "sha256 differs"),
     ],
@@ -259,11 +271,11 @@ def test_labels_that_training_does_not_have_are_refused(tiny_model, fitted):
         ({"metric": "auc"}, "metric is 'auc'; expected one of accuracy, macro_f1"),
         ({"scaling": "minmax"}, "scaling is 'minmax'; expected one of standard, none"),
         ({"dtype": "int8"}, "dtype is 'int8'"),
-        ({"site": "attention"}, "site is 'attention'; expected one of activation, hidden"),
+        ({"sites": ("attention",)}, "expected a sequence of one or more of activation, hidden"),
         ({"poolings": ("median",)}, "expected a sequence of one or more of mean, max, first, last"),
         ({"poolings": "mean"}, "expected a sequence"),
-        ({"etas": (0.5, 0.0)}, "expected positive numbers"),
-        ({"etas": (1.5,)}, "shares of at most 1"),
+        ({"etas": (0.5, 0.0)}, "eta is 0.0; expected a share above 0 and up to 1"),
+        ({"etas": (1.5,)}, "eta is 1.5; expected a share above 0 and up to 1"),
         ({"Cs": (-1.0,)}, "expected positive numbers"),
         ({"head_Cs": ()}, "expected positive numbers"),
         ({"tolerance": -0.1}, "tolerance is -0.1"),
@@ -271,7 +283,15 @@ def test_labels_that_training_does_not_have_are_refused(tiny_model, fitted):
         ({"depth": 0}, "depth is 0; expected 1 to 3"),
         ({"depth": 4}, "depth is 4; expected 1 to 3"),
         ({"depth": "deep"}, "depth is 'deep'; expected 1 to 3"),
-        ({"Cs": (1e-9,)}, "no neuron of any layer is salient"),
+        ({"top_k": (40,)}, "top_k is 40, a layer has 32 neurons"),
+        ({"top_k": (0,)}, "top_k is 0; expected a whole number"),
+        ({"top_k": (2,), "top_share": (0.1,)}, "expected one of them"),
+        ({"head": "deep"}, "head is 'deep'; expected one of refit, frozen, weighted"),
+        ({"mixing": "some"}, "mixing is 'some'; expected one of apart, together, best"),
+        ({"ranker": "guess"}, "ranker is 'guess'; expected one of squared, l2, absolute"),
+        ({"phase_two": "unseen"}, "is for head='frozen'"),
+        ({"sample": 1}, "sample is 1; expected a number of rows"),
+        ({"exits": (0,)}, "exits is \\(0,\\); expected depths of 1 or more"),
     ],
 )
 def test_unusable_settings_are_refused_by_name(tiny_model, settings, message, unchecked):
@@ -280,7 +300,7 @@ def test_unusable_settings_are_refused_by_name(tiny_model, settings, message, un
 
 
 def test_reading_hidden_states_and_other_dtypes(tiny_model, reviews):
-    hidden = sn.SpinClassifier(str(tiny_model), site="hidden", poolings=("first", "last"), dtype="bfloat16").fit(*reviews)
+    hidden = sn.SpinClassifier(str(tiny_model), sites=("hidden",), poolings=("first", "last"), dtype="bfloat16").fit(*reviews)
     assert max(n[-1] for n in hidden.salient_neurons_.values()) < 16
-    assert hidden._extractor.model.dtype == torch.bfloat16
+    assert hidden._deployed.extractor.model.dtype == torch.bfloat16
     assert hidden.score(*reviews) > 0.7

@@ -80,6 +80,7 @@ def read(path):
     return pyarrow.parquet.read_table(path).to_pylist()
 
 
+@pytest.mark.filterwarnings("ignore::spin_native.errors.LeakWarning")
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
 def test_fit_predict_evaluate_from_every_kind_of_file(spin, reviews, tiny_model, tmp_path, ending):
     texts, labels = reviews

@@ -156,7 +156,9 @@ def test_a_text_that_stands_there_several_times_is_computed_once(tiny_model, mon
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
     rows_run = []
     true = type(model).layers
-    monkeypatch.setattr(type(model), "layers", lambda self, batch: rows_run.append(batch.n_rows) or true(self, batch))
+    monkeypatch.setattr(
+        type(model), "layers", lambda self, batch, **how: rows_run.append(batch.n_rows) or true(self, batch, **how)
+    )
     texts = ["good film", "bad food", "good film", "the room was nice", "bad food", "good film"]
     together = sn.extract(model, tokenizer, texts, depth=2)
     assert sum(rows_run) == 3

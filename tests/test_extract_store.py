@@ -153,7 +153,7 @@ def test_finished_shards_are_not_computed_again(parts, tmp_path, small_shards, m
     sn.extract(model, tokenizer, TEXTS[:20], store=tmp_path / "s")
     seen = []
     true = type(model).layers
-    monkeypatch.setattr(type(model), "layers", lambda self, batch: seen.append(batch.n_rows) or true(self, batch))
+    monkeypatch.setattr(type(model), "layers", lambda self, batch, **how: seen.append(batch.n_rows) or true(self, batch, **how))
     assert sn.extract(model, tokenizer, TEXTS, store=tmp_path / "s").n_rows == 40
     assert sum(seen) == 20
 

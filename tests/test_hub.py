@@ -107,11 +107,11 @@ LOAD = "m = sn.load_model('{}', depth={})\nprint(m.depth, m.source.revision, sn.
 
 def test_a_hub_name_loads_from_one_commit_and_then_offline(ask, hub, fitted):
     program = LOAD.format("some/model", None, "some/model")
-    assert ask(program) == f"3 {COMMIT} {fitted._extractor.tokenizer.n_vocab}"
+    assert ask(program) == f"3 {COMMIT} {fitted._deployed.extractor.tokenizer.n_vocab}"
     fetched = {name for command, _, name, status in hub[1] if command == "GET" and status == 200}
     assert fetched == {"config.json", "model.safetensors", "vocab.txt"}
     hub[1].clear()
-    assert ask(program, HF_HUB_OFFLINE="1") == f"3 {COMMIT} {fitted._extractor.tokenizer.n_vocab}"
+    assert ask(program, HF_HUB_OFFLINE="1") == f"3 {COMMIT} {fitted._deployed.extractor.tokenizer.n_vocab}"
     assert hub[1] == []
 
 

@@ -15,16 +15,18 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from tqdm.auto import tqdm
 
 from spin_native.checkpoints import load_model, load_tokenizer
-from spin_native.classifier import DTYPES, SpinClassifier
+from spin_native.classifier import DTYPES, SpinClassifier, SpinRegressor, load_pretrained
 from spin_native.cli import demo as demo_run
 from spin_native.cli import doctor as doctor_run
 from spin_native.cli import render, tables
 from spin_native.errors import InputError
+from spin_native.exits import Exit
 from spin_native.extract import Site, extract
-from spin_native.integration import METRICS
-from spin_native.labels import checked_labels, encoded
+from spin_native.integration import METRICS, HeadKind, Mixing, PhaseTwo
+from spin_native.labels import checked_labels, checked_values, encoded
 from spin_native.parity import verify_parity
 from spin_native.pooling import Pooling
+from spin_native.selection import RANKERS, WEIGHTINGS
 from spin_native.store import FeatureDtype
 from spin_native.text import TruncationWarning
 from spin_native.version import __version__
@@ -50,27 +52,63 @@ def cli() -> None:
     """Read neurons out of language models, and classify texts with the salient ones."""
 
 
+class Several(click.ParamType):
+    """One value or more, with commas between; `of` is a type, or the choices there are."""
+
+    name = "list"
+
+    def __init__(self, of: type | Sequence[str]) -> None:
+        self._of = click.types.convert_type(of) if isinstance(of, type) else click.Choice(of)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return f"{self._of.get_metavar(param, ctx) or self._of.name.upper()},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(self._of.convert(part.strip() if isinstance(part, str) else part, param, ctx) for part in parts)
+
+
 @cli.command()
 @click.argument("data", type=file_path)
 @text_column
 @label_column
+@click.option("--task", type=click.Choice(list(METRICS)), default="classification", show_default=True)
 @click.option("--validation", type=file_path, help="File of validation rows; without one, a share of DATA is split off.")
 @click.option("--test", type=file_path, help="File of test rows, scored once.")
 @click.option("--model", required=True, help="Base model: a folder, or a Hub name.")
 @click.option("--revision", help="Branch, tag or commit of a Hub model.")
 @click.option("--depth", default="best", show_default=True, help="Layers to run: a number, 'best' (by validation), or 'all'.")
 @click.option("--tolerance", default=0.0, show_default=True, help="Take the shallowest depth this close to the best score.")
-@click.option("--metric", type=click.Choice(list(METRICS)), default="accuracy", show_default=True)
-@click.option("--site", type=click.Choice(get_args(Site)), default="activation", show_default=True)
 @click.option(
-    "--pooling",
-    "poolings",
-    type=click.Choice(get_args(Pooling)),
-    multiple=True,
-    default=("mean", "max"),
-    show_default=True,
-    help="May be given several times; validation chooses one.",
+    "--metric",
+    type=click.Choice([metric for metrics in METRICS.values() for metric in metrics]),
+    help="What validation compares (default: accuracy; for a regression pearson).",
 )
+@click.option("--sites", type=Several(get_args(Site)), default="activation", show_default=True, help="What is read of a layer.")
+@click.option("--poolings", type=Several(get_args(Pooling)), default="mean,max", show_default=True)
+@click.option(
+    "--mixing",
+    type=click.Choice(get_args(Mixing)),
+    default="apart",
+    show_default=True,
+    help="One site and pooling per head, all of them in one, or what validation prefers.",
+)
+@click.option("--head", type=click.Choice(get_args(HeadKind)), default="refit", show_default=True, help="SPIN, Liu, or SIREN.")
+@click.option(
+    "--phase-two", type=click.Choice(get_args(PhaseTwo)), default="seen", show_default=True, help="Rows for a frozen head."
+)
+@click.option(
+    "--ranker",
+    type=click.Choice([*WEIGHTINGS, *RANKERS]),
+    default="squared",
+    show_default=True,
+    help="What makes a neuron important.",
+)
+@click.option("--eta", "etas", type=Several(float), default="0.2,0.4,0.6,0.8,0.9,1", show_default=True, help="Shares to keep.")
+@click.option("--top-k", type=Several(int), help="Neurons to keep of each layer, instead of --eta.")
+@click.option("--top-share", type=Several(float), help="Share of each layer to keep, instead of --eta.")
+@click.option("--sample", type=int, help="Probe and select on so many rows; of all rows extract the salient neurons only.")
+@click.option("--exits", default=None, help="Depths that keep a head for rows that leave early: 2,4 or 'all'.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True)
 @click.option("--store", type=file_path, help="Folder that keeps the features: an interrupted fit goes on where it was.")
 @click.option("--no-baseline", is_flag=True, help="Leave out the baseline on the final hidden state.")
@@ -83,30 +121,89 @@ def fit(
     data: Path,
     text: str,
     label: str,
+    task: str,
     validation: Path | None,
     test: Path | None,
     depth: str,
+    exits: str | None,
     store: Path | None,
     no_baseline: bool,
     out: Path,
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Train a classifier on the labelled texts in DATA (CSV, JSONL or Parquet)."""
+    """Train on the labelled texts in DATA (CSV, JSONL or Parquet)."""
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "spin_classifier.json").exists():
         raise InputError(f"{out}: already there and no classifier; choose another folder for --out")
     inputs = {"validation": validation, "test": test}
     held_out = {name: tables.read_labelled(path, text, label) for name, path in inputs.items() if path is not None}
-    clf = SpinClassifier(depth=_depth(depth), baseline=not no_baseline, **settings)  # type: ignore[arg-type]
+    kind = SpinRegressor if task == "regression" else SpinClassifier
+    kept = exits if exits in (None, "all") else Several(int).convert(exits, None, None)
+    clf = kind(depth=_depth(depth), exits=kept, baseline=not no_baseline, **settings)  # type: ignore[arg-type]
     clf.fit(*tables.read_labelled(data, text, label), **held_out, store=store)  # type: ignore[arg-type]
     clf.save_pretrained(out)
     if as_json:
-        rows = {"baseline": clf.baseline_ and clf.baseline_._asdict(), "depth_curve": [r._asdict() for r in clf.depth_curve_]}
-        click.echo(json.dumps({"depth": clf.depth_, "metric": clf.metric, **rows, "seconds": clf.seconds_, "out": str(out)}))
+        curves = {"depth_curve": clf.depth_curve_, "layer_curve": clf.layer_curve_}
+        found: dict[str, Any] = {name: [row._asdict() for row in rows] for name, rows in curves.items()}
+        found |= {name: one and one._asdict() for name, one in (("baseline", clf.baseline_), ("controls", clf.controls_))}
+        found |= {"depth": clf.depth_, "metric": clf.metric_, "unconverged": clf.unconverged_, "seconds": clf.seconds_}
+        click.echo(json.dumps({**found, "out": str(out)}))
     else:
         click.echo(render.curve(clf))
+        click.echo("\nOne probe for each single layer:\n" + render.layers(clf))
+        if clf.controls_ is not None:
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in clf.controls_._asdict().items())
+            click.echo(f"\nControls at depth {clf.depth_}, validation {clf.metric_}: {shown}")
     timing = ", ".join(f"{phase} {seconds:.0f} s" for phase, seconds in clf.seconds_.items())
     click.echo(f"depth {clf.depth_} saved to {out}; {timing}; peak memory {_peak_memory_mb():.0f} MB", err=True)
+
+
+@cli.command()
+@click.argument("classifier")
+@click.argument("data", type=file_path)
+@text_column
+@label_column
+@click.option("--max-accuracy-drop", default=0.01, show_default=True, help="What rows may lose against the deepest head.")
+@click.option("--confidence", default=0.95, show_default=True, help="How sure the promise is.")
+@click.option("--by", type=click.Choice(["confidence", "patience"]), default="confidence", show_default=True)
+@base_option
+@device_option
+@pickle_option
+@as_json
+def calibrate(
+    classifier: str,
+    data: Path,
+    text: str,
+    label: str,
+    max_accuracy_drop: float,
+    confidence: float,
+    by: str,
+    base_model: str | None,
+    device: str,
+    allow_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Let rows leave a saved CLASSIFIER early: find out when, on labelled rows in DATA that fit did not see, and save it."""
+    if not Path(classifier).is_dir():
+        raise InputError(f"{classifier}: no folder; calibrate writes to the classifier, so save it to a folder first")
+    clf = SpinClassifier.from_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
+    clf.calibrate(
+        *tables.read_labelled(data, text, label),
+        max_accuracy_drop=max_accuracy_drop,
+        confidence=confidence,
+        by=by,  # type: ignore[arg-type]
+    )
+    clf.save_pretrained(classifier)
+    promise = clf.promise_
+    assert promise is not None
+    if as_json:
+        click.echo(json.dumps({**vars(promise), "exit": str(promise.exit)}))
+        return
+    click.echo(
+        f"exit {promise.exit}: {promise.mean_depth:.2f} of {clf.depth_} layers per row; on {promise.n_rows} rows "
+        f"{promise.n_harmed} right ones went wrong: with confidence {confidence:g} accuracy falls by at most "
+        f"{max_accuracy_drop:g}"
+    )
 
 
 @cli.command()
@@ -115,6 +212,7 @@ def fit(
 @click.option("--in", "source", type=file_path, help="File of texts (CSV, JSONL, Parquet).")
 @click.option("--out", type=file_path, help="File for the same rows with predicted_label and probability columns.")
 @click.option("--overwrite", is_flag=True, help="Replace the output file if it is there.")
+@click.option("--exit", "exit_", help="When a row stops: fixed:4, confidence:0.9, patience:2 (default: as saved).")
 @text_column
 @dtype_option
 @base_option
@@ -127,6 +225,7 @@ def predict(
     source: Path | None,
     out: Path | None,
     overwrite: bool,
+    exit_: str | None,
     text: str,
     base_model: str | None,
     dtype: str | None,
@@ -134,28 +233,32 @@ def predict(
     allow_pickle: bool,
     as_json: bool,
 ) -> None:
-    """Label TEXTS, or the rows of a file (--in, --out), with a saved CLASSIFIER."""
+    """Label TEXTS, or the rows of a file (--in, --out), with a saved CLASSIFIER (or estimate values, with a regressor)."""
     if bool(texts) == bool(source) or bool(source) != bool(out):
         raise click.UsageError("give TEXTS, or --in FILE with --out FILE")
     if source and out and out.exists() and source.exists() and out.samefile(source):
         raise InputError(f"{out}: is the input itself; choose another name for --out")
-    clf = SpinClassifier.from_pretrained(
-        classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle
-    )
+    clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    way = clf.exit_ if exit_ is None else Exit.parse(exit_)
     if source and out:
-        sys.exit(_predict_file(clf, source, out, overwrite, text))
-    for given, probabilities in zip(texts, clf.predict_proba(texts), strict=True):
-        row = _named(clf, probabilities)
-        label = clf.classes_[probabilities.argmax()].item()
-        if as_json:
-            click.echo(json.dumps({"text": given, "label": label, "probabilities": row}, ensure_ascii=False))
-        else:
-            click.echo(f"{label}\t{probabilities.max():.4f}\t{given}")
+        sys.exit(_predict_file(clf, source, out, overwrite, text, way))
+    for outputs, depths in clf.output_blocks(texts, False, way):
+        for given, found, depth in zip(texts, outputs, depths.tolist(), strict=True):
+            if isinstance(clf, SpinRegressor):
+                row: dict[str, Any] = {"value": float(found[0])}
+                shown = f"{found[0]:.4f}"
+            else:
+                label = clf.classes_[found.argmax()].item()
+                names = map(str, clf.classes_)
+                row = {"label": label, "probabilities": dict(zip(names, found.tolist(), strict=True))}
+                shown = f"{label}\t{found.max():.4f}"
+            click.echo(
+                json.dumps({"text": given, **row, "depth": depth}, ensure_ascii=False) if as_json else f"{shown}\t{given}"
+            )
 
 
-def _predict_file(clf: SpinClassifier, source: Path, out: Path, overwrite: bool, text: str) -> int:
+def _predict_file(clf: SpinClassifier | SpinRegressor, source: Path, out: Path, overwrite: bool, text: str, way: Exit) -> int:
     """Stream the rows through; the exit code says whether some had to be rejected."""
-    names = [f"probability_{label}" for label in clf.classes_]
     n_rows = n_rejected = 0
     with (
         tables.writer(out, overwrite) as writer,
@@ -164,22 +267,14 @@ def _predict_file(clf: SpinClassifier, source: Path, out: Path, overwrite: bool,
     ):
         warnings.simplefilter("ignore", TruncationWarning)  # said once, at the end, not for every block
         for block in tables.blocks(source, [text]):
-            if taken := [name for name in ("predicted_label", *names) if name in block.column_names]:
-                raise InputError(f"{source}: already has a column {taken[0]!r}; rename it first")
             texts = block[text].to_pylist()
-            usable = [row for row, value in enumerate(texts) if isinstance(value, str)]
-            probabilities = np.full((len(texts), len(clf.classes_)), np.nan)
-            if usable:
-                probabilities[usable] = clf.predict_proba([texts[row] for row in usable])
-            rejected = np.isnan(probabilities[:, 0])
+            rejected = np.array([not isinstance(value, str) for value in texts], dtype=bool)
             for row in np.flatnonzero(rejected)[: max(0, SHOWN_REJECTS - n_rejected)]:
                 click.echo(f"rejected: {source}: row {n_rows + row} (the first is 0) has no text in column {text!r}", err=True)
-            labels = [
-                None if missing else clf.classes_[p.argmax()].item() for missing, p in zip(rejected, probabilities, strict=True)
-            ]
-            block = block.append_column("predicted_label", pa.array(labels, pa.array(clf.classes_.tolist()).type))
-            for index, name in enumerate(names):
-                block = block.append_column(name, pa.array(probabilities[:, index], mask=rejected))
+            for name, column in _predicted(clf, texts, rejected, way).items():
+                if name in block.column_names:
+                    raise InputError(f"{source}: already has a column {name!r}; rename it first")
+                block = block.append_column(name, column)
             writer.write(block)
             n_rows += len(texts)
             n_rejected += int(rejected.sum())
@@ -192,11 +287,31 @@ def _predict_file(clf: SpinClassifier, source: Path, out: Path, overwrite: bool,
     return REJECTED if n_rejected else 0
 
 
+def _predicted(
+    clf: SpinClassifier | SpinRegressor, texts: Sequence[Any], rejected: np.ndarray, way: Exit
+) -> dict[str, pa.Array]:
+    """The columns that prediction adds; empty where a row was rejected."""
+    n_columns = 1 if isinstance(clf, SpinRegressor) else len(clf.classes_)
+    outputs, depths = np.zeros((len(texts), n_columns)), np.zeros(len(texts), dtype=np.int64)
+    usable = (~rejected).nonzero()[0].tolist()
+    blocks = list(clf.output_blocks([texts[row] for row in usable], False, way)) if usable else []
+    if blocks:
+        outputs[usable], depths[usable] = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    if isinstance(clf, SpinRegressor):
+        columns = {"predicted_value": pa.array(outputs[:, 0], mask=rejected)}
+    else:
+        labels = [None if gone else clf.classes_[row.argmax()].item() for gone, row in zip(rejected, outputs, strict=True)]
+        columns = {"predicted_label": pa.array(labels, pa.array(clf.classes_.tolist()).type)}
+        columns |= {f"probability_{label}": pa.array(outputs[:, i], mask=rejected) for i, label in enumerate(clf.classes_)}
+    return columns if way.by == "fixed" else {**columns, "exit_depth": pa.array(depths, mask=rejected)}
+
+
 @cli.command()
 @click.argument("classifier")
 @click.argument("data", type=file_path)
 @text_column
 @label_column
+@click.option("--exit", "exit_", help="When a row stops: fixed:4, confidence:0.9, patience:2 (default: as saved).")
 @dtype_option
 @base_option
 @device_option
@@ -207,6 +322,7 @@ def evaluate(
     data: Path,
     text: str,
     label: str,
+    exit_: str | None,
     base_model: str | None,
     dtype: str | None,
     device: str,
@@ -214,13 +330,18 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Score a saved CLASSIFIER on the labelled rows in DATA."""
-    clf = SpinClassifier.from_pretrained(
-        classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle
-    )
+    clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
     texts, labels = tables.read_labelled(data, text, label)
+    if isinstance(clf, SpinRegressor):
+        values = checked_values(labels, len(texts), str(data))
+        predicted = clf.predict(texts)
+        scores = {name: float(metric(values, predicted)) for name, metric in METRICS["regression"].items()}
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        click.echo(json.dumps({**scores, "rows": len(texts)}) if as_json else f"rows {len(texts)}  {shown}")
+        return
     classes = clf.classes_.tolist()
     truth = encoded(checked_labels(labels, len(texts), str(data)), classes, str(data))
-    predicted = clf.predict_proba(texts).argmax(1)
+    predicted = clf.predict_proba(texts, exit=exit_).argmax(1)
     confusion = confusion_matrix(truth, predicted, labels=range(len(classes)))
     result = {
         "accuracy": float(accuracy_score(truth, predicted)),
@@ -284,16 +405,19 @@ def extract_command(
 @as_json
 def neurons(classifier: str, top: int, base_model: str | None, allow_pickle: bool, as_json: bool) -> None:
     """The salient neurons of a CLASSIFIER, per layer, with their weights."""
-    clf = SpinClassifier.from_pretrained(classifier, base_model=base_model, allow_pickle=allow_pickle)
+    clf = load_pretrained(classifier, base_model=base_model, allow_pickle=allow_pickle)
     weights = clf.neuron_weights()
     if as_json:
-        click.echo(json.dumps({"labels": clf.classes_.tolist(), "outputs": clf.output_names(), "neurons": weights}))
+        labels = clf.classes_.tolist() if isinstance(clf, SpinClassifier) else []
+        click.echo(json.dumps({"labels": labels, "outputs": clf.output_names(), "neurons": weights}))
         return
-    header = ["layer", "neuron", *(f"weight for {name}" for name in clf.output_names())]
-    for layer, chosen in clf.salient_neurons_.items():
+    header = ["layer", "neuron", "site", "pooling", *(f"weight for {name}" for name in clf.output_names())]
+    for layer in sorted({weight["layer"] for weight in weights}):
+        chosen = [weight for weight in weights if weight["layer"] == layer]
         click.echo(f"layer {layer}: {len(chosen)} salient neurons")
-        strongest = sorted((w for w in weights if w["layer"] == layer), key=lambda w: -np.abs(w["weights"]).max())[:top]
-        click.echo(render.table(header, [[w["layer"], w["neuron"], *w["weights"]] for w in strongest]) + "\n")
+        strongest = sorted(chosen, key=lambda w: -np.abs(w["weights"]).max())[:top]
+        lines = [[w["layer"], w["neuron"], w["site"], w["pooling"], *w["weights"]] for w in strongest]
+        click.echo(render.table(header, lines) + "\n")
 
 
 @cli.command()
@@ -367,10 +491,6 @@ def _depth(given: str) -> int | str | None:
     if not given.lstrip("-").isdigit():
         raise click.UsageError(f"--depth is {given!r}; expected a number, 'best' or 'all'")
     return int(given)
-
-
-def _named(clf: SpinClassifier, probabilities: np.ndarray) -> dict[str, float]:
-    return {str(label): float(p) for label, p in zip(clf.classes_, probabilities, strict=True)}
 
 
 def _peak_memory_mb() -> float:

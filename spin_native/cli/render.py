@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spin_native.classifier import SpinClassifier
+from spin_native.classifier import SpinClassifier, SpinRegressor
 from spin_native.integration import CurveRow
 from spin_native.models import ModelConfig
 
@@ -22,13 +22,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def curve(clf: SpinClassifier) -> str:
+def curve(clf: SpinClassifier | SpinRegressor) -> str:
     """The depth curve under its baseline, the chosen depth marked."""
     rows = [_curve_line(row, "<- chosen" if row.depth == clf.depth_ else "") for row in clf.depth_curve_]
     if clf.baseline_:
         rows = [_curve_line(clf.baseline_, "baseline: final hidden state"), *rows]
-    header = ("depth", f"validation {clf.metric}", "test", "neurons", "pooling", "eta", "C", "")
+    header = ("depth", f"validation {clf.metric_}", "test", "neurons", "pooling", "eta", "C", "")
     return table(header, rows)
+
+
+def layers(clf: SpinClassifier | SpinRegressor) -> str:
+    """The layer curve: how well each single layer does alone."""
+    rows = [
+        (row.depth - 1, row.site, row.pooling, row.validation, row.test, row.n_neurons, f"{row.C:.2g}")
+        for row in clf.layer_curve_
+    ]
+    return table(("layer", "site", "pooling", f"validation {clf.metric_}", "test", "neurons with a weight", "C"), rows)
 
 
 def share_of_work(config: ModelConfig, depth: int) -> float:
@@ -39,7 +48,16 @@ def share_of_work(config: ModelConfig, depth: int) -> float:
 
 
 def _curve_line(row: CurveRow, note: str) -> tuple[object, ...]:
-    return (row.depth, row.validation, row.test, row.n_neurons, row.pooling, row.eta, f"{row.C:.2g}", note)
+    return (
+        row.depth,
+        row.validation,
+        row.test,
+        row.n_neurons,
+        row.pooling,
+        row.eta,
+        None if row.C is None else f"{row.C:.2g}",
+        note,
+    )
 
 
 def _cell(value: object) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spin_native.batch import TokenBatch
@@ -14,6 +14,7 @@ from spin_native.models.config import ModelConfig
 from spin_native.models.layers import PostNormBlock, PreNormBlock
 from spin_native.models.weights import WeightTable
 
+Keep = Callable[[int], Int[Tensor, "kept"] | None]
 Edit = Callable[[int, Float[Tensor, "token d_ffn"]], Float[Tensor, "token d_ffn"]]
 
 
@@ -24,11 +25,13 @@ class Layer:
     index: the layer, from 0; `n_layers` for the final hidden state.
     hidden: what enters the layer (transformers' `hidden_states[index]`).
     activation: the FFN's neurons; None at the final hidden state, which no FFN reads.
+    batch: the rows that are still there.
     """
 
     index: int
     hidden: Float[Tensor, "token d_model"]
     activation: Float[Tensor, "token d_ffn"] | None
+    batch: TokenBatch
 
 
 class Source(Protocol):
@@ -91,7 +94,7 @@ class Transformer(nn.Module):
         """Post-norm blocks have normalised already."""
         return hidden
 
-    def layers(self, batch: TokenBatch, *, edit: Edit | None = None) -> Iterator[Layer]:
+    def layers(self, batch: TokenBatch, *, edit: Edit | None = None, keep: Keep | None = None) -> Iterator[Layer]:
         """Run the model layer by layer; stop reading, and the rest is never computed.
 
         Each layer is yielded as soon as its activation is known: stopping after layer k-1 costs k attentions, k
@@ -99,20 +102,25 @@ class Transformer(nn.Module):
 
         edit: called with (layer index, activation); what it returns is what the layer writes. The yielded activation is the
             one before the edit.
+        keep: called with the layer index; the rows (numbered as in that layer's batch, ascending) that go on. The others leave,
+            and the batch is smaller from there on; None: all go on.
         Gradients flow or not as the caller's grad mode says.
         """
         self.check(batch)
         hidden = self.embed(batch)  # [token, d_model]
         for index, block in enumerate(cast("list[PreNormBlock]", self.blocks)):
             attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
-            yield Layer(index, hidden, activation)
+            yield Layer(index, hidden, activation, batch)
             if index == self.depth - 1 and not self.is_whole:
                 return
+            if keep is not None and (rows := keep(index)) is not None:
+                batch, tokens = batch.only(rows)
+                attended, activation = attended[tokens], activation[tokens]
             if edit is not None:
                 activation = edit(index, activation)
             hidden = block.write(attended, activation)  # [token, d_model]
             del attended, activation  # the next layer's are as large
-        yield Layer(self.config.n_layers, self.final_norm(hidden), None)
+        yield Layer(self.config.n_layers, self.final_norm(hidden), None, batch)
 
     def check(self, batch: TokenBatch) -> None:
         """Refuse ids outside the vocabulary and rows longer than the position table."""

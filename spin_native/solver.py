@@ -1,0 +1,536 @@
+"""Sparse and dense linear models, solved to a proven gap: the arithmetic behind the probes.
+
+All of them minimise, over weights W and free intercepts b,
+
+    F(W, b) = C * sum_i s_i loss(y_i, x_i W + b) + l1 * |W|_1 + l2 / 2 * |W|_2^2
+
+The features stay where they are and are read in blocks of rows, in their own precision; margins, gradients and objectives are
+summed in float64. A solve stops when the duality gap, which no objective can undercut, is a given share of F.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
+
+Array = np.ndarray
+BLOCK_BYTES = 2 * 2**20  # of features in float64: small beside the data, and in the caches
+MAX_STEP_HALVINGS, MAX_BLIND_STEPS = 40, 8
+MAX_CONJUGATE_GRADIENTS = 200
+
+
+class Design:
+    """The features of all rows [row, feature]: one array, or several that follow one another, such as a store's shards.
+
+    change: what is done to a block after it was read, such as standardising; the array itself is never copied.
+    """
+
+    def __init__(self, arrays: Sequence[Float[Array, "_ feature"]], change: Callable[[Array], Array] | None = None) -> None:
+        self.n_rows, self.n_features = sum(map(len, arrays)), arrays[0].shape[1]
+        self.dtype = torch.float64 if arrays[0].dtype == np.float64 else torch.float32
+        self._change = change
+        rows = max(1, BLOCK_BYTES // (8 * self.n_features))
+        self._blocks, start = [], 0
+        for array in arrays:
+            for first in range(0, len(array), rows):
+                block = array[first : first + rows]
+                self._blocks.append((slice(start, start + len(block)), block))
+                start += len(block)
+
+    def _read(self, columns: Int[Tensor, "column"] | None) -> Iterator[tuple[slice, Float[Tensor, "_ column"]]]:
+        for rows, block in self._blocks:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to, which nobody does here
+                features = torch.from_numpy(block if self._change is None else self._change(block))
+            yield rows, features if columns is None else features.index_select(1, columns)
+
+    def times(
+        self, weights: Float[Tensor, "column output"], columns: Int[Tensor, "column"] | None = None
+    ) -> Float[Tensor, "row output"]:
+        """X W in W's precision, of some columns of X."""
+        product = weights.new_empty(self.n_rows, weights.shape[1])
+        for rows, features in self._read(columns):
+            torch.mm(features.to(weights.dtype), weights, out=product[rows])
+        return product
+
+    def transposed_times(
+        self, values: Float[Tensor, "row output"], columns: Int[Tensor, "column"] | None = None
+    ) -> Float[Tensor, "column output"]:
+        """X^T V in V's precision, of some columns of X."""
+        total = values.new_zeros(self.n_features if columns is None else len(columns), values.shape[1])
+        for rows, features in self._read(columns):
+            total.addmm_(features.to(values.dtype).T, values[rows])
+        return total
+
+    def squares(self, values: Float[Tensor, "row output"]) -> Float[Tensor, "feature output"]:
+        """(X * X)^T V in V's precision."""
+        total = values.new_zeros(self.n_features, values.shape[1])
+        for rows, features in self._read(None):
+            total.addmm_(features.to(values.dtype).square().T, values[rows])
+        return total
+
+    def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Float[Tensor, "column_1 column_1"]:
+        """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's."""
+        size = len(columns) + 1
+        total = torch.zeros(size, size, dtype=self.dtype)
+        roots = weights.sqrt().to(self.dtype)
+        for rows, features in self._read(columns):
+            scaled = torch.cat([features * roots[rows, None], roots[rows, None]], dim=1)
+            total.addmm_(scaled.T, scaled)
+        return total
+
+
+Product = Callable[[Float[Tensor, "row output"]], Float[Tensor, "row output"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A convex loss of margins z [row, output]; `targets` holds what is true of each row."""
+
+    targets: Float64[Tensor, "row output"]
+
+    @property
+    def n_outputs(self) -> int:
+        return self.targets.shape[1]
+
+    def value(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row"]:
+        raise NotImplementedError
+
+    def slope(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row output"]:
+        """Derivative by each margin."""
+        raise NotImplementedError
+
+    def curvature(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row output"]:
+        """Second derivative by each margin alone."""
+        raise NotImplementedError
+
+    def hessian(self, z: Float64[Tensor, "row output"]) -> Product:
+        """What multiplies [row, output] by each row's matrix of second derivatives."""
+        raise NotImplementedError
+
+    def dual(self, z: Float64[Tensor, "row output"], scale: float) -> Float64[Tensor, "row"]:
+        """Minus the convex conjugate, at `scale` times the slopes."""
+        raise NotImplementedError
+
+
+class Squared(Loss):
+    """(z - y)^2 / 2, summed over outputs."""
+
+    def value(self, z: Tensor) -> Tensor:
+        return (z - self.targets).square().sum(1) / 2
+
+    def slope(self, z: Tensor) -> Tensor:
+        return z - self.targets
+
+    def curvature(self, z: Tensor) -> Tensor:
+        return torch.ones_like(z)
+
+    def hessian(self, z: Tensor) -> Product:
+        return lambda u: u
+
+    def dual(self, z: Tensor, scale: float) -> Tensor:
+        slope = scale * (z - self.targets)
+        return -(slope.square() / 2 + slope * self.targets).sum(1)
+
+
+class Logistic(Loss):
+    """Two classes, one margin: log(1 + e^z) - y z; y [row, 1] is 0 or 1."""
+
+    def value(self, z: Tensor) -> Tensor:
+        return (torch.nn.functional.softplus(z, threshold=40) - self.targets * z)[:, 0]
+
+    def slope(self, z: Tensor) -> Tensor:
+        return z.sigmoid() - self.targets
+
+    def curvature(self, z: Tensor) -> Tensor:
+        return z.sigmoid() * (-z).sigmoid()
+
+    def hessian(self, z: Tensor) -> Product:
+        curvature = self.curvature(z)
+        return lambda u: curvature.to(u.dtype) * u
+
+    def dual(self, z: Tensor, scale: float) -> Tensor:
+        p = torch.lerp(self.targets, z.sigmoid(), scale)
+        return (torch.special.entr(p) + torch.special.entr(1 - p))[:, 0]
+
+
+class Softmax(Loss):
+    """Several classes, one margin each: log sum e^z - z_y; y [row, class] is one-hot."""
+
+    def value(self, z: Tensor) -> Tensor:
+        return z.logsumexp(1) - (z * self.targets).sum(1)
+
+    def slope(self, z: Tensor) -> Tensor:
+        return z.softmax(1) - self.targets
+
+    def curvature(self, z: Tensor) -> Tensor:
+        p = z.softmax(1)
+        return p * (1 - p)
+
+    def hessian(self, z: Tensor) -> Product:
+        p = z.softmax(1)
+
+        def product(u: Tensor) -> Tensor:
+            weighted = p.to(u.dtype) * u
+            return weighted - p.to(u.dtype) * weighted.sum(1, keepdim=True)
+
+        return product
+
+    def dual(self, z: Tensor, scale: float) -> Tensor:
+        return torch.special.entr(torch.lerp(self.targets, z.softmax(1), scale)).sum(1)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """weights [feature, output], intercepts [output]; gap: proven distance from the smallest F, as a share of F."""
+
+    weights: Float64[Array, "feature output"]
+    intercepts: Float64[Array, "output"]
+    gap: float
+    n_iter: int
+
+
+class _Objective:
+    """F and where it stands: weights, intercepts, and their margins."""
+
+    def __init__(self, design: Design, loss: Loss, row_weights: Float64[Tensor, "row"], l1: float, l2: float) -> None:
+        self.design, self.loss, self.row_weights, self.l1, self.l2 = design, loss, row_weights, l1, l2
+        self.weights = torch.zeros(design.n_features, loss.n_outputs, dtype=torch.float64)
+        self.intercepts = torch.zeros(loss.n_outputs, dtype=torch.float64)
+        self.z = torch.zeros(design.n_rows, loss.n_outputs, dtype=torch.float64)
+        self._n_blind = 0
+
+    def value(self, z: Tensor, weights: Tensor) -> float:
+        penalty = self.l1 * weights.abs().sum() + self.l2 / 2 * weights.square().sum()
+        return float(self.row_weights @ self.loss.value(z) + penalty)
+
+    def slopes(self) -> Float64[Tensor, "row output"]:
+        """Of the summed loss, by each margin."""
+        return self.row_weights[:, None] * self.loss.slope(self.z)
+
+    def gradient(self) -> Float64[Tensor, "feature output"]:
+        """Of the smooth part: all but the L1 norm."""
+        return self.design.transposed_times(self.slopes()) + self.l2 * self.weights
+
+    def gap(self, gradient: Float64[Tensor, "feature output"]) -> float:
+        """F minus the value of a dual point, over F. The slopes, scaled into the dual's domain, are that point."""
+        value = self.value(self.z, self.weights)
+        slopes = gradient - self.l2 * self.weights
+        scale, conjugate = 1.0, 0.0
+        if self.l2:
+            conjugate = float((slopes.abs() - self.l1).clamp(min=0).square().sum()) / (2 * self.l2)
+        else:
+            scale = min(1.0, self.l1 / max(float(slopes.abs().max()), 1e-300))
+        dual = float(self.row_weights @ self.loss.dual(self.z, scale)) - conjugate
+        return (value - dual) / max(abs(value), 1e-300)
+
+    def fit_intercepts(self) -> None:
+        """Newton's method on the intercepts alone. A dual point must have slopes that sum to 0: the intercepts are free."""
+        n_outputs = self.loss.n_outputs
+        for _ in range(50):
+            slope = self.slopes().sum(0)
+            if slope.abs().max() <= 1e-13 * self.row_weights.sum():
+                return
+            product = self.loss.hessian(self.z)
+            units = [torch.zeros_like(self.z).index_fill_(1, torch.tensor(k), 1.0) for k in range(n_outputs)]
+            hessian = torch.stack([self.row_weights @ product(unit) for unit in units])
+            # Softmax's is singular: one number added to all intercepts changes nothing.
+            step = -torch.linalg.pinv(hessian, hermitian=True, rtol=1e-12) @ slope
+            if not self.move(step.expand_as(self.z), torch.zeros_like(self.weights), step, float(slope @ step)):
+                return
+
+    def move(self, dz: Tensor, dweights: Tensor, dintercepts: Tensor, slope: float) -> bool:
+        """Go along a direction, half as far until F falls as its slope promises; False where it does not at all.
+
+        No weight may change its sign on the way: the slope would not be that of the L1 norm. Near the end F falls by less than
+        its last bit while the gap still shrinks: a few such steps are taken blindly.
+        """
+        before = self.value(self.z, self.weights)
+        step, rounding = 1.0, 1e-15 * abs(before)
+        is_blind = abs(slope) < 1e3 * rounding
+        if slope >= 0 or (is_blind and self._n_blind == MAX_BLIND_STEPS):
+            return False
+        self._n_blind = self._n_blind + 1 if is_blind else 0
+        for _ in range(MAX_STEP_HALVINGS):
+            z, weights = self.z + step * dz, self.weights + step * dweights
+            if self.value(z, weights) <= before + 1e-4 * step * slope + (10 * rounding if is_blind else 0.0):
+                self.z, self.weights, self.intercepts = z, weights, self.intercepts + step * dintercepts
+                return True
+            step /= 2
+        return False
+
+    def solution(self, gap: float, n_iter: int) -> Solution:
+        intercepts = self.intercepts - self.intercepts.mean() if isinstance(self.loss, Softmax) else self.intercepts
+        return Solution(self.weights.numpy().copy(), intercepts.numpy().copy(), gap, n_iter)
+
+
+def sparse_path(
+    design: Design,
+    loss: Loss,
+    row_weights: Float64[Tensor, "row"],
+    Cs: Sequence[float],
+    *,
+    l1: float,
+    l2: float,
+    tol: float,
+    max_iter: int,
+) -> Iterator[Solution]:
+    """A solution for each C in turn, each from where the one before ended (l1 > 0).
+
+    Proximal Newton on a working set: the weights that are not zero, and those that most want to leave it. Outputs take turns;
+    each turn solves its quadratic model exactly, within the orthant, by Cholesky factors. Turns alone would see little of how
+    outputs depend on each other (softmax): a Newton step for all of them together follows.
+    """
+    state = _Objective(design, loss, row_weights, l1, l2)
+    for C in Cs:
+        state.row_weights = C * row_weights
+        state.fit_intercepts()
+        for n_iter in range(1, max_iter + 1):  # noqa: B007
+            gradient = state.gradient()
+            gap = state.gap(gradient)
+            if gap <= tol:
+                break
+            turns = [_newton_step(state, k, gradient[:, k], is_current=k == 0) for k in range(loss.n_outputs)]
+            state.fit_intercepts()
+            if not any(turn.gained for turn in turns):
+                break
+            if loss.n_outputs > 1:
+                _joint_newton_step(state, turns)
+                state.fit_intercepts()
+        yield state.solution(gap, n_iter)
+
+
+class _Turn(NamedTuple):
+    """What one output's turn gained, and the Cholesky factor of its Hessian over some columns and the intercept."""
+
+    gained: bool
+    columns: Int[Tensor, "column"]
+    factor: Float[Tensor, "column_1 column_1"]
+
+
+def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"], *, is_current: bool) -> _Turn:
+    """Improve output k on its working set."""
+    weights = state.weights[:, k]
+    is_active = weights != 0
+    wish = torch.where(is_active, 0.0, gradient.abs() - state.l1)
+    n_new = min(max(128, int(is_active.sum())), int((wish > 0).sum()))
+    is_active[wish.topk(n_new).indices] = True
+    columns = is_active.nonzero()[:, 0]
+    slopes = state.slopes()[:, k]
+    if is_current:
+        gradient = gradient[columns]
+    else:
+        gradient = state.design.transposed_times(slopes[:, None], columns)[:, 0] + state.l2 * weights[columns]
+    start = weights[columns]
+    sign = torch.where(start != 0, start.sign(), -gradient.sign())
+    gram = state.design.gram(columns, state.row_weights * state.loss.curvature(state.z)[:, k])
+    gram.diagonal()[:-1] += state.l2
+    gram.diagonal().mul_(1 + 10 * torch.finfo(gram.dtype).eps).add_(1e-30)
+    linear = torch.cat([gradient + state.l1 * sign, slopes.sum()[None]])
+    nothing = torch.zeros(1, dtype=torch.float64)  # the intercept: starts anywhere, ends anywhere
+    step, free, factor = _step_in_orthant(gram, linear, torch.cat([start, nothing]), torch.cat([sign, nothing]))
+    dz, dweights, dintercepts = torch.zeros_like(state.z), torch.zeros_like(state.weights), torch.zeros_like(state.intercepts)
+    dz[:, k] = state.design.times(step[:-1, None], columns)[:, 0] + step[-1]
+    dweights[columns, k], dintercepts[k] = step[:-1], step[-1]
+    return _Turn(state.move(dz, dweights, dintercepts, float(linear @ step)), columns[free[:-1]], factor)
+
+
+def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
+    """Newton's step for all outputs at once over the weights that are not zero, which may become zero but no less.
+
+    Conjugate gradients, preconditioned by each output's own factor.
+    """
+    design, dtype = state.design, state.design.dtype
+    gradient, slopes = state.gradient(), state.slopes().sum(0)
+    sign = state.weights.sign()
+    linear = torch.cat([gradient + state.l1 * sign, slopes[None]])
+    start = torch.cat([state.weights, torch.zeros_like(slopes)[None]])
+    is_free = torch.cat([sign != 0, torch.ones_like(slopes, dtype=torch.bool)[None]])
+    is_free[-1] = _intercepts_that_matter(state.loss)
+    end_sign = torch.cat([sign, torch.zeros_like(slopes)[None]])
+    product, row_weights = state.loss.hessian(state.z), state.row_weights[:, None].to(dtype)
+
+    def hessian(v: Tensor) -> Tensor:
+        q = row_weights * product(design.times(v[:-1]) + v[-1])
+        return torch.cat([design.transposed_times(q) + state.l2 * v[:-1], q.sum(0, keepdim=True)])
+
+    def precondition(v: Tensor) -> Tensor:
+        solved = torch.zeros_like(v)
+        for k, turn in enumerate(turns):
+            places = torch.cat([turn.columns, torch.tensor([design.n_features])])
+            solved[places, k] = torch.cholesky_solve(v[places, k : k + 1], turn.factor)[:, 0]
+        return solved * is_free
+
+    def free_part(v: Tensor) -> Tensor:
+        return hessian(v) * is_free
+
+    step = torch.zeros_like(start)
+    for _ in range(4):
+        right = (-linear.to(dtype) - hessian(step.to(dtype)) * bool(step.any())) * is_free
+        found = _conjugate_gradients(free_part, precondition, right, 1, state.value(state.z, state.weights))
+        step = step + found.double()
+        crosses = is_free & (end_sign * (start + step) < 0)
+        step = torch.where(crosses, -start, step)
+        if not crosses.any():
+            break
+        is_free &= ~crosses
+    dz = design.times(step[:-1]) + step[-1]
+    state.move(dz, step[:-1], step[-1], float((linear * step).sum()))
+
+
+def _step_in_orthant(
+    gram: Float[Tensor, "n n"],
+    linear: Float64[Tensor, "n"],
+    start: Float64[Tensor, "n"],
+    sign: Float64[Tensor, "n"],
+) -> tuple[Float64[Tensor, "n"], Int[Tensor, "free"], Float[Tensor, "free free"]]:
+    """The step d that minimises linear d + d gram d / 2 where no entry of start + d has the other sign (sign 0: free).
+
+    Block principal pivoting (Kim & Park 2011): all entries on the wrong side change places at once; when that does not help
+    any more, one at a time. With the step: the entries that are not held at zero, and the factor of gram over them.
+    """
+    is_free = torch.ones(len(start), dtype=torch.bool)
+    fewest, patience = len(start) + 1, 3
+    for _ in range(100):
+        step = torch.where(is_free, 0.0, -start)
+        residual = -linear - (gram @ step.to(gram.dtype)).double()
+        free = is_free.nonzero()[:, 0]
+        factor = _factor(gram[free][:, free])
+        step[free] = torch.cholesky_solve(residual[free, None].to(gram.dtype), factor)[:, 0].double()
+        slack = sign * (linear + (gram @ step.to(gram.dtype)).double())
+        end = sign * (start + step)
+        is_wrong = torch.where(is_free, end < 0, slack < 0)
+        n_wrong = int(is_wrong.sum())
+        if not n_wrong:
+            break
+        if n_wrong < fewest:
+            fewest, patience = n_wrong, 3
+        elif patience:
+            patience -= 1
+        else:
+            last = is_wrong.nonzero()[-1]
+            is_wrong = torch.zeros_like(is_wrong)
+            is_wrong[last] = True
+        is_free ^= is_wrong
+    return torch.where(sign * (start + step) < 0, -start, step), free, factor
+
+
+def _factor(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Cholesky's factor, of a larger diagonal where rounding has made the matrix indefinite."""
+    ridge, diagonal = 0.0, gram.diagonal().clone()
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if not failed:
+            return factor
+        ridge = max(10 * ridge, 10 * torch.finfo(gram.dtype).eps)
+        gram.diagonal().copy_(diagonal * (1 + ridge) + ridge * diagonal.mean())
+
+
+def ridge_path(
+    design: Design,
+    loss: Loss,
+    row_weights: Float64[Tensor, "row"],
+    Cs: Sequence[float],
+    *,
+    tol: float,
+    max_iter: int,
+) -> list[Solution]:
+    """A solution for each C (l1 = 0, l2 = 1), all at once: a pass through the features costs the same for many as for one.
+
+    Newton's method, its equations solved by conjugate gradients as exactly as the progress is worth.
+    """
+    states = [_Objective(design, loss, C * row_weights, 0.0, 1.0) for C in Cs]
+    found: dict[int, Solution] = {}
+    for n_iter in range(1, max_iter + 1):
+        for state in states:
+            state.fit_intercepts()
+        open_ = [index for index in range(len(states)) if index not in found]
+        if not open_:
+            break
+        gradients = design.transposed_times(torch.cat([states[i].slopes() for i in open_], 1)).split(loss.n_outputs, 1)
+        current = {i: slope + states[i].weights for i, slope in zip(open_, gradients, strict=True)}
+        for index, gradient in current.items():
+            gap = states[index].gap(gradient)
+            if gap <= tol or n_iter == max_iter:
+                found[index] = states[index].solution(gap, n_iter)
+        todo = {index: gradient for index, gradient in current.items() if index not in found}
+        if not todo:
+            continue
+        steps = _newton_directions([states[i] for i in todo], list(todo.values()))
+        dzs = design.times(torch.cat([step[:-1] for step in steps], 1)).split(loss.n_outputs, 1)
+        for (index, gradient), step, dz in zip(todo.items(), steps, dzs, strict=True):
+            state = states[index]
+            slope = float((gradient * step[:-1]).sum() + state.slopes().sum(0) @ step[-1])
+            if not state.move(dz + step[-1], step[:-1], step[-1], slope):
+                found[index] = state.solution(state.gap(gradient), n_iter)
+    return [found[index] for index in range(len(states))]
+
+
+def _newton_directions(
+    states: Sequence[_Objective], gradients: Sequence[Float64[Tensor, "feature output"]]
+) -> list[Float64[Tensor, "feature_1 output"]]:
+    """Newton's step of each state: of the weights, and in the last row of the intercepts."""
+    design, n_outputs = states[0].design, states[0].loss.n_outputs
+    products = [state.loss.hessian(state.z) for state in states]
+    row_weights = [state.row_weights[:, None].to(design.dtype) for state in states]
+    curvatures = torch.cat([s.row_weights[:, None] * s.loss.curvature(s.z) for s in states], 1).to(design.dtype)
+    diagonal = torch.cat([design.squares(curvatures) + 1, curvatures.sum(0, keepdim=True) + 1e-30])
+
+    matters = _intercepts_that_matter(states[0].loss).repeat(len(states))
+
+    def hessian(v: Tensor) -> Tensor:
+        parts = (design.times(v[:-1]) + v[-1]).split(n_outputs, 1)
+        q = torch.cat([c * product(part) for c, product, part in zip(row_weights, products, parts, strict=True)], 1)
+        return torch.cat([design.transposed_times(q) + v[:-1], q.sum(0, keepdim=True) * matters])
+
+    right = torch.cat([torch.cat([-g, -s.slopes().sum(0, keepdim=True)]) for s, g in zip(states, gradients, strict=True)], 1)
+    right[-1] *= matters
+    values = torch.tensor([state.value(state.z, state.weights) for state in states], dtype=torch.float64)
+    step = _conjugate_gradients(hessian, lambda v: v / diagonal, right.to(design.dtype), len(states), values)
+    return list(step.double().split(n_outputs, 1))
+
+
+def _intercepts_that_matter(loss: Loss) -> Bool[Tensor, "output"]:
+    """All; but softmax's first can stay where it is: one number added to all of them changes nothing."""
+    return torch.arange(loss.n_outputs) >= int(isinstance(loss, Softmax))
+
+
+def _conjugate_gradients(
+    product: Callable[[Tensor], Tensor],
+    precondition: Callable[[Tensor], Tensor],
+    right: Float[Tensor, "n column"],
+    n_problems: int,
+    values: Float64[Tensor, "problem"] | float,
+) -> Float[Tensor, "n column"]:
+    """product^-1 right, for several problems side by side with as many columns each.
+
+    Each one as exactly as its progress is worth (Eisenstat & Walker): loosely while F, which is at `values`, can fall a lot.
+    """
+
+    def inner(a: Tensor, b: Tensor) -> Float64[Tensor, "problem"]:
+        return (a * b).sum(0, dtype=torch.float64).view(n_problems, -1).sum(1)
+
+    def each(numbers: Float64[Tensor, "problem"]) -> Float[Tensor, "column"]:
+        return numbers.repeat_interleave(right.shape[1] // n_problems).to(right.dtype)
+
+    solution, residual = torch.zeros_like(right), right
+    direction = scaled = precondition(residual)
+    size = first = inner(residual, scaled)
+    enough = first * (first / values).clamp(max=1e-2)
+    for _ in range(MAX_CONJUGATE_GRADIENTS):
+        is_open = size > enough
+        if not is_open.any():
+            break
+        curved = product(direction)
+        length = each(torch.where(is_open, size / inner(direction, curved), 0.0))
+        solution = solution + length * direction
+        residual = residual - length * curved
+        scaled = precondition(residual)
+        before, size = size, torch.where(is_open, inner(residual, scaled), size)
+        direction = scaled + each(torch.where(is_open, size / before, 0.0)) * direction
+    return solution
