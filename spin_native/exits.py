@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -38,17 +38,18 @@ class Exit:
             raise InputError(f"the confidence to leave is {self.value}; expected a probability, 0 to 1")
         if self.by == "patience" and not is_whole:
             raise InputError(f"the patience to leave is {self.value}; expected how many heads must agree: 1 or more")
-        if self.by not in ("fixed", "confidence", "patience"):
-            raise InputError(f"exit by {self.by!r}; expected fixed, confidence or patience")
 
     @classmethod
     def parse(cls, given: str) -> "Exit":
         """`fixed`, `fixed:4`, `confidence:0.9`, `patience:2`."""
         by, _, value = given.partition(":")
         try:
-            return cls(by, float(value) if value else None)  # type: ignore[arg-type]
+            number = float(value) if value else None
         except ValueError:
-            raise InputError(f"exit {given!r}; expected fixed, fixed:DEPTH, confidence:PROBABILITY or patience:HEADS") from None
+            number = None
+        if by not in get_args(ExitBy) or (value and number is None):
+            raise InputError(f"exit {given!r}; expected fixed, fixed:DEPTH, confidence:PROBABILITY or patience:HEADS")
+        return cls(by, number)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         return self.by if self.value is None else f"{self.by}:{self.value:g}"

@@ -35,7 +35,9 @@ class Perceptron:
     ) -> tuple["Perceptron", float]:
         """Adam, an epoch at a time, until `score` (more is better) has not risen for PATIENCE epochs; the best is kept."""
         is_regression = labels.dtype.kind == "f"
-        model = (MLPRegressor if is_regression else MLPClassifier)(HIDDEN, alpha=1e-3, batch_size=128, random_state=seed)
+        model = (MLPRegressor if is_regression else MLPClassifier)(
+            hidden_layer_sizes=HIDDEN, alpha=1e-3, batch_size=min(128, len(features)), random_state=seed
+        )
         n_classes = 0 if is_regression else int(labels.max()) + 1
         shift, spread = (labels.mean(), labels.std() or 1.0) if is_regression else (0, 1)
         targets = (labels - shift) / spread if is_regression else labels

@@ -4,6 +4,7 @@ A ranking gives every neuron an importance of 0 or more; a cut turns importances
 taken by index, and a neuron of importance 0 is never salient.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -46,7 +47,8 @@ def class_mean_difference(features: Float32[Array, "row neuron"], labels: Int[Ar
 
 def f_statistic(features: Float32[Array, "row neuron"], labels: Shaped[Array, "row"]) -> Float[Array, "neuron"]:
     """Variance between the classes over variance within (ANOVA); for values, that of a linear regression on one neuron."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # a constant neuron tells nothing: 0
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a constant neuron tells nothing: 0
         statistic, _ = (f_regression if labels.dtype.kind == "f" else f_classif)(features.astype(np.float64), labels)
     return np.nan_to_num(statistic, nan=0.0, posinf=np.finfo(np.float64).max)
 
@@ -77,7 +79,7 @@ def predictivity(features: Float32[Array, "row neuron"], labels: Int[Array, "row
         else:
             accuracy = (above[is_label].mean(0) + 1 - above[~is_label].mean(0)) / 2
         found = np.maximum(found, np.abs(accuracy - 0.5))
-    return found
+    return np.where(np.ptp(features, axis=0) > 0, found, 0.0)  # a constant neuron knows the rarer class by its rarity alone
 
 
 def _bins(values: Shaped[Array, "row column"]) -> Int[Array, "row column"]:

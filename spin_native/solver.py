@@ -35,27 +35,32 @@ class Design:
         self.dtype = torch.float64 if arrays[0].dtype == np.float64 else torch.float32
         self._change = change
         rows = max(1, BLOCK_BYTES // (8 * self.n_features))
-        self._blocks, start = [], 0
+        self._whole, self._blocks, start = [], [], 0
         for array in arrays:
+            self._whole.append((slice(start, start + len(array)), array))
             for first in range(0, len(array), rows):
                 block = array[first : first + rows]
-                self._blocks.append((slice(start, start + len(block)), block))
-                start += len(block)
+                self._blocks.append((slice(start + first, start + first + len(block)), block))
+            start += len(array)
 
-    def _read(self, columns: Int[Tensor, "column"] | None) -> Iterator[tuple[slice, Float[Tensor, "_ column"]]]:
-        for rows, block in self._blocks:
+    def _read(
+        self, columns: Int[Tensor, "column"] | None, dtype: torch.dtype
+    ) -> Iterator[tuple[slice, Float[Tensor, "_ column"]]]:
+        """The features in a dtype; in small blocks where something has to be copied."""
+        copies = columns is not None or dtype != self.dtype or self._change is not None
+        for rows, block in self._blocks if copies else self._whole:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to, which nobody does here
                 features = torch.from_numpy(block if self._change is None else self._change(block))
-            yield rows, features if columns is None else features.index_select(1, columns)
+            yield rows, (features if columns is None else features.index_select(1, columns)).to(dtype)
 
     def times(
         self, weights: Float[Tensor, "column output"], columns: Int[Tensor, "column"] | None = None
     ) -> Float[Tensor, "row output"]:
         """X W in W's precision, of some columns of X."""
         product = weights.new_empty(self.n_rows, weights.shape[1])
-        for rows, features in self._read(columns):
-            torch.mm(features.to(weights.dtype), weights, out=product[rows])
+        for rows, features in self._read(columns, weights.dtype):
+            torch.mm(features, weights, out=product[rows])
         return product
 
     def transposed_times(
@@ -63,15 +68,16 @@ class Design:
     ) -> Float[Tensor, "column output"]:
         """X^T V in V's precision, of some columns of X."""
         total = values.new_zeros(self.n_features if columns is None else len(columns), values.shape[1])
-        for rows, features in self._read(columns):
-            total.addmm_(features.to(values.dtype).T, values[rows])
+        for rows, features in self._read(columns, values.dtype):
+            total.addmm_(features.T, values[rows])
         return total
 
     def squares(self, values: Float[Tensor, "row output"]) -> Float[Tensor, "feature output"]:
-        """(X * X)^T V in V's precision."""
+        """(X * X)^T V in the features' precision."""
         total = values.new_zeros(self.n_features, values.shape[1])
-        for rows, features in self._read(None):
-            total.addmm_(features.to(values.dtype).square().T, values[rows])
+        for rows, block in self._blocks:
+            features = torch.from_numpy(np.square(block if self._change is None else self._change(block)))
+            total.addmm_(features.T, values[rows])
         return total
 
     def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Float[Tensor, "column_1 column_1"]:
@@ -79,7 +85,7 @@ class Design:
         size = len(columns) + 1
         total = torch.zeros(size, size, dtype=self.dtype)
         roots = weights.sqrt().to(self.dtype)
-        for rows, features in self._read(columns):
+        for rows, features in self._read(columns, self.dtype):
             scaled = torch.cat([features * roots[rows, None], roots[rows, None]], dim=1)
             total.addmm_(scaled.T, scaled)
         return total
@@ -204,6 +210,7 @@ class _Objective:
         self.intercepts = torch.zeros(loss.n_outputs, dtype=torch.float64)
         self.z = torch.zeros(design.n_rows, loss.n_outputs, dtype=torch.float64)
         self._n_blind = 0
+        self.damping = [0.0] * loss.n_outputs  # of each output's turn: what was added to its Hessian's diagonal, as a share
 
     def value(self, z: Tensor, weights: Tensor) -> float:
         penalty = self.l1 * weights.abs().sum() + self.l2 / 2 * weights.square().sum()
@@ -244,8 +251,8 @@ class _Objective:
             if not self.move(step.expand_as(self.z), torch.zeros_like(self.weights), step, float(slope @ step)):
                 return
 
-    def move(self, dz: Tensor, dweights: Tensor, dintercepts: Tensor, slope: float) -> bool:
-        """Go along a direction, half as far until F falls as its slope promises; False where it does not at all.
+    def move(self, dz: Tensor, dweights: Tensor, dintercepts: Tensor, slope: float) -> float:
+        """Go along a direction, half as far until F falls as its slope promises; how far that was, 0 where it does not at all.
 
         No weight may change its sign on the way: the slope would not be that of the L1 norm. Near the end F falls by less than
         its last bit while the gap still shrinks: a few such steps are taken blindly.
@@ -254,15 +261,15 @@ class _Objective:
         step, rounding = 1.0, 1e-15 * abs(before)
         is_blind = abs(slope) < 1e3 * rounding
         if slope >= 0 or (is_blind and self._n_blind == MAX_BLIND_STEPS):
-            return False
+            return 0.0
         self._n_blind = self._n_blind + 1 if is_blind else 0
         for _ in range(MAX_STEP_HALVINGS):
             z, weights = self.z + step * dz, self.weights + step * dweights
             if self.value(z, weights) <= before + 1e-4 * step * slope + (10 * rounding if is_blind else 0.0):
                 self.z, self.weights, self.intercepts = z, weights, self.intercepts + step * dintercepts
-                return True
+                return step
             step /= 2
-        return False
+        return 0.0
 
     def solution(self, gap: float, n_iter: int) -> Solution:
         intercepts = self.intercepts - self.intercepts.mean() if isinstance(self.loss, Softmax) else self.intercepts
@@ -297,7 +304,7 @@ def sparse_path(
                 break
             turns = [_newton_step(state, k, gradient[:, k], is_current=k == 0) for k in range(loss.n_outputs)]
             state.fit_intercepts()
-            if not any(turn.gained for turn in turns):
+            if not any(turn.may_gain for turn in turns):
                 break
             if loss.n_outputs > 1:
                 _joint_newton_step(state, turns)
@@ -306,9 +313,9 @@ def sparse_path(
 
 
 class _Turn(NamedTuple):
-    """What one output's turn gained, and the Cholesky factor of its Hessian over some columns and the intercept."""
+    """Whether another turn may gain, and the Cholesky factor of an output's Hessian over some columns and the intercept."""
 
-    gained: bool
+    may_gain: bool
     columns: Int[Tensor, "column"]
     factor: Float[Tensor, "column_1 column_1"]
 
@@ -318,7 +325,7 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
     weights = state.weights[:, k]
     is_active = weights != 0
     wish = torch.where(is_active, 0.0, gradient.abs() - state.l1)
-    n_new = min(max(128, int(is_active.sum())), int((wish > 0).sum()))
+    n_new = min(max(min(128, 1 + state.design.n_rows // 2), int(is_active.sum())), int((wish > 0).sum()))
     is_active[wish.topk(n_new).indices] = True
     columns = is_active.nonzero()[:, 0]
     slopes = state.slopes()[:, k]
@@ -330,14 +337,19 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
     sign = torch.where(start != 0, start.sign(), -gradient.sign())
     gram = state.design.gram(columns, state.row_weights * state.loss.curvature(state.z)[:, k])
     gram.diagonal()[:-1] += state.l2
-    gram.diagonal().mul_(1 + 10 * torch.finfo(gram.dtype).eps).add_(1e-30)
+    gram.diagonal().mul_(1 + 10 * torch.finfo(gram.dtype).eps + state.damping[k]).add_(1e-30)
     linear = torch.cat([gradient + state.l1 * sign, slopes.sum()[None]])
     nothing = torch.zeros(1, dtype=torch.float64)  # the intercept: starts anywhere, ends anywhere
     step, free, factor = _step_in_orthant(gram, linear, torch.cat([start, nothing]), torch.cat([sign, nothing]))
     dz, dweights, dintercepts = torch.zeros_like(state.z), torch.zeros_like(state.weights), torch.zeros_like(state.intercepts)
     dz[:, k] = state.design.times(step[:-1, None], columns)[:, 0] + step[-1]
     dweights[columns, k], dintercepts[k] = step[:-1], step[-1]
-    return _Turn(state.move(dz, dweights, dintercepts, float(linear @ step)), columns[free[:-1]], factor)
+    length = state.move(dz, dweights, dintercepts, float(linear @ step))
+    # Levenberg and Marquardt: where the model led too far (more columns than rows, separable rows), believe it less next time.
+    damping = state.damping[k]
+    is_final = not length and damping > 1.0
+    state.damping[k] = damping / 10 if length == 1 else max(1e-5, 10 * damping) if length < 0.25 else damping
+    return _Turn(not is_final, columns[free[:-1]], factor)
 
 
 def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
@@ -521,7 +533,7 @@ def _conjugate_gradients(
     solution, residual = torch.zeros_like(right), right
     direction = scaled = precondition(residual)
     size = first = inner(residual, scaled)
-    enough = first * (first / values).clamp(max=1e-2)
+    enough = first * (first / values).clamp(1e-6, 1e-2)
     for _ in range(MAX_CONJUGATE_GRADIENTS):
         is_open = size > enough
         if not is_open.any():

@@ -61,13 +61,14 @@ def _attend_run(
     """The rows of one run; on a CPU in two parts: those whose keys can be read in whole steps, and the others.
 
     A window of keys that is longer than its row ends in the next row's tokens, which are hidden: by the mask, or by the
-    future being out of sight. The batch's last row has no next one. float16, which overflows easily, is left alone: a row
-    that is not finite must not spoil its neighbour.
+    future being out of sight. The batch's last rows have nothing after them and get zeros: a row's bits do not depend on its
+    neighbours. float16, which overflows easily, is left alone: a row that is not finite must not spoil its neighbour.
     """
-    width = -(-run.length // KEYS_AT_A_TIME) * KEYS_AT_A_TIME
-    n_wide = 0
-    if width > run.length and query.dtype in (torch.float32, torch.bfloat16) and not (query.is_cuda or torch.is_grad_enabled()):
+    width, n_wide = run.length, run.n_rows
+    if query.dtype in (torch.float32, torch.bfloat16) and not (query.is_cuda or torch.is_grad_enabled()):
+        width = -(-run.length // KEYS_AT_A_TIME) * KEYS_AT_A_TIME
         n_wide = min(max(0, (len(query) - run.start - width) // run.length + 1), run.n_rows)
+    hide = None if causal or width == run.length else _beyond(run.length, width, query.dtype)
     parts = []
     for first, last, n_keys in ((0, n_wide, width), (n_wide, run.n_rows, run.length)):
         if first < last:
@@ -75,7 +76,8 @@ def _attend_run(
                 _rows(x, run.start + first * run.length, last - first, run.length, n_positions)
                 for x, n_positions in ((query, run.length), (key, n_keys), (value, n_keys))
             )  # [row, head, position, d_head]
-            hide = None if causal or n_keys == run.length else _beyond(run.length, n_keys, q.dtype)
+            if n_keys < width:
+                k, v = (F.pad(x, (0, 0, 0, width - n_keys)) for x in (k, v))
             heads = F.scaled_dot_product_attention(q, k, v, hide, is_causal=causal, scale=scale)
             parts.append(heads.transpose(1, 2).flatten(2).flatten(0, 1))
     return parts

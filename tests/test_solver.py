@@ -1,0 +1,176 @@
+"""The probes' solver: objectives against scikit-learn, proofs of the gap, blocks, weights, and problems that are hard."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import make_classification, make_regression
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
+
+import spin_native as sn
+from spin_native.solver import Design, Logistic, Softmax, Squared
+
+
+def data(n_classes=2, n_rows=250, n_features=40, dtype=np.float64):
+    X, y = make_classification(n_rows, n_features, n_informative=10, n_classes=n_classes, random_state=0)
+    return ((X - X.mean(0)) / X.std(0)).astype(dtype), y
+
+
+def objective(X, y, coef, intercept, C, l1_ratio):
+    """C * sum log-loss + penalty, by hand."""
+    z = X.astype(np.float64) @ coef.T + intercept
+    if len(coef) == 1:
+        loss = np.logaddexp(0, np.where(y == 1, -z[:, 0], z[:, 0]))
+    else:
+        loss = np.logaddexp.reduce(z, axis=1) - z[np.arange(len(y)), y]
+    return C * loss.sum() + l1_ratio * np.abs(coef).sum() + (1 - l1_ratio) / 2 * np.square(coef).sum()
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("C", [0.01, 0.3, 10.0])
+def test_the_objective_is_that_of_saga_run_long(n_classes, l1_ratio, C):
+    X, y = data(n_classes)
+    probe = sn.LogisticProbe(C=C, l1_ratio=l1_ratio).fit(X, y)
+    saga = LogisticRegression(C=C, l1_ratio=l1_ratio, solver="saga", max_iter=30000, tol=1e-10, random_state=0).fit(X, y)
+    ours, theirs = (objective(X, y, p.coef_, p.intercept_, C, l1_ratio) for p in (probe, saga))
+    assert ours <= theirs * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("n_targets", [1, 3])
+def test_linear_probes_are_ridge_lasso_and_elastic_net(l1_ratio, n_targets):
+    X, y = make_regression(120, 30, n_informative=8, n_targets=n_targets, noise=5, random_state=0)
+    C = 0.05
+    probe = sn.LinearProbe(C=C, l1_ratio=l1_ratio, tol=1e-12).fit(X, y)
+    for k, target in enumerate(y.reshape(120, -1).T):
+        # ElasticNet divides the loss by the number of rows.
+        peer = ElasticNet(alpha=1 / (C * 120), l1_ratio=l1_ratio, tol=1e-12, max_iter=100000) if l1_ratio else Ridge(1 / C)
+        peer.fit(X, target)
+        np.testing.assert_allclose(probe.coef_[k], peer.coef_, atol=1e-5 * np.abs(peer.coef_).max())
+        assert probe.intercept_[k] == pytest.approx(peer.intercept_, rel=1e-6)
+    assert probe.predict(X).shape == y.shape
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+def test_the_gap_bounds_how_far_the_objective_is_above_its_minimum(n_classes, l1_ratio):
+    X, y = data(n_classes)
+    best = sn.LogisticProbe(C=1.0, l1_ratio=l1_ratio, tol=1e-9).fit(X, y)
+    least = objective(X, y, best.coef_, best.intercept_, 1.0, l1_ratio)
+    for tol in (1e-1, 1e-2, 1e-4):
+        probe = sn.LogisticProbe(C=1.0, l1_ratio=l1_ratio, tol=tol).fit(X, y)
+        value = objective(X, y, probe.coef_, probe.intercept_, 1.0, l1_ratio)
+        assert probe.converged_
+        assert (value - least) / value <= probe.dual_gap_ + 1e-12
+        assert probe.dual_gap_ <= tol
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+def test_a_path_gives_what_single_fits_give_in_the_order_asked(l1_ratio):
+    X, y = data(3)
+    Cs = [1.0, 0.01, 0.1]
+    path = sn.LogisticProbe(l1_ratio=l1_ratio).fit_path(X, y, Cs)
+    for C, probe in zip(Cs, path, strict=True):
+        alone = sn.LogisticProbe(C=C, l1_ratio=l1_ratio).fit(X, y)
+        assert C == probe.C
+        values = [objective(X, y, p.coef_, p.intercept_, C, l1_ratio) for p in (probe, alone)]
+        assert values[0] == pytest.approx(values[1], rel=2e-8)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+def test_features_in_several_mapped_blocks_are_one_array(l1_ratio, tmp_path):
+    X, y = data(dtype=np.float32)
+    parts = []
+    for index, part in enumerate(np.split(X * 3 + 1, [50, 51, 180])):
+        np.save(tmp_path / f"{index}.npy", part)
+        parts.append(np.load(tmp_path / f"{index}.npy", mmap_mode="r"))
+    design = Design(parts, lambda block: (block - 1) / 3)
+    (found,) = sn.LogisticProbe(l1_ratio=l1_ratio).fit_path(design, y, [0.1])
+    (expected,) = sn.LogisticProbe(l1_ratio=l1_ratio).fit_path(X, y, [0.1])
+    np.testing.assert_allclose(found.coef_, expected.coef_, atol=1e-4)
+    assert np.array_equal(found.coef_ == 0, expected.coef_ == 0)
+
+
+def test_float32_features_give_an_objective_as_low_as_float64_ones():
+    X, y = data(n_rows=600, n_features=80, dtype=np.float32)
+    for C in (0.1, 100.0):
+        single = sn.LogisticProbe(C=C, tol=1e-7).fit(X, y)
+        double = sn.LogisticProbe(C=C, tol=1e-10).fit(X.astype(np.float64), y)
+        assert single.coef_.dtype == np.float64
+        values = [objective(X, y, p.coef_, p.intercept_, C, 1.0) for p in (single, double)]
+        assert values[0] == pytest.approx(values[1], rel=2e-7)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_separable_rows_and_more_features_than_rows_still_converge(l1_ratio, n_classes):
+    X, y = data(n_classes, n_rows=60, n_features=200)
+    assert sn.LogisticProbe(C=100.0, l1_ratio=l1_ratio, tol=1e-6).fit(X, y).converged_
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+def test_copies_of_a_feature_a_constant_one_and_wild_scales_still_converge(l1_ratio):
+    X, y = data()
+    X = np.concatenate([X, X[:, :5], np.ones((len(X), 1)), X[:, 5:8] * 1e3, X[:, 8:10] * 1e-3], axis=1)
+    assert sn.LogisticProbe(C=1.0, l1_ratio=l1_ratio, tol=1e-6).fit(X, y).converged_
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+def test_a_solver_that_was_stopped_says_so(l1_ratio):
+    X, y = data()
+    with pytest.warns(ConvergenceWarning, match=r"after 1 iterations the objective may be a share of .* above its minimum"):
+        probe = sn.LogisticProbe(C=10.0, l1_ratio=l1_ratio, max_iter=1).fit(X, y)
+    assert not probe.converged_
+    assert probe.dual_gap_ > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"C": 0.0}, "C is .*; expected positive"),
+        ({"C": -1.0}, "expected positive"),
+        ({"C": float("nan")}, "expected positive"),
+        ({"l1_ratio": 1.5}, "l1_ratio is 1.5; expected from 0"),
+        ({"tol": 0.0}, "tol is 0.0; expected positive"),
+        ({"max_iter": 0}, "max_iter is 0; expected 1 or more"),
+    ],
+)
+def test_unusable_settings_are_refused_by_name(settings, message):
+    X, y = data()
+    for kind in (sn.LogisticProbe, sn.LinearProbe):
+        with pytest.raises(sn.InputError, match=f"{kind.__name__}: .*{message}"):
+            kind(**settings).fit(X, y)
+
+
+def test_features_that_are_not_finite_and_one_class_are_refused():
+    X, y = data()
+    with pytest.raises(ValueError, match="one class"):
+        sn.LogisticProbe().fit(X, np.ones(len(y)))
+    X[3, 2] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        sn.LogisticProbe().fit(X, y)
+
+
+@pytest.mark.parametrize("kind", [Squared, Logistic, Softmax])
+def test_slopes_curvatures_and_conjugates_are_those_of_the_loss(kind):
+    """Against automatic differentiation; Fenchel and Young: value + conjugate = slope * margin."""
+    generator = torch.Generator().manual_seed(0)
+    n_outputs = 1 if kind is Logistic else 4
+    z = torch.randn(7, n_outputs, generator=generator, dtype=torch.float64, requires_grad=True)
+    if kind is Squared:
+        targets = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    elif kind is Logistic:
+        targets = torch.tensor([0.0, 1, 1, 0, 1, 0, 0], dtype=torch.float64)[:, None]
+    else:
+        targets = torch.eye(4, dtype=torch.float64)[[0, 3, 1, 2, 2, 0, 1]]
+    loss = kind(targets)
+    (slope,) = torch.autograd.grad(loss.value(z).sum(), z)
+    torch.testing.assert_close(loss.slope(z), slope)
+    of_row = torch.autograd.functional.hessian
+    rows = [of_row(lambda row, i=i: kind(targets[i : i + 1]).value(row[None])[0], z[i]) for i in range(7)]
+    hessian = torch.stack(rows)
+    torch.testing.assert_close(loss.curvature(z), hessian.diagonal(dim1=1, dim2=2))
+    u = torch.randn(7, n_outputs, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(loss.hessian(z)(u), torch.einsum("rij,rj->ri", hessian, u))
+    torch.testing.assert_close(loss.value(z) - loss.dual(z, 1.0), (slope * z).sum(1))
