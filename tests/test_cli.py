@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -353,3 +354,63 @@ def test_a_reader_that_leaves_is_no_error(saved):
     process.wait()
     assert b"Traceback" not in err
     assert b"error" not in err
+
+
+def test_a_regression_from_fit_to_evaluate(spin, tiny_model, reviews, tmp_path):
+    rows = [{"text": t, "label": len(t.split()) / 10 + (y == "positive")} for t, y in zip(*reviews, strict=True)]
+    data = write(tmp_path / "values.csv", rows)
+    how = ("--task", "regression", "--metric", "spearman", "--head", "frozen", "--eta", "0.9,1", "--poolings", "mean")
+    code, out, _ = spin("fit", data, "--model", tiny_model, *how, "--out", tmp_path / "reg", "--json")
+    assert code == 0
+    fitted = json.loads(out)
+    assert fitted["metric"] == "spearman"
+    assert [row["depth"] for row in fitted["layer_curve"]] == [1, 2, 3]
+    assert set(fitted["controls"]) == {"salient", "random", "bottom", "shuffled", "selectivity"}
+    reg = sn.SpinRegressor.from_pretrained(tmp_path / "reg")
+    assert json.loads(spin("predict", tmp_path / "reg", "good film", "--json")[1])["value"] == reg.predict("good film")
+    assert spin("predict", tmp_path / "reg", "--in", data, "--out", tmp_path / "out.csv")[0] == 0
+    found = [float(row["predicted_value"]) for row in read(tmp_path / "out.csv")]
+    np.testing.assert_allclose(found, reg.predict(reviews[0]), rtol=1e-5)
+    scores = json.loads(spin("evaluate", tmp_path / "reg", data, "--json")[1])
+    assert set(scores) == {"pearson", "spearman", "mse", "mae", "rows"}
+    assert scores["spearman"] == pytest.approx(reg.score(reviews[0], [row["label"] for row in rows]))
+    assert "neuron" in spin("neurons", tmp_path / "reg")[1]
+
+
+def test_rows_leave_early_as_calibrated_or_as_asked(spin, data, tiny_model, tmp_path):
+    clf, out = tmp_path / "clf", tmp_path / "out.jsonl"
+    assert spin("fit", data, "--model", tiny_model, "--depth", 3, "--exits", "1,2", "--out", clf)[0] == 0
+    assert set(json.loads((clf / "spin_classifier.json").read_text())["heads"]) == {"1", "2", "3"}
+    code, shown, _ = spin("calibrate", clf, data, "--max-accuracy-drop", 0.3, "--json")
+    assert code == 0
+    promise = json.loads(shown)
+    assert promise["exit"].startswith("confidence:")
+    assert promise["n_rows"] == 80
+    assert "with confidence 0.95 accuracy falls by at most 0.3" in spin("calibrate", clf, data, "--max-accuracy-drop", 0.3)[1]
+    assert spin("predict", clf, "--in", data, "--out", out)[0] == 0
+    depths = [row["exit_depth"] for row in read(out)]
+    assert np.mean(depths) == pytest.approx(promise["mean_depth"])
+    assert spin("predict", clf, "--in", data, "--out", out, "--overwrite", "--exit", "fixed:1")[0] == 0
+    assert "exit_depth" not in read(out)[0]
+    line = json.loads(spin("predict", clf, "good film", "--exit", "patience:1", "--json")[1])
+    assert line["depth"] in (2, 3)
+    accuracy = {
+        e: json.loads(spin("evaluate", clf, data, "--exit", e, "--json")[1])["accuracy"] for e in ("fixed:1", "fixed:3")
+    }
+    assert accuracy["fixed:1"] != accuracy["fixed:3"] or accuracy["fixed:1"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--exit", "soon"), "exit 'soon'; expected fixed"),
+        (("--exit", "fixed:9"), "no head at depth 9"),
+    ],
+)
+def test_an_exit_nobody_can_take_is_one_line(failing, saved, arguments, line):
+    assert line in failing("predict", saved, "good film", *arguments)
+
+
+def test_a_calibration_needs_a_folder_and_several_heads(failing, saved, data):
+    assert "no folder; calibrate writes to the classifier" in failing("calibrate", "some/repository", data)
+    assert "there is one head only" in failing("calibrate", saved, data)

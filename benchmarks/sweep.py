@@ -1,0 +1,121 @@
+"""The whole SPIN sweep, timed: 2 sites, 3 poolings, 5 C, 10 eta, every depth; and what leaving early saves and costs.
+
+    python benchmarks/sweep.py [sweep exits] [--data sst2 edos]
+
+Needs ../shared/data beside the repository; the base model is the demo's. `sweep`: SST-2, seconds after extraction. `exits`: on
+each data set a classifier with a head at every depth; accuracy against mean depth for every policy; then 20 calibrations, each
+on a random half of the test rows with the other half to check the promise on (accuracy falls by at most 1 point, confidence
+.95); and the wall-clock of `predict` at the promise against the fixed deepest depth. The last line is JSON.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import warnings
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from accuracy import DATA
+
+from spin_native.classifier import SpinClassifier
+from spin_native.cli.demo import demo_weights
+from spin_native.cli.tables import read_labelled
+from spin_native.exits import Exit, calibrate, replay
+from spin_native.version import __version__
+
+DROP, CONFIDENCE = 0.01, 0.95
+
+
+def read(name: str, part: str) -> tuple[list[str], list[Any]]:
+    return read_labelled(DATA / name / f"{part}.csv", "text", "label")
+
+
+def measure_sweep(_names: list[str]) -> dict[str, Any]:
+    clf = SpinClassifier(
+        str(demo_weights()),
+        sites=("activation", "hidden"),
+        poolings=("mean", "max", "first"),
+        etas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+        Cs=(0.003, 0.01, 0.03, 0.1, 0.3),
+    )
+    clf.fit(*read("sst2", "train"), validation=read("sst2", "dev"), test=read("sst2", "test"))
+    row = {**clf.seconds_, "after_extraction": clf.seconds_["probe"] + clf.seconds_["integrate"]}
+    row |= {"depth": clf.depth_, "test": clf.depth_curve_[clf.depth_ - 1].test}
+    print("sweep:", {key: round(value, 4) for key, value in row.items()}, flush=True)
+    return row
+
+
+def measure_exits(names: list[str]) -> dict[str, Any]:
+    found = {}
+    for name in names:
+        train, dev, (texts, labels) = (read(name, part) for part in ("train", "dev", "test"))
+        clf = SpinClassifier(str(demo_weights()), depth=None, exits="all", baseline=False, poolings=("mean",))
+        clf.fit(*train, validation=dev)
+        truth = np.searchsorted(clf.classes_, labels)
+        every = clf._deployed.all_outputs(texts)
+        right = {depth: p.argmax(1) == truth for depth, p in every.items()}
+        deepest, rows = max(every), np.arange(len(truth))
+        curves: dict[str, list[tuple[float, float]]] = {}
+        policies = [Exit("fixed", depth) for depth in every]
+        policies += [Exit("confidence", c) for c in (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)]
+        policies += [Exit("patience", patience) for patience in range(1, deepest)]
+        for exit_ in policies:
+            left = replay(exit_, every)
+            accuracy = float(np.array([right[depth] for depth in sorted(every)])[left - 1, rows].mean())
+            curves.setdefault(exit_.by, []).append((float(left.mean()), accuracy))
+        print(f"\n{name}: (mean depth, accuracy)", flush=True)
+        for by, points in curves.items():
+            print(f"  {by}: " + ", ".join(f"({depth:.2f}, {accuracy:.4f})" for depth, accuracy in points), flush=True)
+        calibrations = []
+        for seed in range(20):
+            order = np.random.default_rng(seed).permutation(len(truth))
+            seen, unseen = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+            some = {depth: p[seen] for depth, p in every.items()}
+            promise = calibrate(some, truth[seen], "confidence", DROP, CONFIDENCE)
+            left = replay(promise.exit, {depth: p[unseen] for depth, p in every.items()})
+            accuracy = np.array([right[depth][unseen] for depth in sorted(every)])[left - 1, np.arange(len(unseen))].mean()
+            calibrations.append((str(promise.exit), float(left.mean()), float(right[deepest][unseen].mean() - accuracy)))
+        drops = [drop for _, _, drop in calibrations]
+        kept = sum(drop <= DROP for drop in drops)
+        print(f"  promise kept in {kept} of 20; largest fall {max(drops):.4f}, mean {np.mean(drops):.4f}", flush=True)
+        print(f"  mean depth {np.mean([depth for _, depth, _ in calibrations]):.2f} of {deepest}", flush=True)
+        half = len(texts) // 2
+        clf.calibrate(texts[:half], labels[:half], max_accuracy_drop=DROP, confidence=CONFIDENCE)
+        rest, seconds = texts[half:], {"fixed": [], "calibrated": []}
+        for _ in range(4):
+            for key, exit_ in (("fixed", "fixed"), ("calibrated", str(clf.exit_))):
+                started = perf_counter()
+                clf.predict(rest, exit=exit_)
+                seconds[key].append(perf_counter() - started)
+        speed = statistics.median(a / b for a, b in list(zip(seconds["fixed"], seconds["calibrated"], strict=True))[1:])
+        left = clf.predict(rest, return_depth=True)[1].mean()
+        print(f"  wall-clock: {speed:.2f} x at {clf.exit_}, mean depth {left:.2f} of {deepest}", flush=True)
+        found[name] = {"curves": curves, "calibrations": calibrations, "kept": kept, "speed": speed, "mean_depth": float(left)}
+    return found
+
+
+SECTIONS = {"sweep": measure_sweep, "exits": measure_exits}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all of them")
+    parser.add_argument("--data", nargs="+", default=["sst2", "edos"])
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")  # of rows in two parts, which these data sets have
+    environment = {
+        "spin_native": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+    print(" ".join(f"{name}={value}" for name, value in environment.items()), flush=True)
+    results = {section: SECTIONS[section](given.data) for section in given.sections or SECTIONS}
+    print(json.dumps({"environment": environment, "results": results}))
+
+
+if __name__ == "__main__":
+    main()
