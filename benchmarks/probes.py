@@ -43,11 +43,15 @@ def features(name: str, cache: Path) -> tuple[np.ndarray, np.ndarray]:
         parts = ("train", "dev", "test") if name == "roberta" else ("train",)
         label = "label_vector" if name == "edos12" else "label"
         rows = [row for part in parts for row in zip(*read_labelled(folder / f"{part}.csv", "text", label), strict=True)]
-        weights, tokenizer = demo_weights(), demo_weights()
+        weights = demo_weights()
         if name == "roberta":
-            weights, tokenizer = random_checkpoint(shapes("roberta-base"), cache), SHARED / "tokenizers" / "roberta-base"
-        model = sn.load_model(str(weights), depth=4)
-        found = sn.extract(model, sn.load_tokenizer(str(tokenizer)), [text for text, _ in rows], poolings=("mean",))
+            weights = cache / "roberta-base"
+            weights.mkdir(exist_ok=True)
+            for source in (SHARED / "tokenizers" / "roberta-base").iterdir():
+                (weights / source.name).write_bytes(source.read_bytes())
+            random_checkpoint(shapes("roberta-base"), weights)
+        model, tokenizer = sn.load_model(str(weights), depth=4), sn.load_tokenizer(str(weights))
+        found = sn.extract(model, tokenizer, [text for text, _ in rows], poolings=("mean",))
         X = found.array(site="activation", pooling="mean", layer=3)
         np.savez(path, X=(X - X.mean(0)) / X.std(0), y=np.unique([label for _, label in rows], return_inverse=True)[1])
     kept = np.load(path)

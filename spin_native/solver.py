@@ -19,7 +19,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 Array = np.ndarray
-BLOCK_BYTES = 2 * 2**20  # of features in float64: small beside the data, and in the caches
+# Of features that are copied (to float64, or some of their columns): small beside the data. And of those that are multiplied as
+# they lie: large enough for full speed.
+COPIED_BYTES, READ_BYTES = 2 * 2**20, 8 * 2**20
 MAX_STEP_HALVINGS, MAX_BLIND_STEPS = 40, 8
 MAX_CONJUGATE_GRADIENTS = 200
 
@@ -32,23 +34,29 @@ class Design:
 
     def __init__(self, arrays: Sequence[Float[Array, "_ feature"]], change: Callable[[Array], Array] | None = None) -> None:
         self.n_rows, self.n_features = sum(map(len, arrays)), arrays[0].shape[1]
-        self.dtype = torch.float64 if arrays[0].dtype == np.float64 else torch.float32
+        self._stored = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+        self.dtype = torch.float64 if self._stored == torch.float64 else torch.float32
         self._change = change
-        rows = max(1, BLOCK_BYTES // (8 * self.n_features))
-        self._whole, self._blocks, start = [], [], 0
+        self._small = self._cut(arrays, COPIED_BYTES // (8 * self.n_features))
+        self._large = self._cut(arrays, READ_BYTES // (self.dtype.itemsize * self.n_features))
+
+    @staticmethod
+    def _cut(arrays: Sequence[Array], n_rows: int) -> list[tuple[slice, Array]]:
+        """Blocks of at most so many rows, and which rows they are."""
+        blocks, start = [], 0
         for array in arrays:
-            self._whole.append((slice(start, start + len(array)), array))
-            for first in range(0, len(array), rows):
-                block = array[first : first + rows]
-                self._blocks.append((slice(start + first, start + first + len(block)), block))
+            for first in range(0, len(array), max(1, n_rows)):
+                block = array[first : first + max(1, n_rows)]
+                blocks.append((slice(start + first, start + first + len(block)), block))
             start += len(array)
+        return blocks
 
     def _read(
         self, columns: Int[Tensor, "column"] | None, dtype: torch.dtype
     ) -> Iterator[tuple[slice, Float[Tensor, "_ column"]]]:
         """The features in a dtype; in small blocks where something has to be copied."""
-        copies = columns is not None or dtype != self.dtype or self._change is not None
-        for rows, block in self._blocks if copies else self._whole:
+        copies = columns is not None or dtype != self._stored or self._change is not None
+        for rows, block in self._small if copies else self._large:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to, which nobody does here
                 features = torch.from_numpy(block if self._change is None else self._change(block))
@@ -75,9 +83,8 @@ class Design:
     def squares(self, values: Float[Tensor, "row output"]) -> Float[Tensor, "feature output"]:
         """(X * X)^T V in the features' precision."""
         total = values.new_zeros(self.n_features, values.shape[1])
-        for rows, block in self._blocks:
-            features = torch.from_numpy(np.square(block if self._change is None else self._change(block)))
-            total.addmm_(features.T, values[rows])
+        for rows, features in self._read(None, values.dtype):
+            total.addmm_(features.square().T, values[rows])
         return total
 
     def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Float[Tensor, "column_1 column_1"]:
@@ -412,7 +419,7 @@ def _step_in_orthant(
         step = torch.where(is_free, 0.0, -start)
         residual = -linear - (gram @ step.to(gram.dtype)).double()
         free = is_free.nonzero()[:, 0]
-        factor = _factor(gram[free][:, free])
+        factor = _factor(gram, free)
         step[free] = torch.cholesky_solve(residual[free, None].to(gram.dtype), factor)[:, 0].double()
         slack = sign * (linear + (gram @ step.to(gram.dtype)).double())
         end = sign * (start + step)
@@ -432,15 +439,18 @@ def _step_in_orthant(
     return torch.where(sign * (start + step) < 0, -start, step), free, factor
 
 
-def _factor(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """Cholesky's factor, of a larger diagonal where rounding has made the matrix indefinite."""
-    ridge, diagonal = 0.0, gram.diagonal().clone()
+def _factor(gram: Float[Tensor, "n n"], rows: Int[Tensor, "m"]) -> Float[Tensor, "m m"]:
+    """Cholesky's factor of some rows and columns, of a larger diagonal where rounding has made the matrix indefinite."""
+    ridge, failed = 0.0, torch.empty((), dtype=torch.int32)
     while True:
-        factor, failed = torch.linalg.cholesky_ex(gram)
+        factor = gram.index_select(0, rows).index_select(1, rows)  # factored in place
+        if ridge:
+            diagonal = factor.diagonal()
+            diagonal.mul_(1 + ridge).add_(ridge * diagonal.mean())
+        torch.linalg.cholesky_ex(factor, out=(factor, failed))
         if not failed:
             return factor
         ridge = max(10 * ridge, 10 * torch.finfo(gram.dtype).eps)
-        gram.diagonal().copy_(diagonal * (1 + ridge) + ridge * diagonal.mean())
 
 
 def ridge_path(

@@ -80,15 +80,20 @@ class Features:
     def array(self, *, site: str, pooling: str, layer: int) -> Float32[np.ndarray, "row width"]:
         """One site, pooling and layer, rows in input order; InputError, listing what there is, if it was not extracted."""
         feature = Feature(site, pooling, layer)
+        blocks = self.blocks(site=site, pooling=pooling, layer=layer) or [np.empty((0, self.widths[feature]), np.float32)]
+        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return joined.astype(np.float32, copy=False)
+
+    def blocks(self, *, site: str, pooling: str, layer: int) -> list[Float[np.ndarray, "_ width"]]:
+        """The same as it is kept: a store's shards, mapped from the disk. For a solver's Design, which never joins them."""
+        feature = Feature(site, pooling, layer)
         if feature not in self.widths:
             there_is = "; ".join(
                 f"{name}s {', '.join(str(v) for v in dict.fromkeys(getattr(f, name) for f in self.widths))}"
                 for name in Feature._fields
             )
             raise InputError(f"no features for site={site!r}, pooling={pooling!r}, layer={layer!r}; there are {there_is}")
-        blocks = list(self._read(feature)) or [np.empty((0, self.widths[feature]), np.float32)]
-        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        return joined.astype(np.float32, copy=False)
+        return list(self._read(feature))
 
     def append(self, block: Mapping[Feature, Float[np.ndarray, "row _"]]) -> None:
         """Add the next rows."""

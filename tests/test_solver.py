@@ -174,3 +174,17 @@ def test_slopes_curvatures_and_conjugates_are_those_of_the_loss(kind):
     u = torch.randn(7, n_outputs, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(loss.hessian(z)(u), torch.einsum("rij,rj->ri", hessian, u))
     torch.testing.assert_close(loss.value(z) - loss.dual(z, 1.0), (slope * z).sum(1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_store_is_probed_as_it_lies_on_the_disk(dtype, tiny_model, reviews, tmp_path, monkeypatch):
+    monkeypatch.setattr("spin_native.extract.BLOCK_BYTES", 0)  # shards of 64 rows
+    model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
+    store = sn.extract(model, tokenizer, reviews[0], store=tmp_path / "store", dtype=dtype)
+    where = {"site": "activation", "pooling": "mean", "layer": 1}
+    shards = store.blocks(**where)
+    assert [len(shard) for shard in shards] == [64, 16]
+    (mapped,) = sn.LogisticProbe(tol=1e-7).fit_path(Design(shards), np.array(reviews[1]), [3.0])
+    whole = sn.LogisticProbe(C=3.0, tol=1e-7).fit(store.array(**where), reviews[1])
+    assert mapped.classes_.tolist() == whole.classes_.tolist()
+    np.testing.assert_allclose(mapped.coef_, whole.coef_, atol=1e-3)
