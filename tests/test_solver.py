@@ -1,5 +1,7 @@
 """The probes' solver: objectives against scikit-learn, proofs of the gap, blocks, weights, and problems that are hard."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -178,7 +180,7 @@ def test_slopes_curvatures_and_conjugates_are_those_of_the_loss(kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_store_is_probed_as_it_lies_on_the_disk(dtype, tiny_model, reviews, tmp_path, monkeypatch):
-    monkeypatch.setattr("spin_native.extract.BLOCK_BYTES", 0)  # shards of 64 rows
+    monkeypatch.setattr(sys.modules["spin_native.extract"], "BLOCK_BYTES", 0)  # shards of 64 rows
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
     store = sn.extract(model, tokenizer, reviews[0], store=tmp_path / "store", dtype=dtype)
     where = {"site": "activation", "pooling": "mean", "layer": 1}
