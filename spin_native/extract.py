@@ -127,19 +127,15 @@ class Extractor:
 
     def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[dict[Feature, Float[np.ndarray, "row _"]]]:
         """The features of a stream of texts, a block of rows at a time, in input order."""
-        n_texts, cut_before = 0, self.n_truncated
-        with _progress_bar(texts, progress) as bar:
-            for encoded in _encoded(self._encode, windows(texts, self.rows_per_block), 0, self._several_blocks(texts)):
-                yield self._block(encoded, n_texts, bar)[0]
-                n_texts += len(encoded.row_of)
-        self.tokenizer.warn_truncated(self.n_truncated - cut_before, n_texts)
+        for features, _ in self.leaving_blocks(texts, None, progress):
+            yield features
 
     def leaving_blocks(
-        self, texts: Iterable[str], start: Callable[[int], Leave], progress: bool | None = None
+        self, texts: Iterable[str], start: Callable[[int], Leave] | None, progress: bool | None = None
     ) -> Iterator[tuple[dict[Feature, Float[np.ndarray, "row _"]], Int[np.ndarray, "row"]]]:
         """`blocks`, of rows that may leave early, and how many layers each row was run.
 
-        start: called with a batch's number of rows for what tells who leaves it; what a row left before is 0.
+        start: called with a batch's number of rows for what tells who leaves it; what a row left before is 0. None: nobody does.
         """
         n_texts, cut_before = 0, self.n_truncated
         with _progress_bar(texts, progress) as bar:

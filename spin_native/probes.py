@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from scipy.special import expit, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -41,7 +42,7 @@ class _LinearModel(BaseEstimator):
         is_numeric = isinstance(self, RegressorMixin)
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=is_numeric, y_numeric=is_numeric)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        loss = self._loss(y, weights)
+        loss = self._loss(y)
         (solution,) = self._solve(Design([X]), loss, weights, [self.C])
         self._learn(solution)
         self._warn_unless_converged()
@@ -54,20 +55,16 @@ class _LinearModel(BaseEstimator):
 
         design: the rows' features: an array, or blocks of one that may be larger than memory.
         """
-        weights = np.ones(len(y))
-        loss = self._loss(np.asarray(y), weights)
         design = design if isinstance(design, Design) else Design([design])
-        probes = []
-        order = np.argsort(Cs, kind="stable")
-        for C, solution in zip(np.sort(Cs), self._solve(design, loss, weights, np.sort(Cs).tolist()), strict=True):
-            probe = type(self)(**{**self.get_params(), "C": float(C)})
-            probe.n_features_in_ = design.n_features
-            for name in ("classes_", "_is_flat"):  # learnt of the labels
-                if hasattr(self, name):
-                    setattr(probe, name, getattr(self, name))
+        blank = clone(self)
+        loss = blank._loss(np.asarray(y))  # it learns what the outputs stand for
+        ascending = np.sort(Cs).tolist()
+        probes = {}
+        for C, solution in zip(ascending, self._solve(design, loss, np.ones(len(y)), ascending), strict=True):
+            probes[C] = probe = copy(blank)
+            probe.C, probe.n_features_in_ = C, design.n_features
             probe._learn(solution)
-            probes.append(probe)
-        return [probes[place] for place in np.argsort(order, kind="stable")]
+        return [probes[C] for C in Cs]
 
     @classmethod
     def from_weights(
@@ -86,7 +83,7 @@ class _LinearModel(BaseEstimator):
         """What is learnt of the labels alone, where they are the usual ones."""
         raise NotImplementedError
 
-    def _loss(self, y: Array, weights: Array) -> Loss:
+    def _loss(self, y: Array) -> Loss:
         raise NotImplementedError
 
     def _solve(self, design: Design, loss: Loss, weights: Array, Cs: Sequence[float | int]) -> list[Solution]:
@@ -145,7 +142,7 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
 
     classes_: Array
 
-    def _loss(self, y: Array, weights: Array) -> Loss:
+    def _loss(self, y: Array) -> Loss:
         check_classification_targets(y)
         self.classes_, place = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -179,7 +176,7 @@ class LinearProbe(RegressorMixin, _LinearModel):
     intercepts. C, l1_ratio, tol, max_iter and what is learnt: as LogisticProbe, one output per value.
     """
 
-    def _loss(self, y: Array, weights: Array) -> Loss:
+    def _loss(self, y: Array) -> Loss:
         self._is_flat = y.ndim == 1
         return Squared(torch.from_numpy(np.asarray(y, np.float64).reshape(len(y), -1)))
 
