@@ -135,7 +135,8 @@ class Extractor:
     ) -> Iterator[tuple[dict[Feature, Float[np.ndarray, "row _"]], Int[np.ndarray, "row"]]]:
         """`blocks`, of rows that may leave early, and how many layers each row was run.
 
-        start: called with a batch's number of rows for what tells who leaves it; what a row left before is 0. None: nobody does.
+        start: called with a batch's number of rows for what tells who leaves it; what a row left before is 0. None: no row
+            leaves.
         """
         n_texts, cut_before = 0, self.n_truncated
         with _progress_bar(texts, progress) as bar:

@@ -85,7 +85,7 @@ def predictivity(features: Float32[Array, "row neuron"], labels: Int[Array, "row
 def _bins(values: Shaped[Array, "row column"]) -> Int[Array, "row column"]:
     """Each value's place among N_BINS bins of equal counts; equal values share a bin."""
     edges = np.quantile(values, np.linspace(0, 1, N_BINS + 1)[1:-1], axis=0)
-    return sum((values > edge).astype(np.int8) for edge in edges)  # type: ignore[return-value]
+    return sum((values > edge).astype(np.int8) for edge in edges)
 
 
 RANKERS: dict[str, Callable[..., Array]] = {
