@@ -283,7 +283,7 @@ class _Objective:
 
     def solution(self, gap: float, n_iter: int) -> Solution:
         intercepts = self.intercepts - self.intercepts.mean() if isinstance(self.loss, Softmax) else self.intercepts
-        return Solution(self.weights.numpy().copy(), intercepts.numpy().copy(), gap, n_iter)
+        return Solution(self.weights.numpy().copy(), intercepts.numpy().copy(), max(gap, 0.0), n_iter)  # less is rounding
 
 
 def sparse_path(
@@ -580,7 +580,7 @@ def _conjugate_gradients(
     solution, residual = torch.zeros_like(right), right
     direction = scaled = precondition(residual)
     size = first = inner(residual, scaled)
-    enough = first * (first / values).clamp(1e-6, 1e-2)
+    enough = first * (first / values).clamp(10 * torch.finfo(right.dtype).eps, 1e-2)
     for _ in range(MAX_CONJUGATE_GRADIENTS):
         is_open = size > enough
         if not is_open.any():
