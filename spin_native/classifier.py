@@ -1,10 +1,9 @@
 """SpinClassifier, SpinRegressor: texts and labels in; out comes what runs the base model only as deep as it needs."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import huggingface_hub
@@ -13,14 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import check_is_fitted
 
-from spin_native.checkpoints import Checkpoint, Dtype, Location, load_tokenizer
+from spin_native.checkpoints import Checkpoint, Dtype, Location
 from spin_native.deployed import Deployed
-from spin_native.errors import InputError, NoNeuronWarning
+from spin_native.errors import InputError
 from spin_native.exits import Exit, ExitBy, Promise, calibrate, shallowest_within
-from spin_native.extract import Extractor, Site, check_choices
+from spin_native.extract import Site, check_choices
 from spin_native.integration import (
     METRICS,
     Controls,
@@ -29,18 +27,10 @@ from spin_native.integration import (
     HeadKind,
     Metric,
     Mixing,
-    Part,
     PhaseTwo,
     Scaling,
     Settings,
     Task,
-    baseline,
-    constant_head,
-    controls,
-    curve_row,
-    integrate,
-    layer_curve,
-    sparsify,
 )
 from spin_native.labels import checked_labels, checked_values, encoded
 from spin_native.models import ModelConfig, checked_depth
@@ -49,7 +39,7 @@ from spin_native.pooling import Pooling
 from spin_native.rows import LabelledRows, TextsAndLabels, labelled_rows, valued_rows
 from spin_native.saved import describe_head, head_tensors, read_classifier, read_head, write_classifier
 from spin_native.selection import RANKERS, WEIGHTINGS, Cut, CutBy
-from spin_native.store import Feature
+from spin_native.training import Extraction, Training
 from spin_native.version import __version__
 
 Array = np.ndarray
@@ -84,7 +74,7 @@ class _Spin(BaseEstimator):
     depth: how many layers it may run; None for all, "best" to let the validation rows choose among all.
     tolerance: with "best", take the shallowest depth whose validation score is at most this much below the best.
     sites, poolings: what is read of every layer. mixing: one (site, pooling) per head ("apart", as SPIN does), all of them in
-        one head ("together", Sparsify-then-Classify), or what validation prefers ("best").
+        one head ("together", Sparsify-then-Classify), or what validation prefers of these ("best").
     head: "refit", a new regression on the salient neurons (SPIN); "frozen", the layers' own probes, pruned, under a dense
         layer (Liu, phase 2); "weighted", a small perceptron over neurons weighted by their layers' validation scores (SIREN).
     phase_two: the rows a frozen head learns from: those that the probes have "seen", as many "unseen" ones (half the training
@@ -94,7 +84,7 @@ class _Spin(BaseEstimator):
     etas: shares of the importance to keep, validation chooses; top_k: numbers of neurons per layer, or top_share: shares of
         each layer, instead.
     Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the smallest C at which a probe has any weight. head_Cs: of the
-        heads' L2 regressions; None: 1, 3, 10 and 30 over the number of neurons, so that the prior variance of a logit does not
+        heads' L2 regressions; None: .3, 1, 3 and 10 over the number of neurons, so that the prior variance of a logit does not
         depend on it.
     scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
@@ -122,7 +112,7 @@ class _Spin(BaseEstimator):
         tolerance: float = 0.0,
         sites: Sequence[Site] = ("activation",),
         poolings: Sequence[Pooling] = ("mean", "max"),
-        mixing: Mixing = "apart",
+        mixing: Mixing = "best",
         head: HeadKind = "refit",
         phase_two: PhaseTwo = "seen",
         ranker: str = "squared",
@@ -196,67 +186,32 @@ class _Spin(BaseEstimator):
         settings = self._settings()
         parts = self._rows((texts, labels), validation, test)
         checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
-        n_layers = checkpoint.config.n_layers
-        max_depth = n_layers if self.depth == "best" else checked_depth(self.depth, n_layers)
+        max_depth = checked_depth(None if self.depth == "best" else self.depth, checkpoint.config.n_layers)
         self._exit_depths(max_depth)
-
-        started = perf_counter()
-        everything: dict[Feature, Array | None] = {
-            Feature(site, pooling, layer): None for layer in range(max_depth) for site, pooling in settings.sources
-        }
-        final: dict[Feature, Array | None] = {}
-        if self.baseline:
-            final = {Feature("hidden", pooling, n_layers): None for pooling in self.poolings}
-        extract = _Extraction(checkpoint, DTYPES[self.dtype], self.device, store, progress)
-        if self.sample is None:
-            found = extract(parts, everything | final)
-            train, held_out = probed, compared = found["training"], found["validation"]
-        else:
-            sampled = {name: self._sampled(rows) for name, rows in parts.items() if name != "test"}
-            found = extract({f"{name}-sample": rows for name, rows in sampled.items()}, everything)
-            probed, compared = found["training-sample"], found["validation-sample"]
-        if self.head == "frozen" and self.phase_two != "seen":
-            probed, second = self._halves(probed)
-        seconds = {"extract": perf_counter() - started}
-        started = perf_counter()
-        layers = sparsify(probed, compared, max_depth, settings, progress)
-        seconds["probe"] = perf_counter() - started
-        if self.sample is not None:
-            started = perf_counter()
-            found = extract(parts, {feature: layer.used for feature, layer in layers.items() if len(layer.used)} | final)
-            train, held_out = found["training"], found["validation"]
-            seconds["extract"] += perf_counter() - started
-        elif self.head == "frozen" and self.phase_two == "unseen":
-            train = second
-        started = perf_counter()
-        tested = found.get("test")
-        heads, curve = integrate(layers, train, held_out, tested, max_depth, settings, progress)
-        if max_depth not in heads:
-            heads[max_depth], curve[max_depth] = self._without_neurons(train, held_out, tested, max_depth, settings)
-        seconds["integrate"] = perf_counter() - started
-        self.depth_curve_ = [curve[depth] for depth in sorted(curve)]
-        self.layer_curve_ = layer_curve(layers, tested, settings)
-        self.baseline_ = baseline(train, held_out, tested, n_layers, settings) if self.baseline else None
-        scores = {depth: settings.worth(row.validation) for depth, row in curve.items()}
-        self.depth_ = shallowest_within(scores, self.tolerance) if self.depth == "best" else max_depth
-        kept = [depth for depth in self._exit_depths(self.depth_) if depth in heads]
-        self.heads_ = {depth: heads[depth] for depth in sorted({*kept, self.depth_})}
-        self.controls_ = None
-        if self.sample is None and self.head_.n_neurons:
-            self.controls_ = controls(self.head_, curve[self.depth_].validation, layers, train, held_out, settings)
-        self.unconverged_ = [
-            f"{feature.site} {feature.pooling} of layer {feature.layer}"
-            for feature, layer in layers.items()
-            if not layer.probe.converged_
-        ]
+        where = None if store is None else Path(store)
+        trained = Training(
+            Extraction(checkpoint, DTYPES[self.dtype], self.device, where, progress),
+            settings,
+            max_depth,
+            self.depth == "best",
+            self.tolerance,
+            self.sample,
+            self.phase_two,
+            self.baseline,
+            progress,
+        ).run(parts)
+        self.depth_, self.depth_curve_, self.layer_curve_ = trained.depth, trained.curve, trained.layer_curve
+        self.baseline_, self.controls_, self.unconverged_ = trained.baseline, trained.controls, trained.unconverged
+        kept = {*self._exit_depths(self.depth_), self.depth_}
+        self.heads_ = {depth: head for depth, head in sorted(trained.heads.items()) if depth in kept}
         if self.unconverged_:
             warnings.warn(
-                f"{len(self.unconverged_)} of {len(layers)} layer probes did not converge: {', '.join(self.unconverged_[:3])}"
+                f"{len(self.unconverged_)} layer probes did not converge: {', '.join(self.unconverged_[:3])}"
                 + (", ..." if len(self.unconverged_) > 3 else ""),
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        self.exit_, self.seconds_ = Exit("fixed", self.depth_), seconds
+        self.exit_, self.seconds_ = Exit("fixed", self.depth_), trained.seconds
         self.promise_: Promise | None = None
         self._deployed = Deployed(checkpoint, self.heads_, DTYPES[self.dtype], self.device)
         return self
@@ -320,41 +275,6 @@ class _Spin(BaseEstimator):
         if isinstance(self.exits, str) or not all(isinstance(exit_, int) and exit_ >= 1 for exit_ in self.exits):
             raise InputError(f"exits is {self.exits!r}; expected depths of 1 or more, 'all' or None")
         return [exit_ for exit_ in self.exits if exit_ < depth]
-
-    def _sampled(self, rows: LabelledRows) -> LabelledRows:
-        """At most `sample` of the rows, every class with its share."""
-        assert self.sample is not None
-        if len(rows.texts) <= self.sample:
-            return rows
-        return rows.take(self._split(rows.labels, self.sample)[0])
-
-    def _halves(self, part: Part) -> tuple[Part, Part]:
-        """What the probes see, and what is kept from them."""
-        first, second = self._split(part.labels, len(part.labels) // 2)
-        return part.only(first), part.only(second)
-
-    def _split(self, labels: Array, n_rows: int) -> tuple[Array, Array]:
-        """`n_rows` of the rows and the others, each in input order."""
-        classes = labels if self.task == "classification" else None
-        try:
-            parts = train_test_split(np.arange(len(labels)), train_size=n_rows, stratify=classes, random_state=self.seed)
-        except ValueError as error:
-            raise InputError(f"{n_rows} of {len(labels)} rows cannot hold every class ({error}); take more rows") from error
-        return np.sort(parts[0]), np.sort(parts[1])
-
-    def _without_neurons(
-        self, train: Part, validation: Part, test: Part | None, depth: int, settings: Settings
-    ) -> tuple[Head, CurveRow]:
-        """What is left where no neuron is salient: the most frequent class, or the mean value, for everybody; warned of."""
-        warnings.warn(
-            "no neuron of any layer is salient: every text gets the same answer; give larger Cs (or rows that differ)",
-            NoNeuronWarning,
-            stacklevel=3,
-        )
-        head = constant_head(train.labels, Feature(settings.sites[0], settings.poolings[0], 0), settings)
-        tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
-        score = settings.score(validation.labels, head.predict(head.read(validation)))
-        return head, curve_row(depth, score, tested, head)
 
     # Deployed: the first depth_ layers, the salient neurons, the heads.
 
@@ -420,7 +340,7 @@ class _Spin(BaseEstimator):
         """
         check_is_fitted(self, "heads_")
         (features,) = self._deployed.extractor.blocks([text], False)
-        salient = self._deployed.salient_features(features, self.depth_)
+        salient = self._deployed.salient_features(features.__getitem__, self.depth_)
         standardised = self.head_.standardizer(salient)[0]
         outputs = self.head_.output(salient)[0]
         winner, model = int(outputs.argmax()), self.head_.model
@@ -685,26 +605,3 @@ def load_pretrained(name: str | Path, *, revision: str | None = None, **where: A
     """What was saved, a SpinClassifier or a SpinRegressor; arguments as of from_pretrained."""
     task = read_classifier(Location(str(name), revision))[0].get("task")
     return (SpinRegressor if task == "regression" else SpinClassifier).from_pretrained(name, revision=revision, **where)
-
-
-class _Extraction:
-    """A base model, loaded once, and the features of one part of the data after the other."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, dtype: Dtype, device: str, store: str | Path | None, progress: bool | None
-    ) -> None:
-        self._checkpoint, self._dtype, self._device, self._store, self._progress = checkpoint, dtype, device, store, progress
-
-    def __call__(self, parts: Mapping[str, LabelledRows], wanted: Mapping[Feature, Int[Array, "_"] | None]) -> dict[str, Part]:
-        """Each part with its wanted features; `wanted`: all neurons of a feature (None), or these."""
-        n_layers = self._checkpoint.config.n_layers
-        depth = min(n_layers, 1 + max(feature.layer for feature in wanted))
-        model = self._checkpoint.load(depth, self._dtype, self._device)
-        tokenizer = load_tokenizer(self._checkpoint.name, revision=self._checkpoint.revision)
-        extractor = Extractor(model, tokenizer, wanted)
-        columns = {feature: neurons for feature, neurons in wanted.items() if neurons is not None}
-        found = {}
-        for name, rows in parts.items():
-            store = None if self._store is None else Path(self._store) / name
-            found[name] = Part(extractor.run(rows.texts, store, self._progress), rows.labels, columns or None)
-        return found

@@ -1,6 +1,6 @@
 """A trained classifier at work: the layers its heads need, the salient neurons, and each row's way out."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -13,7 +13,7 @@ from spin_native.integration import Head
 from spin_native.store import Feature
 
 Array = np.ndarray
-Features = Mapping[Feature, Float[Array, "row _"]]
+Read = Callable[[Feature], Float[Array, "row _"]]  # the extracted neurons of a feature
 
 
 class Deployed:
@@ -64,7 +64,7 @@ class Deployed:
         exit_ = self.checked(exit_)
         if exit_ == Exit("fixed", self.depth):
             for features in self.extractor.blocks(texts, progress):
-                outputs = self.output(features, self.depth)
+                outputs = self.output(features.__getitem__, self.depth)
                 yield outputs, np.full(len(outputs), self.depth)
             return
 
@@ -75,24 +75,25 @@ class Deployed:
             found = None
             for depth in self.heads:
                 rows = np.flatnonzero(depths == depth)
-                outputs = self.output({feature: array[rows] for feature, array in features.items()}, depth)
+                there = {feature: features[feature][rows] for feature in self._columns[depth]}
+                outputs = self.output(there.__getitem__, depth)
                 found = np.empty((len(depths), outputs.shape[1])) if found is None else found
                 found[rows] = outputs
             assert found is not None
             yield found, depths
 
-    def salient_features(self, features: Features, depth: int) -> Float[Array, "row salient"]:
+    def salient_features(self, read: Read, depth: int) -> Float[Array, "row salient"]:
         """What the head at a depth reads."""
-        return np.concatenate([features[feature][:, columns] for feature, columns in self._columns[depth].items()], axis=1)
+        return np.concatenate([read(feature)[:, columns] for feature, columns in self._columns[depth].items()], axis=1)
 
-    def output(self, features: Features, depth: int) -> Float[Array, "row _"]:
+    def output(self, read: Read, depth: int) -> Float[Array, "row _"]:
         """What the head at a depth says."""
-        return self.heads[depth].output(self.salient_features(features, depth))
+        return self.heads[depth].output(self.salient_features(read, depth))
 
     def all_outputs(self, texts: Sequence[str]) -> dict[int, Float[Array, "row _"]]:
         """What every head says about every text."""
-        blocks = list(self.extractor.blocks(texts, False))
-        return {depth: np.concatenate([self.output(features, depth) for features in blocks]) for depth in self.heads}
+        reads = [features.__getitem__ for features in self.extractor.blocks(texts, False)]
+        return {depth: np.concatenate([self.output(read, depth) for read in reads]) for depth in self.heads}
 
 
 class _Way:
@@ -101,8 +102,6 @@ class _Way:
     def __init__(self, deployed: Deployed, leaving: Leaving) -> None:
         self._deployed, self._leaving = deployed, leaving
 
-    def __call__(self, layer: int, features: Features) -> Bool[Array, "row"]:
+    def __call__(self, layer: int, read: Read) -> Bool[Array, "row"] | None:
         depth = layer + 1
-        if depth not in self._deployed.heads:
-            return np.zeros(len(next(iter(features.values()))), dtype=bool)
-        return self._leaving(self._deployed.output(features, depth), depth)
+        return self._leaving(self._deployed.output(read, depth), depth) if depth in self._deployed.heads else None

@@ -190,7 +190,7 @@ def test_the_rows_of_phase_two(tiny_model, reviews, monkeypatch, phase_two, expe
             rows.append(range(64) if part.rows is None else part.rows.tolist())
             return phase(*arguments)
 
-        monkeypatch.setattr(f"spin_native.classifier.{phase.__name__}", recorded)
+        monkeypatch.setattr(f"spin_native.training.{phase.__name__}", recorded)
     sn.SpinClassifier(str(tiny_model), head="frozen", phase_two=phase_two).fit(*reviews)
     assert tuple(map(len, rows)) == expected
     assert set(rows[0]).isdisjoint(rows[1]) == (phase_two == "unseen")
@@ -268,10 +268,11 @@ def test_rows_in_both_training_and_test_are_warned_of(tiny_model, reviews):
         )
 
 
-def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_model, reviews, tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"sample": 20, "baseline": False}])
+def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_model, reviews, tmp_path, settings):
     texts, labels = reviews
     with pytest.warns(NoNeuronWarning, match="every text gets the same answer; give larger Cs"):
-        clf = sn.SpinClassifier(str(tiny_model), Cs=(1e-9,)).fit(texts[:79], labels[:79])
+        clf = sn.SpinClassifier(str(tiny_model), Cs=(1e-9,), **settings).fit(texts[:79], labels[:79], store=tmp_path / "store")
     assert set(clf.predict(texts)) == {max(set(labels[:79]), key=labels[:79].count)}
     assert clf.salient_neurons_ == {}
     clf.save_pretrained(tmp_path)

@@ -89,7 +89,7 @@ class Several(click.ParamType):
 @click.option(
     "--mixing",
     type=click.Choice(get_args(Mixing)),
-    default="apart",
+    default="best",
     show_default=True,
     help="One site and pooling per head, all of them in one, or what validation prefers.",
 )
@@ -414,7 +414,8 @@ def neurons(classifier: str, top: int, base_model: str | None, allow_pickle: boo
     header = ["layer", "neuron", "site", "pooling", *(f"weight for {name}" for name in clf.output_names())]
     for layer in sorted({weight["layer"] for weight in weights}):
         chosen = [weight for weight in weights if weight["layer"] == layer]
-        click.echo(f"layer {layer}: {len(chosen)} salient neurons")
+        n_neurons = len({(weight["site"], weight["neuron"]) for weight in chosen})  # one may be read under several poolings
+        click.echo(f"layer {layer}: {n_neurons} salient neurons")
         strongest = sorted(chosen, key=lambda w: -np.abs(w["weights"]).max())[:top]
         lines = [[w["layer"], w["neuron"], w["site"], w["pooling"], *w["weights"]] for w in strongest]
         click.echo(render.table(header, lines) + "\n")

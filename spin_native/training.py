@@ -1,0 +1,203 @@
+"""From labelled texts to trained heads: extract, probe every layer, integrate a head for every depth, choose a depth."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from jaxtyping import Int, Shaped
+from sklearn.model_selection import train_test_split
+
+from spin_native.checkpoints import Checkpoint, Dtype, load_tokenizer
+from spin_native.errors import InputError, NoNeuronWarning
+from spin_native.exits import shallowest_within
+from spin_native.extract import Extractor
+from spin_native.integration import (
+    Controls,
+    CurveRow,
+    Head,
+    Layers,
+    Part,
+    PhaseTwo,
+    Settings,
+    baseline,
+    constant_head,
+    controls,
+    curve_row,
+    integrate,
+    layer_curve,
+    sparsify,
+)
+from spin_native.rows import LabelledRows
+from spin_native.store import Feature
+
+Array = np.ndarray
+Wanted = dict[Feature, Int[Array, "_"] | None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A head and a row of the curve for every depth, the depth that was chosen, and what it compares with.
+
+    controls: None where only the salient neurons were extracted, or there are none. unconverged: layer probes whose solver
+    gave up. seconds: of each phase.
+    """
+
+    depth: int
+    heads: dict[int, Head]
+    curve: list[CurveRow]
+    layer_curve: list[CurveRow]
+    baseline: CurveRow | None
+    controls: Controls | None
+    unconverged: list[str]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A base model and where its features go; one part of the data after the other."""
+
+    checkpoint: Checkpoint
+    dtype: Dtype
+    device: str
+    store: Path | None
+    progress: bool | None
+
+    def __call__(self, parts: Mapping[str, LabelledRows], wanted: Wanted) -> dict[str, Part]:
+        """Each part with its wanted features; `wanted`: all neurons of a feature (None), or these."""
+        depth = min(self.checkpoint.config.n_layers, 1 + max(feature.layer for feature in wanted))
+        model = self.checkpoint.load(depth, self.dtype, self.device)
+        tokenizer = load_tokenizer(self.checkpoint.name, revision=self.checkpoint.revision)
+        extractor = Extractor(model, tokenizer, wanted)
+        columns = {feature: neurons for feature, neurons in wanted.items() if neurons is not None}
+        found = {}
+        for name, rows in parts.items():
+            store = None if self.store is None else self.store / name
+            found[name] = Part(extractor.run(rows.texts, store, self.progress), rows.labels, columns or None)
+        return found
+
+
+@dataclass
+class Training:
+    """How to train. max_depth: how deep at most; chooses_depth: whether validation may take less, within `tolerance`.
+
+    sample, phase_two, with_baseline: as SpinClassifier has them.
+    """
+
+    extract: Extraction
+    settings: Settings
+    max_depth: int
+    chooses_depth: bool
+    tolerance: float
+    sample: int | None
+    phase_two: PhaseTwo
+    with_baseline: bool
+    progress: bool | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, parts: Mapping[str, LabelledRows]) -> Trained:
+        """parts: training, validation and perhaps test rows. Validation chooses everything; test is scored once per depth."""
+        settings = self.settings
+        found, layers, train = self._sampled(parts) if self.sample is not None else self._whole(parts)
+        held_out, test = found["validation"], found.get("test")
+        with self._timed("integrate"):
+            heads, curve = integrate(layers, train, held_out, test, self.max_depth, settings, self.progress)
+        if self.max_depth not in heads:
+            heads[self.max_depth], curve[self.max_depth] = self._without_neurons(train, held_out, test)
+        scores = {depth: settings.worth(row.validation) for depth, row in curve.items()}
+        depth = shallowest_within(scores, self.tolerance) if self.chooses_depth else self.max_depth
+        compared = None
+        if self.sample is None and heads[depth].n_neurons:
+            compared = controls(heads[depth], curve[depth].validation, layers, train, held_out, settings)
+        return Trained(
+            depth,
+            heads,
+            [curve[depth] for depth in sorted(curve)],
+            layer_curve(layers, test, settings),
+            baseline(train, held_out, test, self._n_layers, settings) if self.with_baseline else None,
+            compared,
+            [f"{f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_],
+            self.seconds,
+        )
+
+    def _whole(self, parts: Mapping[str, LabelledRows]) -> tuple[dict[str, Part], Layers, Part]:
+        """All features of all rows; the layers; and the rows that the heads learn from."""
+        with self._timed("extract"):
+            found = self.extract(parts, self._everything | self._final)
+        probed = train = found["training"]
+        if self.phase_two != "seen":
+            first, second = self._split(train.labels, len(train.labels) // 2)
+            probed, train = train.only(first), train.only(second) if self.phase_two == "unseen" else train
+        with self._timed("probe"):
+            layers = sparsify(probed, found["validation"], self.max_depth, self.settings, self.progress)
+        return found, layers, train
+
+    def _sampled(self, parts: Mapping[str, LabelledRows]) -> tuple[dict[str, Part], Layers, Part]:
+        """In two stages: all features of a sample of the rows, and of all rows only what its probes found salient."""
+        sampled = {f"{name}-sample": self._sample_of(rows) for name, rows in parts.items() if name != "test"}
+        with self._timed("extract"):
+            few = self.extract(sampled, self._everything)
+        with self._timed("probe"):
+            layers = sparsify(few["training-sample"], few["validation-sample"], self.max_depth, self.settings, self.progress)
+        del few
+        with self._timed("extract"):
+            used: Wanted = {feature: layer.used for feature, layer in layers.items() if len(layer.used)}
+            found = self.extract(parts, (used or {self._nowhere: np.empty(0, dtype=np.int64)}) | self._final)
+        return found, layers, found["training"]
+
+    @property
+    def _n_layers(self) -> int:
+        return self.extract.checkpoint.config.n_layers
+
+    @property
+    def _everything(self) -> Wanted:
+        sources = self.settings.sources
+        return {Feature(site, pooling, layer): None for layer in range(self.max_depth) for site, pooling in sources}
+
+    @property
+    def _final(self) -> Wanted:
+        """What the baseline reads."""
+        poolings = self.settings.poolings if self.with_baseline else ()
+        return {Feature("hidden", pooling, self._n_layers): None for pooling in poolings}
+
+    @property
+    def _nowhere(self) -> Feature:
+        """Where a head looks that looks at nothing."""
+        return Feature(self.settings.sites[0], self.settings.poolings[0], 0)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + perf_counter() - started
+
+    def _sample_of(self, rows: LabelledRows) -> LabelledRows:
+        """At most `sample` of the rows, every class with its share."""
+        assert self.sample is not None
+        return rows if len(rows.texts) <= self.sample else rows.take(self._split(rows.labels, self.sample)[0])
+
+    def _split(self, labels: Shaped[Array, "row"], n_rows: int) -> tuple[Int[Array, "_"], Int[Array, "_"]]:
+        """`n_rows` of the rows and the others, each in input order."""
+        classes = labels if self.settings.task == "classification" else None
+        rows = np.arange(len(labels))
+        try:
+            parts = train_test_split(rows, train_size=n_rows, stratify=classes, random_state=self.settings.seed)
+        except ValueError as error:
+            raise InputError(f"{n_rows} of {len(labels)} rows cannot hold every class ({error}); take more rows") from error
+        return np.sort(parts[0]), np.sort(parts[1])
+
+    def _without_neurons(self, train: Part, validation: Part, test: Part | None) -> tuple[Head, CurveRow]:
+        """What is left where no neuron is salient: the most frequent class, or the mean value, for everybody; warned of."""
+        warnings.warn(
+            "no neuron of any layer is salient: every text gets the same answer; give larger Cs (or rows that differ)",
+            NoNeuronWarning,
+            stacklevel=4,
+        )
+        settings = self.settings
+        head = constant_head(train.labels, self._nowhere, settings)
+        tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
+        score = settings.score(validation.labels, head.predict(head.read(validation)))
+        return head, curve_row(self.max_depth, score, tested, head)
