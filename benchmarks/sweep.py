@@ -1,24 +1,31 @@
 """The whole SPIN sweep, timed: 2 sites, 3 poolings, 5 C, 10 eta, every depth; and what leaving early saves and costs.
 
-    python benchmarks/sweep.py [sweep exits] [--data sst2 edos]
+    python benchmarks/sweep.py [sweep exits xl] [--data sst2 edos] [--model NAME --depth 4]
 
-Needs ../shared/data beside the repository; the base model is the demo's. `sweep`: SST-2, seconds after extraction. `exits`: on
-each data set a classifier with a head at every depth; accuracy against mean depth for every policy; then 20 calibrations, each
-on a random half of the test rows with the other half to check the promise on (accuracy falls by at most 1 point, confidence
-.95); and the wall-clock of `predict` at the promise against the fixed deepest depth. The last line is JSON.
+Needs ../shared beside the repository. `sweep`: SST-2, seconds after extraction; --model: another base model than the demo's,
+--depth: its first layers only, and what all of them would then cost (probes: in proportion to the layers; the heads of a depth:
+in proportion to the layers below it). `exits`: on each data set a classifier with a head at every depth; accuracy against mean
+depth for every policy; then 20 calibrations, each on a random half of the test rows with the other half to check the promise on
+(accuracy falls by at most 1 point, confidence .95); and the wall-clock of `predict` at the promise against the fixed deepest
+depth. `xl`: a fit in two stages on GPT2-XL shapes (random weights, bfloat16, 1,000 tweets, a sample of 200), and what it keeps
+on disk for each row. The last line is JSON.
 """
 
 import argparse
 import json
 import platform
+import resource
 import statistics
 import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from accuracy import DATA
+from forward import SHARED, random_checkpoint, shapes
 
 from spin_native.classifier import SpinClassifier
 from spin_native.cli.demo import demo_weights
@@ -33,9 +40,11 @@ def read(name: str, part: str) -> tuple[list[str], list[Any]]:
     return read_labelled(DATA / name / f"{part}.csv", "text", "label")
 
 
-def measure_sweep(_names: list[str]) -> dict[str, Any]:
+def measure_sweep(given: argparse.Namespace) -> dict[str, Any]:
     clf = SpinClassifier(
-        str(demo_weights()),
+        given.model or str(demo_weights()),
+        depth=given.depth or "best",
+        baseline=given.depth is None,
         sites=("activation", "hidden"),
         poolings=("mean", "max", "first"),
         etas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
@@ -44,13 +53,39 @@ def measure_sweep(_names: list[str]) -> dict[str, Any]:
     clf.fit(*read("sst2", "train"), validation=read("sst2", "dev"), test=read("sst2", "test"))
     row = {**clf.seconds_, "after_extraction": clf.seconds_["probe"] + clf.seconds_["integrate"]}
     row |= {"depth": clf.depth_, "test": clf.depth_curve_[clf.depth_ - 1].test}
+    if given.depth:
+        n_layers, n = clf.model_config_.n_layers, given.depth
+        row |= {"all_layers": clf.seconds_["probe"] * n_layers / n}
+        row["all_layers"] += clf.seconds_["integrate"] * n_layers * (n_layers + 1) / (n * (n + 1))
     print("sweep:", {key: round(value, 4) for key, value in row.items()}, flush=True)
     return row
 
 
-def measure_exits(names: list[str]) -> dict[str, Any]:
+def measure_xl(_given: argparse.Namespace) -> dict[str, Any]:
+    texts, labels = read("tweet_emotion", "train")
+    with TemporaryDirectory() as folder:
+        weights, store = Path(folder) / "gpt2-xl", Path(folder) / "store"
+        weights.mkdir()
+        for source in (SHARED / "tokenizers" / "gpt2").iterdir():
+            (weights / source.name).write_bytes(source.read_bytes())
+        random_checkpoint(shapes("gpt2-xl"), weights)
+        clf = SpinClassifier(str(weights), sample=200, dtype="bfloat16", depth=None, baseline=False, mixing="apart")
+        clf.fit(texts[:1000], labels[:1000], store=store)
+        sizes = {part.name: sum(file.stat().st_size for file in part.iterdir()) for part in store.iterdir()}
+    row = {
+        "bytes_per_row_of_sample": sizes["training-sample"] / 200,
+        "bytes_per_row": (sizes["training"] + sizes["validation"]) / 1000,
+        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "seconds": clf.seconds_,
+    }
+    row["25k_rows_with_a_sample_of_2500"] = 25000 * row["bytes_per_row"] + 2500 * row["bytes_per_row_of_sample"]
+    print("xl:", row, flush=True)
+    return row
+
+
+def measure_exits(given: argparse.Namespace) -> dict[str, Any]:
     found = {}
-    for name in names:
+    for name in given.data:
         train, dev, (texts, labels) = (read(name, part) for part in ("train", "dev", "test"))
         clf = SpinClassifier(str(demo_weights()), depth=None, exits="all", baseline=False, poolings=("mean",))
         clf.fit(*train, validation=dev)
@@ -97,13 +132,15 @@ def measure_exits(names: list[str]) -> dict[str, Any]:
     return found
 
 
-SECTIONS = {"sweep": measure_sweep, "exits": measure_exits}
+SECTIONS = {"sweep": measure_sweep, "exits": measure_exits, "xl": measure_xl}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="default: all of them")
     parser.add_argument("--data", nargs="+", default=["sst2", "edos"])
+    parser.add_argument("--model")
+    parser.add_argument("--depth", type=int)
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # of rows in two parts, which these data sets have
     environment = {
@@ -113,7 +150,7 @@ def main() -> None:
         "platform": platform.platform(),
     }
     print(" ".join(f"{name}={value}" for name, value in environment.items()), flush=True)
-    results = {section: SECTIONS[section](given.data) for section in given.sections or SECTIONS}
+    results = {section: SECTIONS[section](given) for section in given.sections or SECTIONS}
     print(json.dumps({"environment": environment, "results": results}))
 
 

@@ -312,7 +312,9 @@ def sparse_path(
             gap = state.gap(gradient)
             if gap <= tol:
                 break
-            turns = [_newton_step(state, k, gradient[:, k], is_current=k == 0) for k in range(loss.n_outputs)]
+            turns: list[_Turn] = []  # which frees the factors of the turns before
+            for k in range(loss.n_outputs):
+                turns.append(_newton_step(state, k, gradient[:, k], is_current=k == 0))
             state.fit_intercepts()
             if not any(turn.may_gain for turn in turns):
                 break
@@ -385,7 +387,7 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
         solved = torch.zeros_like(v)
         for k, turn in enumerate(turns):
             places = torch.cat([turn.columns, torch.tensor([design.n_features])])
-            solved[places, k] = torch.cholesky_solve(v[places, k : k + 1], turn.factor)[:, 0]
+            solved[places, k] = _cholesky_solve(v[places, k : k + 1], turn.factor)[:, 0]
         return solved * is_free
 
     def free_part(v: Tensor) -> Tensor:
@@ -422,8 +424,9 @@ def _step_in_orthant(
         step = torch.where(is_free, 0.0, -start)
         residual = -linear - (gram @ step.to(gram.dtype)).double()
         free = is_free.nonzero()[:, 0]
+        factor = gram.new_empty(0)  # the one before is not kept beside the new one
         factor = _factor(gram, free)
-        step[free] = torch.cholesky_solve(residual[free, None].to(gram.dtype), factor)[:, 0].double()
+        step[free] = _cholesky_solve(residual[free, None].to(gram.dtype), factor)[:, 0].double()
         slack = sign * (linear + (gram @ step.to(gram.dtype)).double())
         end = sign * (start + step)
         is_wrong = torch.where(is_free, end < 0, slack < 0)
@@ -443,17 +446,28 @@ def _step_in_orthant(
 
 
 def _factor(gram: Float[Tensor, "n n"], rows: Int[Tensor, "m"]) -> Float[Tensor, "m m"]:
-    """Cholesky's factor of some rows and columns, of a larger diagonal where rounding has made the matrix indefinite."""
+    """Cholesky's factor of some rows and columns, of a larger diagonal where rounding has made the matrix indefinite.
+
+    Gathered a few rows at a time, and in LAPACK's column order: it is factored in place, and nothing else of its size is made.
+    """
     ridge, failed = 0.0, torch.empty((), dtype=torch.int32)
+    factor = gram.new_empty(len(rows), len(rows))
     while True:
-        factor = gram.index_select(0, rows).index_select(1, rows)  # factored in place
+        for part in torch.arange(len(rows)).split(256):
+            torch.index_select(gram.index_select(0, rows[part]), 1, rows, out=factor[part[0] : part[-1] + 1])
         if ridge:
             diagonal = factor.diagonal()
             diagonal.mul_(1 + ridge).add_(ridge * diagonal.mean())
-        torch.linalg.cholesky_ex(factor, out=(factor, failed))
+        torch.linalg.cholesky_ex(factor.T, out=(factor.T, failed))
         if not failed:
-            return factor
+            return factor.T
         ridge = max(10 * ridge, 10 * torch.finfo(gram.dtype).eps)
+
+
+def _cholesky_solve(right: Float[Tensor, "n column"], factor: Float[Tensor, "n n"]) -> Float[Tensor, "n column"]:
+    """torch.cholesky_solve would copy the factor first."""
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.T, half, upper=True)
 
 
 def ridge_path(
@@ -524,7 +538,8 @@ class _BlockBases:
     """
 
     def __init__(self, design: Design) -> None:
-        n_blocks = -(-design.n_features // MAX_BLOCK_COLUMNS)
+        # Of more columns than rows there is nothing to learn together.
+        n_blocks = -(-design.n_features // min(MAX_BLOCK_COLUMNS, max(design.n_rows, 64)))
         means, self._blocks = [], []
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
             gram = design.gram(columns, torch.ones(design.n_rows, dtype=torch.float64)) / design.n_rows
