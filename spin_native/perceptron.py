@@ -35,7 +35,7 @@ class Perceptron:
         score: Callable[["Perceptron"], float],
         seed: int,
     ) -> tuple["Perceptron", float]:
-        """Adam, an epoch at a time, until `score` (more is better) has not risen for PATIENCE epochs; the best of all is kept."""
+        """Adam, an epoch at a time, until `score` (more is better) has not risen for PATIENCE epochs; the best is kept."""
         is_regression = labels.dtype.kind == "f"
         n_classes = 0 if is_regression else int(labels.max()) + 1
         shift, spread = (labels.mean(), labels.std() or 1.0) if is_regression else (0, 1)
