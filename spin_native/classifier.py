@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from spin_native.checkpoints import Checkpoint, Dtype, Location
 from spin_native.deployed import Deployed
 from spin_native.errors import InputError
-from spin_native.exits import Exit, ExitBy, Promise, calibrate, shallowest_within
+from spin_native.exits import Exit, ExitBy, Promise, calibrate, rows_needed, shallowest_within
 from spin_native.extract import Site, check_choices
 from spin_native.integration import (
     METRICS,
@@ -84,8 +84,8 @@ class _Spin(BaseEstimator):
     etas: shares of the importance to keep, validation chooses; top_k: numbers of neurons per layer, or top_share: shares of
         each layer, instead.
     Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the smallest C at which a probe has any weight. head_Cs: of the
-        heads' L2 regressions; None: .3, 1, 3 and 10 over the number of neurons, so that the prior variance of a logit does not
-        depend on it.
+        heads' L2 regressions; None: .3, 1, 3 and 10 over the number of neurons (frozen: .1 to 300 over the number of outputs
+        below), so that the prior variance of a logit does not depend on it. A perceptron has none.
     scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
         the first of them.
@@ -188,6 +188,9 @@ class _Spin(BaseEstimator):
         checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
         max_depth = checked_depth(None if self.depth == "best" else self.depth, checkpoint.config.n_layers)
         self._exit_depths(max_depth)
+        widths = {"activation": checkpoint.config.d_ffn, "hidden": checkpoint.config.d_model}
+        for cut in settings.cuts:
+            cut.check_width(min(widths[site] for site in settings.sites))
         where = None if store is None else Path(store)
         trained = Training(
             Extraction(checkpoint, DTYPES[self.dtype], self.device, where, progress),
@@ -206,7 +209,7 @@ class _Spin(BaseEstimator):
         self.heads_ = {depth: head for depth, head in sorted(trained.heads.items()) if depth in kept}
         if self.unconverged_:
             warnings.warn(
-                f"{len(self.unconverged_)} layer probes did not converge: {', '.join(self.unconverged_[:3])}"
+                f"{len(self.unconverged_)} linear models did not converge: {', '.join(self.unconverged_[:3])}"
                 + (", ..." if len(self.unconverged_) > 3 else ""),
                 ConvergenceWarning,
                 stacklevel=2,
@@ -239,6 +242,8 @@ class _Spin(BaseEstimator):
             raise InputError(f"ranker {self.ranker!r} needs classes; choose another one for a regression")
         if self.phase_two != "seen" and (self.head != "frozen" or self.sample is not None):
             raise InputError(f"phase_two {self.phase_two!r} is for head='frozen' without a sample; leave it at 'seen'")
+        if not isinstance(self.seed, int):
+            raise InputError(f"seed is {self.seed!r}; expected a whole number")
         if self.sample is not None and self.sample < 2:
             raise InputError(f"sample is {self.sample}; expected a number of rows, or None for all")
         check_choices(self.sites, get_args(Site))
@@ -250,9 +255,9 @@ class _Spin(BaseEstimator):
         given_grids = {name: grid for name, grid in grids.items() if grid is not None} or {"eta": self.etas}
         if len(given_grids) > 1 or not all(map(len, given_grids.values())):
             raise InputError("etas, top_k and top_share: expected one of them, with one value or more")
-        cuts = tuple(Cut(by, amount) for by, grid in given_grids.items() for amount in grid)
+        cuts = tuple(Cut(by, amount) for by, grid in given_grids.items() for amount in np.asarray(grid).tolist())
         shallowest_within({1: 0.0}, self.tolerance)  # refuses what is no tolerance before the work, not after
-        Cs, head_Cs = (None if grid is None else tuple(grid) for grid in (self.Cs, self.head_Cs))
+        Cs, head_Cs = (None if grid is None else tuple(np.asarray(grid).tolist()) for grid in (self.Cs, self.head_Cs))
         return Settings(
             task=self.task,
             sites=tuple(self.sites),
@@ -298,9 +303,9 @@ class _Spin(BaseEstimator):
 
     @property
     def salient_neurons_(self) -> dict[int, Int[Array, "_"]]:
-        """Layer -> sorted indices of the neurons the head reads, under any pooling (FFN neurons, where both sites are read)."""
+        """Layer -> sorted indices of the neurons the head reads, under any pooling (FFN neurons, where it reads both sites)."""
         found: dict[int, Int[Array, "_"]] = {}
-        site = "activation" if "activation" in self.sites else "hidden"
+        site = "activation" if "activation" in {feature.site for feature in self.head_.neurons} else "hidden"
         for feature, neurons in self.head_.neurons.items():
             if feature.site == site and len(neurons):
                 found[feature.layer] = np.union1d(found.get(feature.layer, neurons), neurons)
@@ -560,6 +565,13 @@ class SpinClassifier(ClassifierMixin, _Spin):
         if not texts:
             raise InputError("calibrate: no rows; expected labelled rows that fit did not see")
         self.promise_ = calibrate(self._deployed.all_outputs(texts), truth, by, max_accuracy_drop, confidence)
+        needed = rows_needed(max_accuracy_drop, confidence)
+        if len(texts) < needed:
+            warnings.warn(
+                f"{len(texts)} rows are too few to promise a fall of at most {max_accuracy_drop:g} with confidence "
+                f"{confidence:g}: every row runs to depth {self.depth_}; calibrate on {needed} rows or more",
+                stacklevel=2,
+            )
         self.exit_ = self.promise_.exit
         return self
 

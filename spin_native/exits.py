@@ -14,7 +14,7 @@ Array = np.ndarray
 ExitBy = Literal["fixed", "confidence", "patience"]
 
 # Tried from the strictest on; a test of the next one is made only where this one kept the promise.
-THRESHOLDS = (1 - np.geomspace(1e-4, 0.5, 60)).tolist()
+THRESHOLDS = np.round(1 - np.geomspace(1e-4, 0.5, 60), 6).tolist()
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class Exit:
     value: float | int | None = None
 
     def __post_init__(self) -> None:
+        if self.by not in get_args(ExitBy):
+            raise InputError(f"exit by {self.by!r}; expected one of {', '.join(get_args(ExitBy))}")
         number = -1.0 if self.value is None else self.value
-        is_whole = number >= 1 and number == int(number)
+        is_whole = bool(np.isfinite(number)) and number >= 1 and number == int(number)
         if self.by == "fixed" and not (self.value is None or is_whole):
             raise InputError(f"the fixed exit is at {self.value}; expected one of the depths that have a head")
         if self.by == "confidence" and not 0 <= number <= 1:
@@ -52,7 +54,10 @@ class Exit:
         return cls(by, number)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        return self.by if self.value is None else f"{self.by}:{self.value:g}"
+        if self.value is None:
+            return self.by
+        # To the last bit: what is saved is what was calibrated.
+        return f"{self.by}:{int(self.value) if self.value == int(self.value) else repr(float(self.value))}"
 
 
 class Leaving:
@@ -135,6 +140,11 @@ def calibrate(
 def harm_bound(n_harmed: int, n_rows: int, confidence: float) -> float:
     """The share that `n_harmed` of `n_rows` show it to be below, with that confidence (Clopper & Pearson, one-sided)."""
     return 1.0 if n_harmed >= n_rows else float(beta.ppf(confidence, n_harmed + 1, n_rows - n_harmed))
+
+
+def rows_needed(max_accuracy_drop: float, confidence: float) -> int:
+    """With fewer rows even none harmed proves nothing."""
+    return int(np.ceil(np.log1p(-confidence) / np.log1p(-max_accuracy_drop)))
 
 
 def _candidates(by: ExitBy, n_heads: int) -> Sequence[Exit]:

@@ -194,11 +194,12 @@ class Extractor:
         depths: Int[np.ndarray, "_"],
         leave: Leave | None,
     ) -> None:
-        """Pool every wanted feature of one batch while the layers run; nothing past the last wanted layer is run.
+        """Pool every wanted feature of one batch while the layers run.
 
         rows: where the batch's rows stand in `kept` and `depths`, which are filled.
         """
-        last, stay = max(self._by_layer), None
+        # Who may leave is asked at every layer; otherwise nothing past the last wanted one is run.
+        last, stay = max(self._by_layer) if leave is None else self.model.depth - 1, None
 
         def keep(_layer: int) -> Tensor | None:
             return stay

@@ -108,6 +108,8 @@ class Part:
 
     def take(self, feature: Feature, neurons: Int[Array, "neuron"] | None = None) -> Float32[Array, "row neuron"]:
         """Some neurons of a feature (None: all there are)."""
+        if neurons is not None and not len(neurons):
+            return np.empty((len(self.labels), 0), np.float32)  # of a feature that may not have been extracted at all
         array = self.features.array(**feature._asdict())
         if neurons is not None:
             if self.columns is not None and feature in self.columns:
@@ -217,7 +219,8 @@ class Head:
 
     def output(self, features: Float32[Array, "row salient"]) -> Float[Array, "row _"]:
         """Probabilities [row, class], or values [row, 1]; of a row the same bits, whatever other rows there are."""
-        standardised = self.standardizer(features)
+        # In row order: the sums of a row of another order, or of a single row, are taken in another order, too.
+        standardised = np.ascontiguousarray(self.standardizer(features))
         if not isinstance(self.model, Perceptron):
             scores = np.einsum("rf,of->ro", standardised, self.model.coef_) + self.model.intercept_
             return scores if isinstance(self.model, LinearProbe) else probabilities(scores)
@@ -358,7 +361,7 @@ def _frozen(chosen: Chosen, train: Rows, validation: Rows, settings: Settings) -
     below, held_out = (Rows((rows.features @ frozen).astype(np.float32), rows.labels) for rows in (train, validation))
     width = frozen.shape[1]
     probe, score = settings.best_probe(below, held_out, settings.head_Cs or [times / width for times in BASELINE_C_TIMES], 0.0)
-    return type(probe).from_weights(probe.coef_ @ frozen.T, probe.intercept_, C=probe.C, l1_ratio=0.0), score
+    return probe.through(frozen.T), score
 
 
 def _weighted(chosen: Chosen, train: Rows, validation: Rows, settings: Settings) -> tuple[Perceptron, float]:
@@ -417,17 +420,18 @@ def layer_curve(layers: Layers, test: Part | None, settings: Settings) -> list[C
         tested = None
         if test is not None:
             used = data.used
-            features = data.standardizer.take(used)(test.take(data.feature, used))
-            part = type(data.probe).from_weights(data.probe.coef_[:, used], data.probe.intercept_)
-            tested = settings.score(test.labels, part.predict(features))
+            cut = settings.cuts[0]  # says nothing here
+            head = Head("refit", cut, {data.feature: used}, data.standardizer.take(used), data.probe.only(used))
+            tested = settings.score(test.labels, head.predict(head.read(test)))
         n_neurons = int((data.probe.coef_ != 0).any(0).sum())
         rows.append(CurveRow(layer + 1, data.score, tested, n_neurons, data.feature.pooling, None, data.probe.C, site))
     return rows
 
 
 class Controls(NamedTuple):
-    """What a head's validation score is worth: that of as many random neurons of each layer, and of as many of the least
-    important ones; and of the same neurons on shuffled labels. selectivity: the score minus that on shuffled labels.
+    """What the salient neurons are worth: the validation score of a new L2 regression on them, on as many random neurons of
+    each layer, on as many of the least important ones; and on the same neurons with shuffled labels. selectivity: the score
+    minus that on shuffled labels.
     """
 
     salient: float
@@ -437,8 +441,8 @@ class Controls(NamedTuple):
     selectivity: float
 
 
-def controls(head: Head, score: float, layers: Layers, train: Part, validation: Part, settings: Settings) -> Controls:
-    """Refit the head's controls (needs the features of all neurons)."""
+def controls(head: Head, layers: Layers, train: Part, validation: Part, settings: Settings) -> Controls:
+    """Refit on the head's neurons and on their controls (needs the features of all neurons)."""
 
     def refit(neurons: Mapping[Feature, Array], shuffle: bool = False) -> float:
         standardizer = Standardizer.join([layers[f].standardizer.take(n) for f, n in neurons.items()])
@@ -452,7 +456,7 @@ def controls(head: Head, score: float, layers: Layers, train: Part, validation: 
     sizes = {f: (len(layers[f].importance), len(n)) for f, n in head.neurons.items()}
     drawn = {f: random_neurons(width, n, settings.seed + f.layer) for f, (width, n) in sizes.items()}
     least = {f: bottom(layers[f].importance, n) for f, (_, n) in sizes.items()}
-    shuffled = refit(head.neurons, shuffle=True)
+    score, shuffled = refit(head.neurons), refit(head.neurons, shuffle=True)
     return Controls(score, refit(drawn), refit(least), shuffled, score - shuffled)
 
 

@@ -88,3 +88,13 @@ def check_can_split(labels: Sequence[Label], validation_share: float) -> None:
             f"{len(labels)} rows are too few to split off {validation_share:.0%} for validation with each of the {len(counts)} "
             "classes in both parts; add rows, or give validation rows of your own"
         )
+
+
+def check_all_there(labels: Int[np.ndarray, "row"], n_classes: int, what: str) -> None:
+    """InputError unless every class has a row: of a rare class a split by class may leave none."""
+    missing = np.setdiff1d(np.arange(n_classes), labels)
+    if len(missing):
+        raise InputError(
+            f"{what}: of {len(labels)} rows none is of class number {missing[0]} (in sorted order, from 0), which is rare; "
+            "take more rows, or add some of this class"
+        )

@@ -43,8 +43,9 @@ class Perceptron:
         given = {} if is_regression else {"classes": np.arange(n_classes)}
         best: tuple[Perceptron, float] | None = None
         for alpha in ALPHAS:
+            random = np.random.RandomState(seed)  # a number would shuffle every epoch alike
             model = (MLPRegressor if is_regression else MLPClassifier)(
-                hidden_layer_sizes=HIDDEN, alpha=alpha, batch_size=min(128, len(features)), random_state=seed
+                hidden_layer_sizes=HIDDEN, alpha=alpha, batch_size=min(128, len(features)), random_state=random
             )
             highest, stale = -np.inf, 0
             for _ in range(MAX_EPOCHS):

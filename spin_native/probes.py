@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy.special import expit, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
 from sklearn.exceptions import ConvergenceWarning
@@ -77,6 +77,18 @@ class _LinearModel(BaseEstimator):
         probe = cls(**settings)  # type: ignore[arg-type]
         probe.coef_, probe.intercept_, probe.n_features_in_ = coef, intercept, coef.shape[1]
         probe._name_outputs(len(intercept))
+        return probe
+
+    def through(self: Probe, below: Float[Array, "feature below"]) -> Probe:
+        """The same outputs, told of what the features are a linear map of: features = x below^T."""
+        probe = copy(self)
+        probe.coef_, probe.n_features_in_ = self.coef_ @ below, below.shape[1]
+        return probe
+
+    def only(self: Probe, columns: Int[Array, "column"]) -> Probe:
+        """The same outputs, where all other columns' weights are 0."""
+        probe = copy(self)
+        probe.coef_, probe.n_features_in_ = self.coef_[:, columns], len(columns)
         return probe
 
     def _name_outputs(self, n_outputs: int) -> None:
@@ -178,7 +190,16 @@ class LinearProbe(RegressorMixin, _LinearModel):
 
     def _loss(self, y: Array) -> Loss:
         self._is_flat = y.ndim == 1
-        return Squared(torch.from_numpy(np.asarray(y, np.float64).reshape(len(y), -1)))
+        targets = np.asarray(y, np.float64).reshape(len(y), -1)
+        # Around 0, and exactly there where they are constant: an objective of large targets would hide in their rounding.
+        targets, self._offset = targets - targets[0], targets[0].copy()
+        centre = targets.mean(0)
+        self._offset += centre
+        return Squared(torch.from_numpy(targets - centre))
+
+    def _learn(self, solution: Solution) -> None:
+        super()._learn(solution)
+        self.intercept_ = self.intercept_ + self._offset
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

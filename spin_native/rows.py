@@ -10,7 +10,7 @@ from jaxtyping import Int, Shaped
 from sklearn.model_selection import train_test_split
 
 from spin_native.errors import InputError, LeakWarning
-from spin_native.labels import Label, check_can_split, checked_labels, checked_values, classes_of, encoded
+from spin_native.labels import Label, check_all_there, check_can_split, checked_labels, checked_values, classes_of, encoded
 from spin_native.text import checked_texts
 
 TextsAndLabels = tuple[Iterable[str], Iterable[Any]]
@@ -48,6 +48,7 @@ def labelled_rows(
         check_can_split(labels, validation_share)
         split = train_test_split(np.arange(len(texts)), test_size=validation_share, stratify=labels, random_state=seed)
         parts = {name: rows.take(chosen) for name, chosen in zip(("training", "validation"), split, strict=True)}
+        check_all_there(parts["training"].labels, len(classes), "training rows after the split")
     if test is not None:
         parts["test"] = _encoded(test, classes, "test rows")
     _warn_of_leaks(parts, validation is not None)
@@ -73,8 +74,16 @@ def valued_rows(
     else:
         if not 0 < validation_share < 1:
             raise InputError(f"validation_share is {validation_share}; expected a share between 0 and 1")
+        n_validation = int(np.ceil(validation_share * len(rows.texts)))
+        if n_validation > len(rows.texts) - 2:
+            raise InputError(
+                f"{len(rows.texts)} rows are too few to split off {validation_share:.0%} for validation and keep two; add "
+                "rows, or give validation rows of your own"
+            )
         split = train_test_split(np.arange(len(rows.texts)), test_size=validation_share, random_state=seed)
         parts = {name: rows.take(chosen) for name, chosen in zip(("training", "validation"), split, strict=True)}
+        if np.ptp(parts["training"].labels) == 0:
+            raise InputError("training rows: after the split all values are the same; add rows, or take another seed")
     if test is not None:
         parts["test"] = _valued(test, "test rows")
     _warn_of_leaks(parts, validation is not None)

@@ -4,7 +4,7 @@ The tensors are written first and the JSON, which holds their sha256, last: half
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ FORMAT = 2
 def write_classifier(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
     """Write both files; the same content gives the same bytes. InputError if the disk does not take them."""
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    description = {name: plain(value) for name, value in description.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / TENSORS, content)
@@ -54,6 +55,15 @@ def read_classifier(location: Location) -> tuple[dict[str, Any], dict[str, np.nd
         return description, load(content)
     except SafetensorError as error:
         raise InputError(f"{location.name}/{TENSORS}: damaged ({error}); save the classifier again") from error
+
+
+def plain(value: Any) -> Any:
+    """The same in what JSON knows: sequences and arrays are lists, NumPy's numbers Python's."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return [plain(inner) for inner in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def describe_head(head: Head) -> dict[str, Any]:

@@ -111,17 +111,21 @@ class Cut:
 
     def __post_init__(self) -> None:
         if self.by == "top_k":
-            if self.amount < 1 or self.amount != int(self.amount):
+            if not (np.isfinite(self.amount) and self.amount >= 1 and self.amount == int(self.amount)):
                 raise InputError(f"top_k is {self.amount}; expected a whole number of neurons, 1 or more")
         elif not 0 < self.amount <= 1:
             raise InputError(f"{self.by} is {self.amount}; expected a share above 0 and up to 1")
 
+    def check_width(self, n_neurons: int) -> None:
+        """InputError for a top_k that is more than a layer has."""
+        if self.by == "top_k" and self.amount > n_neurons:
+            raise InputError(f"top_k is {self.amount:g}, a layer has {n_neurons} neurons; expected no more than these")
+
     def __call__(self, importance: Float[Array, "neuron"]) -> Int[Array, "salient"]:
         """The salient neurons' indices, sorted. InputError for a top_k that is more than the layer has."""
+        self.check_width(len(importance))
         order = np.argsort(-importance, kind="stable")
         if self.by == "top_k":
-            if self.amount > len(order):
-                raise InputError(f"top_k is {self.amount:g}, a layer has {len(order)} neurons; expected no more than these")
             n_kept = int(self.amount)
         elif self.by == "top_share":
             n_kept = int(np.ceil(self.amount * len(order) - 1e-9))

@@ -18,13 +18,16 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from spin_native.errors import InputError
+
 Array = np.ndarray
 # Of features that are copied (to float64, or some of their columns): small beside the data. And of those that are multiplied as
 # they lie: large enough for full speed.
 COPIED_BYTES, READ_BYTES = 2 * 2**20, 8 * 2**20
 MAX_STEP_HALVINGS, MAX_BLIND_STEPS = 40, 8
 MAX_CONJUGATE_GRADIENTS = 200
-MAX_BLOCK_COLUMNS = 3072  # whose eigenbasis is found in a fraction of a second
+# Whose eigenbasis is worth finding: for each output, since all share it, and in all.
+BLOCK_COLUMNS_PER_OUTPUT, MAX_BLOCK_COLUMNS = 512, 3072
 
 
 class Design:
@@ -58,6 +61,7 @@ class Design:
         """The features in a dtype; in small blocks where something has to be copied."""
         copies = columns is not None or dtype != self._stored or self._change is not None
         for rows, block in self._small if copies else self._large:
+            block = block if min(block.strides) >= 0 else block.copy()  # torch reads nothing backwards
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to, which nobody does here
                 features = torch.from_numpy(block if self._change is None else self._change(block))
@@ -90,6 +94,13 @@ class Design:
         for rows, features in self._read(columns, self.dtype):
             scaled = torch.cat([features * roots[rows, None], roots[rows, None]], dim=1)
             total.addmm_(scaled.T, scaled)
+        finite = total.diagonal().isfinite()
+        if not finite.all():
+            place = int((~finite).nonzero()[0])
+            raise InputError(
+                f"feature {int(columns[place]) if place < len(columns) else 'intercept'}: its weighted sum of squares is not a "
+                f"finite {str(self.dtype).removeprefix('torch.')}; standardise the features, or lower C"
+            )
         return total
 
 
@@ -229,6 +240,14 @@ class _Objective:
         penalty = self.l1 * weights.abs().sum() + self.l2 / 2 * weights.square().sum()
         return float(self.row_weights @ self.loss.value(z) + penalty)
 
+    def checked(self) -> "_Objective":
+        """InputError if a feature is not finite: no solver would notice, and some would never end."""
+        finite = self.gradient().isfinite().all(1)
+        if not finite.all():
+            feature = int((~finite).nonzero()[0])
+            raise InputError(f"feature {feature} is NaN or infinite in some row; drop the feature or the row")
+        return self
+
     def slopes(self) -> Float64[Tensor, "row output"]:
         """Of the summed loss, by each margin."""
         return self.row_weights[:, None] * self.loss.slope(self.z)
@@ -303,7 +322,7 @@ def sparse_path(
     each turn solves its quadratic model exactly, within the orthant, by Cholesky factors. Turns alone would see little of how
     outputs depend on each other (softmax): a Newton step for all of them together follows.
     """
-    state = _Objective(design, loss, row_weights, l1, l2)
+    state = _Objective(design, loss, row_weights, l1, l2).checked()
     for C in Cs:
         state.row_weights = C * row_weights
         state.fit_intercepts()
@@ -484,7 +503,8 @@ def ridge_path(
     Newton's method, its equations solved by conjugate gradients as exactly as the progress is worth.
     """
     states = [_Objective(design, loss, C * row_weights, 0.0, 1.0) for C in Cs]
-    bases = _BlockBases(design)
+    states[0].checked()
+    bases = _BlockBases(design, loss.n_outputs)
     found: dict[int, Solution] = {}
     for n_iter in range(1, max_iter + 1):
         for state in states:
@@ -537,9 +557,10 @@ class _BlockBases:
     centred as the free intercepts make it), and one eigenbasis of each block of X^T X serves every C and every step.
     """
 
-    def __init__(self, design: Design) -> None:
+    def __init__(self, design: Design, n_outputs: int) -> None:
+        widest = min(MAX_BLOCK_COLUMNS, n_outputs * BLOCK_COLUMNS_PER_OUTPUT)
         # Of more columns than rows there is nothing to learn together.
-        n_blocks = -(-design.n_features // min(MAX_BLOCK_COLUMNS, max(design.n_rows, 64)))
+        n_blocks = -(-design.n_features // min(widest, max(design.n_rows, 64)))
         means, self._blocks = [], []
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
             gram = design.gram(columns, torch.ones(design.n_rows, dtype=torch.float64)) / design.n_rows

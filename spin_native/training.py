@@ -31,6 +31,7 @@ from spin_native.integration import (
     layer_curve,
     sparsify,
 )
+from spin_native.labels import check_all_there
 from spin_native.rows import LabelledRows
 from spin_native.store import Feature
 
@@ -42,8 +43,8 @@ Wanted = dict[Feature, Int[Array, "_"] | None]
 class Trained:
     """A head and a row of the curve for every depth, the depth that was chosen, and what it compares with.
 
-    controls: None where only the salient neurons were extracted, or there are none. unconverged: layer probes whose solver
-    gave up. seconds: of each phase.
+    controls: None where only the salient neurons were extracted, or there are none. unconverged: layer probes and linear heads
+    whose solver gave up. seconds: of each phase.
     """
 
     depth: int
@@ -111,15 +112,16 @@ class Training:
         depth = shallowest_within(scores, self.tolerance) if self.chooses_depth else self.max_depth
         compared = None
         if self.sample is None and heads[depth].n_neurons:
-            compared = controls(heads[depth], curve[depth].validation, layers, train, held_out, settings)
+            compared = controls(heads[depth], layers, train, held_out, settings)
         return Trained(
             depth,
             heads,
             [curve[depth] for depth in sorted(curve)],
             layer_curve(layers, test, settings),
-            baseline(train, held_out, test, self._n_layers, settings) if self.with_baseline else None,
+            baseline(found["training"], held_out, test, self._n_layers, settings) if self.with_baseline else None,
             compared,
-            [f"{f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_],
+            [f"probe on {f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_]
+            + [f"head at depth {depth}" for depth, head in heads.items() if not getattr(head.model, "converged_", True)],
             self.seconds,
         )
 
@@ -130,6 +132,7 @@ class Training:
         probed = train = found["training"]
         if self.phase_two != "seen":
             first, second = self._split(train.labels, len(train.labels) // 2)
+            self._check_classes(train.labels, train.labels[first], train.labels[second])
             probed, train = train.only(first), train.only(second) if self.phase_two == "unseen" else train
         with self._timed("probe"):
             layers = sparsify(probed, found["validation"], self.max_depth, self.settings, self.progress)
@@ -138,6 +141,7 @@ class Training:
     def _sampled(self, parts: Mapping[str, LabelledRows]) -> tuple[dict[str, Part], Layers, Part]:
         """In two stages: all features of a sample of the rows, and of all rows only what its probes found salient."""
         sampled = {f"{name}-sample": self._sample_of(rows) for name, rows in parts.items() if name != "test"}
+        self._check_classes(parts["training"].labels, sampled["training-sample"].labels)
         with self._timed("extract"):
             few = self.extract(sampled, self._everything)
         with self._timed("probe"):
@@ -177,7 +181,9 @@ class Training:
     def _sample_of(self, rows: LabelledRows) -> LabelledRows:
         """At most `sample` of the rows, every class with its share."""
         assert self.sample is not None
-        return rows if len(rows.texts) <= self.sample else rows.take(self._split(rows.labels, self.sample)[0])
+        if len(rows.texts) <= self.sample:
+            return rows
+        return rows.take(self._split(rows.labels, self.sample)[0])
 
     def _split(self, labels: Shaped[Array, "row"], n_rows: int) -> tuple[Int[Array, "_"], Int[Array, "_"]]:
         """`n_rows` of the rows and the others, each in input order."""
@@ -188,6 +194,11 @@ class Training:
         except ValueError as error:
             raise InputError(f"{n_rows} of {len(labels)} rows cannot hold every class ({error}); take more rows") from error
         return np.sort(parts[0]), np.sort(parts[1])
+
+    def _check_classes(self, labels: Shaped[Array, "_"], *parts: Shaped[Array, "_"]) -> None:
+        """InputError if a part of the training rows lost a class."""
+        for part in parts if self.settings.task == "classification" else ():
+            check_all_there(part, int(labels.max()) + 1, f"a part of the {len(labels)} training rows")
 
     def _without_neurons(self, train: Part, validation: Part, test: Part | None) -> tuple[Head, CurveRow]:
         """What is left where no neuron is salient: the most frequent class, or the mean value, for everybody; warned of."""

@@ -127,6 +127,37 @@ def test_the_same_seed_gives_the_same_bytes(tiny_model, reviews, tmp_path):
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
 
 
+@leaks
+def test_settings_of_numpy_and_ranges_are_saved(tiny_model, reviews, tmp_path, unchecked):
+    settings = {"Cs": np.array([0.5, 1.0]), "top_k": np.array([2, 4]), "exits": range(1, 3), "depth": 3}
+    clf = sn.SpinClassifier(str(tiny_model), **settings).fit(*reviews)
+    clf.save_pretrained(tmp_path)
+    again = sn.SpinClassifier.from_pretrained(tmp_path)
+    assert again.get_params()["Cs"] == (0.5, 1.0)
+    assert np.array_equal(again.predict_proba(reviews[0]), clf.predict_proba(reviews[0]))
+
+
+def test_the_neurons_of_a_head_that_reads_hidden_states(tiny_model, reviews):
+    clf = sn.SpinClassifier(str(tiny_model), sites=("hidden",), depth=2).fit(*reviews)
+    both = sn.SpinClassifier(str(tiny_model), sites=("activation", "hidden"), depth=2).fit(*reviews)
+    both.heads_ = clf.heads_  # as if validation had chosen the hidden states
+    assert both.salient_neurons_.keys() == clf.salient_neurons_.keys() != set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": None}, "seed is None; expected a whole number"),
+        ({"top_k": (33,)}, "top_k is 33, a layer has 32 neurons"),
+        ({"top_k": (float("inf"),)}, "top_k is inf; expected a whole number"),
+    ],
+)
+def test_settings_are_refused_before_the_work(tiny_model, reviews, settings, message, unchecked, monkeypatch):
+    monkeypatch.setattr("spin_native.training.Extraction.__call__", None)
+    with pytest.raises(sn.InputError, match=message):
+        sn.SpinClassifier(str(tiny_model), **settings).fit(*reviews)
+
+
 FIT = """
 import csv, sys, torch, spin_native as sn
 threads, model, reviews, folder = sys.argv[1:]

@@ -1,15 +1,20 @@
 """Every head, classification and regression; rankers and cuts; two-stage fits; rows that leave early, and what is promised."""
 
 import json
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom, pearsonr, spearmanr
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import f_classif
 from sklearn.metrics import mean_absolute_error, mean_squared_error, mutual_info_score
 
 import spin_native as sn
+from spin_native import probes, solver
+from spin_native.deployed import Deployed
 from spin_native.errors import LeakWarning, NoNeuronWarning
 from spin_native.exits import THRESHOLDS, Exit, calibrate, harm_bound, replay
 from spin_native.integration import Part, integrate, sparsify
@@ -268,6 +273,30 @@ def test_rows_in_both_training_and_test_are_warned_of(tiny_model, reviews):
         )
 
 
+@pytest.mark.parametrize("C", [1e-9, 0.05])
+def test_layers_without_a_weight_have_a_score_too(tiny_model, reviews, C):
+    """On the curve of single layers: that of the most frequent class."""
+    texts, labels = reviews
+    for sample in (None, 40):
+        clf = sn.SpinClassifier(str(tiny_model), Cs=(C,), sample=sample, baseline=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            clf.fit(texts[:60], labels[:60], validation=(texts[60:70], labels[60:70]), test=(texts[60:], labels[60:]))
+        assert len(clf.layer_curve_) == 3
+        for row in clf.layer_curve_:
+            assert row.test == 0.5 if row.n_neurons == 0 else row.test >= 0.5
+
+
+def test_a_split_that_loses_a_rare_class_is_refused(tiny_model, reviews):
+    texts = [f"{text} {i}" for i in range(2) for text in reviews[0]][:100]
+    labels = ["aaa"] * 2 + ["b", "c"] * 49
+    with pytest.raises(sn.InputError, match=r"of 20 rows none is of class number 0 .*rare; take more rows"):
+        sn.SpinClassifier(str(tiny_model), validation_share=0.8).fit(texts, labels)
+    labels = ["aaa"] * 5 + ["b", "c"] * 47 + ["b"]
+    with pytest.raises(sn.InputError, match=r"(none is of class number 0|cannot hold every class)"):
+        sn.SpinClassifier(str(tiny_model), sample=8).fit(texts, labels)
+
+
 @pytest.mark.parametrize("settings", [{}, {"sample": 20, "baseline": False}])
 def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_model, reviews, tmp_path, settings):
     texts, labels = reviews
@@ -281,12 +310,14 @@ def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_
 
 def test_probes_that_did_not_converge_are_warned_of_and_recorded(tiny_model, reviews, tmp_path, monkeypatch):
     monkeypatch.setattr("spin_native.integration.TOL", 1e-300)
-    with pytest.warns(ConvergenceWarning, match="layer probes did not converge: activation mean of layer 0"):
+    monkeypatch.setattr(probes, "ridge_path", lambda *a, **k: [replace(s, gap=1.0) for s in solver.ridge_path(*a, **k)])
+    with pytest.warns(ConvergenceWarning, match="linear models did not converge: probe on activation mean of layer 0"):
         clf = sn.SpinClassifier(str(tiny_model), poolings=("mean",), Cs=(100.0,)).fit(*reviews)
     clf.save_pretrained(tmp_path)
     recorded = json.loads((tmp_path / "spin_classifier.json").read_text())["scores"]["unconverged"]
     assert recorded == clf.unconverged_
-    assert "activation mean of layer 0" in recorded
+    assert "probe on activation mean of layer 0" in recorded
+    assert "head at depth 1" in recorded
 
 
 @pytest.mark.parametrize(
@@ -324,6 +355,25 @@ def test_a_row_that_leaves_gets_to_the_bit_what_its_fixed_depth_gives(exiting, r
         assert np.array_equal(outputs[depths == depth], fixed[depths == depth])
     if exit_.startswith("confidence"):
         assert len(set(depths.tolist())) > 1
+
+
+def test_rows_stay_to_the_deepest_head_even_if_it_reads_nothing_there(exiting, reviews):
+    heads = exiting.heads_
+    deployed = Deployed(exiting._deployed.checkpoint, {1: heads[1], 2: heads[2], 3: heads[1]}, torch.float32, "cpu")
+    for some in (deployed, Deployed(deployed.checkpoint, {1: heads[1], 3: heads[1]}, torch.float32, "cpu")):
+        every = some.all_outputs(reviews[0])
+        for exit_ in (Exit("confidence", 1.0), Exit("confidence", 0.8)):
+            ((outputs, depths),) = some.blocks(reviews[0], exit_, False)
+            assert np.array_equal(depths, replay(exit_, every))
+            for depth, expected in every.items():
+                assert np.array_equal(outputs[depths == depth], expected[depths == depth])
+
+
+def test_a_row_alone_has_the_bits_of_a_row_among_others(exiting, reviews):
+    features = np.random.default_rng(0).normal(size=(300, exiting.head_.n_neurons)).astype(np.float32)
+    among = exiting.head_.output(features[:, ::1])
+    for row in range(300):
+        assert np.array_equal(exiting.head_.output(np.asfortranarray(features)[row : row + 1])[0], among[row])
 
 
 def test_labels_depths_and_the_order_of_rows(exiting, reviews):
@@ -400,6 +450,24 @@ def test_a_promise_nobody_can_keep_lets_no_row_leave_early():
     assert promise.exit == Exit("fixed", 2)
     assert (promise.n_harmed, promise.mean_depth) == (0, 2.0)
     assert sorted(THRESHOLDS, reverse=True) == THRESHOLDS
+
+
+def test_every_threshold_is_saved_as_it_was_tried():
+    for threshold in (*THRESHOLDS, 0.1 + 0.2, 1.0):
+        assert Exit.parse(str(Exit("confidence", threshold))) == Exit("confidence", threshold)
+
+
+@pytest.mark.parametrize("given", ["confidence:inf", "fixed:inf", "patience:1e999", "confidence:nan"])
+def test_exits_that_are_no_finite_number_are_refused(given):
+    with pytest.raises(sn.InputError, match="expected"):
+        Exit.parse(given)
+
+
+def test_a_calibration_on_too_few_rows_says_how_many_it_takes(exiting, reviews):
+    with pytest.warns(UserWarning, match="80 rows are too few to promise a fall of at most 0.01 .* calibrate on 299 rows"):
+        exiting.calibrate(*reviews)
+    assert exiting.exit_ == Exit("fixed", 3)
+    assert harm_bound(0, 298, 0.95) > 0.01 >= harm_bound(0, 299, 0.95)
 
 
 def test_a_calibration_is_saved_and_used(exiting, reviews, tmp_path):

@@ -218,3 +218,35 @@ def test_one_block_is_the_exact_inverse_of_ridges_equations(monkeypatch):
     probes = sn.LinearProbe(l1_ratio=0.0, tol=1e-10).fit_path(X + 5, y.astype(float), [0.01, 1.0, 100.0])
     assert all(probe.converged_ for probe in probes)
     assert len(products) == 1
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_features_that_no_solver_can_take_are_named(l1_ratio, n_classes):
+    X, y = data(n_classes, dtype=np.float32)
+    for bad, message in ((np.nan, "7 is NaN or infinite"), (np.inf, "7 is NaN or infinite"), (1e25, "feature 7: its weighted")):
+        broken = X.copy()
+        broken[3, 7] = bad
+        with pytest.raises(sn.InputError, match=message):
+            sn.LogisticProbe(l1_ratio=l1_ratio).fit_path(broken, y, [1.0])
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+def test_a_hopeless_c_is_told_and_not_an_endless_loop(l1_ratio):
+    X, _ = data(dtype=np.float32)
+    told = pytest.raises(sn.InputError, match="lower C") if l1_ratio else pytest.warns(ConvergenceWarning, match="lower C")
+    with told:
+        sn.LinearProbe(C=1e38, l1_ratio=l1_ratio).fit(X, np.arange(250.0))
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+def test_large_and_constant_targets_and_reversed_features(l1_ratio):
+    X, _ = data()
+    y = X @ np.linspace(-1, 1, 40) + np.random.default_rng(0).normal(size=250)
+    probe = sn.LinearProbe(C=0.1, l1_ratio=l1_ratio)
+    near, far, back = (probe.fit(a, b).coef_ for a, b in ((X, y), (X, y + 1e8), (X[::-1, ::-1], y[::-1])))
+    np.testing.assert_allclose(far, near, atol=1e-5)
+    np.testing.assert_allclose(back[:, ::-1], near, atol=1e-5)
+    flat = probe.fit(X, np.full(250, 0.1))
+    assert flat.converged_
+    np.testing.assert_allclose(flat.predict(X), 0.1, rtol=1e-12)
