@@ -46,6 +46,7 @@ def measure_sweep(given: argparse.Namespace) -> dict[str, Any]:
         depth=given.depth or "best",
         baseline=given.depth is None,
         sites=("activation", "hidden"),
+        mixing="apart",
         poolings=("mean", "max", "first"),
         etas=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
         Cs=(0.003, 0.01, 0.03, 0.1, 0.3),
