@@ -110,7 +110,7 @@ def measure(name: str, given: argparse.Namespace, model: str) -> dict[str, Any]:
         settings = settings_of(task, "refit", given.mixing, seed, poolings)
         layers = sparsify(train, validation, data.n_layers, settings, False)
         probed = perf_counter() - started
-        found["baseline"].append(baseline(train, validation, test, data.n_layers, settings)._asdict())
+        found["baseline"].append(baseline(train, validation, test, data.n_layers, settings)[0]._asdict())
         for head in given.heads:
             started = perf_counter()
             settings = settings_of(task, head, given.mixing, seed, poolings)

@@ -23,6 +23,7 @@ from spin_native.integration import (
     METRICS,
     Controls,
     CurveRow,
+    FinalRows,
     Head,
     HeadKind,
     Metric,
@@ -87,6 +88,8 @@ class _Spin(BaseEstimator):
         heads' L2 regressions; None: .3, 1, 3 and 10 over the number of neurons (frozen: .1 to 300 over the number of outputs
         below), so that the prior variance of a logit does not depend on it. A perceptron has none.
     scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
+    final_rows: what heads and baseline are fitted on once validation has chosen: "all", training and validation rows together;
+        or "training" only, as published. A perceptron, which validation rows stop, keeps to the training rows.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
         the first of them.
     validation_share: of the training rows, split off (by class) where no validation rows are given.
@@ -98,7 +101,7 @@ class _Spin(BaseEstimator):
 
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
     depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
-    (layer probes whose solver gave up), exit_ (when a row stops), promise_ (what calibrate found, or None), seconds_ per phase.
+    (linear models whose solver gave up), exit_ (when a row stops), promise_ (what calibrate found, or None), seconds_.
     """
 
     task: ClassVar[Task]
@@ -122,6 +125,7 @@ class _Spin(BaseEstimator):
         Cs: Sequence[float] | None = None,
         head_Cs: Sequence[float] | None = None,
         scaling: Scaling = "standard",
+        final_rows: FinalRows = "all",
         metric: Metric | None = None,
         validation_share: float = 0.2,
         sample: int | None = None,
@@ -148,6 +152,7 @@ class _Spin(BaseEstimator):
         self.Cs = Cs
         self.head_Cs = head_Cs
         self.scaling = scaling
+        self.final_rows = final_rows
         self.metric = metric
         self.validation_share = validation_share
         self.sample = sample
@@ -230,6 +235,7 @@ class _Spin(BaseEstimator):
         for name, given, choices in (
             ("metric", self.metric_, tuple(METRICS[self.task])),
             ("scaling", self.scaling, get_args(Scaling)),
+            ("final_rows", self.final_rows, get_args(FinalRows)),
             ("dtype", self.dtype, tuple(DTYPES)),
             ("mixing", self.mixing, get_args(Mixing)),
             ("head", self.head, get_args(HeadKind)),
@@ -269,6 +275,7 @@ class _Spin(BaseEstimator):
             Cs=Cs,
             head_Cs=head_Cs,
             scaling=self.scaling,
+            final_rows=self.final_rows,
             metric=self.metric_,
             seed=self.seed,
         )

@@ -1,12 +1,13 @@
 """One small head over the salient neurons of several layers: Sparsify, then Integrate (SPIN, arXiv 2311.15983), and its kin.
 
 Sparsify: a linear probe for every layer, and from it an importance for every neuron. Integrate: for every depth a head over the
-salient neurons of the layers below it; what is tried (views, cuts, C) is decided by the validation rows, and the test rows are
-read once, for the curve. Labels are 0, 1, ... for a classification, values for a regression.
+salient neurons of the layers below it; what is tried (views, cuts, C) is decided by the validation rows. What was chosen is
+fitted once more, on training and validation rows together; the test rows are read once, for the curve. Labels are 0, 1, ... for
+a classification, values for a regression.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,7 @@ Scaling = Literal["standard", "none"]
 HeadKind = Literal["refit", "frozen", "weighted"]
 Mixing = Literal["apart", "together", "best"]
 PhaseTwo = Literal["seen", "unseen", "both"]
+FinalRows = Literal["all", "training"]
 Metric = Literal["accuracy", "macro_f1", "pearson", "spearman", "mse", "mae"]
 Probe = LogisticProbe | LinearProbe
 
@@ -62,6 +64,9 @@ class Rows:
 
     features: Float32[Array, "row feature"]
     labels: Shaped[Array, "row"]
+
+    def and_those_of(self, other: "Rows") -> "Rows":
+        return Rows(np.concatenate([self.features, other.features]), np.concatenate([self.labels, other.labels]))
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,7 @@ class Settings:
     Cs: tuple[float, ...] | None
     head_Cs: tuple[float, ...] | None
     scaling: Scaling
+    final_rows: FinalRows
     metric: Metric
     seed: int
 
@@ -293,7 +299,7 @@ def integrate(
     for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
         if found := _best_head(layers, train, validation, depth, settings):
             head, score = found
-            heads[depth] = head
+            heads[depth] = head = _final(head, layers, train, validation, settings)
             tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
             curve[depth] = curve_row(depth, score, tested, head)
     return heads, curve
@@ -329,6 +335,20 @@ def _best_head(layers: Layers, train: Part, validation: Part, depth: int, settin
             if best is None or _is_better(head, score, best, settings):
                 best = head, score
     return best
+
+
+def _final(head: Head, layers: Layers, train: Part, validation: Part, settings: Settings) -> Head:
+    """The chosen head, fitted on the validation rows as well, which have nothing left to choose.
+
+    A perceptron stays: validation rows stop its training.
+    """
+    if settings.final_rows == "training" or head.C is None:
+        return head
+    seen, held_out = (Rows(head.standardizer(head.read(part)), part.labels) for part in (train, validation))
+    rows = seen.and_those_of(held_out)
+    chosen = [(layers[feature], neurons) for feature, neurons in head.neurons.items()]
+    model, _ = FITTERS[head.kind](chosen, rows, rows, replace(settings, head_Cs=(head.C,)))
+    return replace(head, model=model)
 
 
 def _is_better(head: Head, score: float, than: tuple[Head, float], settings: Settings) -> bool:
@@ -386,12 +406,12 @@ FITTERS: dict[HeadKind, Callable[..., tuple[Probe | Perceptron, float]]] = {
 }
 
 
-def baseline(train: Part, validation: Part, test: Part | None, layer: int, settings: Settings) -> CurveRow:
+def baseline(train: Part, validation: Part, test: Part | None, layer: int, settings: Settings) -> tuple[CurveRow, bool]:
     """What people do today: L2 regression on the pooled final hidden state; pooling and C by validation.
 
-    layer: how the final hidden state is numbered (n_layers).
+    layer: how the final hidden state is numbered (n_layers). With its line: whether the solver converged.
     """
-    best: CurveRow | None = None
+    best: tuple[CurveRow, bool] | None = None
     for pooling in settings.poolings:
         feature = Feature("hidden", pooling, layer)
         raw = train.take(feature)
@@ -399,11 +419,14 @@ def baseline(train: Part, validation: Part, test: Part | None, layer: int, setti
         held_out = Rows(standardizer(validation.take(feature)), validation.labels)
         fitted = Rows(standardizer(raw), train.labels)
         probe, score = settings.best_probe(fitted, held_out, [times / width for times in BASELINE_C_TIMES], 0.0)
-        if best is None or settings.worth(score) > settings.worth(best.validation):
+        if best is None or settings.worth(score) > settings.worth(best[0].validation):
+            if settings.final_rows == "all":
+                rows = fitted.and_those_of(held_out)
+                (probe,) = probe.fit_path(rows.features, rows.labels, [probe.C])
             tested = None
             if test is not None:
                 tested = settings.score(test.labels, probe.predict(standardizer(test.take(feature))))
-            best = CurveRow(layer, score, tested, width, pooling, None, probe.C, "hidden")
+            best = CurveRow(layer, score, tested, width, pooling, None, probe.C, "hidden"), probe.converged_
     assert best is not None
     return best
 

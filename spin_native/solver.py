@@ -5,7 +5,8 @@ All of them minimise, over weights W and free intercepts b,
     F(W, b) = C * sum_i s_i loss(y_i, x_i W + b) + l1 * |W|_1 + l2 / 2 * |W|_2^2
 
 The features stay where they are and are read in blocks of rows, in their own precision; margins, gradients and objectives are
-summed in float64. A solve stops when the duality gap, which no objective can undercut, is a given share of F.
+summed in float64 (margins and gradients in float32 where the tolerance is loose). A solve stops when the duality gap, which no
+objective can undercut, is a given share of F.
 """
 
 import warnings
@@ -19,11 +20,13 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from spin_native.errors import InputError
+from spin_native.symmetric import Symmetric
 
 Array = np.ndarray
 # Of features that are copied (to float64, or some of their columns): small beside the data. And of those that are multiplied as
 # they lie: large enough for full speed.
 COPIED_BYTES, READ_BYTES = 2 * 2**20, 8 * 2**20
+FINE = 1e-5  # a gap below this is lost in float32's rounding of sums over all features or all rows
 MAX_STEP_HALVINGS, MAX_BLIND_STEPS = 40, 8
 MAX_CONJUGATE_GRADIENTS = 200
 # Whose eigenbasis is worth finding: for each output, since all share it, and in all.
@@ -86,14 +89,12 @@ class Design:
             total.addmm_(values[rows].T, features)
         return total.T
 
-    def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Float[Tensor, "column_1 column_1"]:
+    def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Symmetric:
         """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's."""
-        size = len(columns) + 1
-        total = torch.zeros(size, size, dtype=self.dtype)
+        total = Symmetric.zeros(len(columns) + 1, self.dtype)
         roots = weights.sqrt().to(self.dtype)
         for rows, features in self._read(columns, self.dtype):
-            scaled = torch.cat([features * roots[rows, None], roots[rows, None]], dim=1)
-            total.addmm_(scaled.T, scaled)
+            total.add_product(torch.cat([features * roots[rows, None], roots[rows, None]], dim=1))
         finite = total.diagonal().isfinite()
         if not finite.all():
             place = int((~finite).nonzero()[0])
@@ -228,8 +229,11 @@ class Solution:
 class _Objective:
     """F and where it stands: weights, intercepts, and their margins."""
 
-    def __init__(self, design: Design, loss: Loss, row_weights: Float64[Tensor, "row"], l1: float, l2: float) -> None:
+    def __init__(
+        self, design: Design, loss: Loss, row_weights: Float64[Tensor, "row"], l1: float, l2: float, tol: float
+    ) -> None:
         self.design, self.loss, self.row_weights, self.l1, self.l2 = design, loss, row_weights, l1, l2
+        self.precision = torch.float64 if tol < FINE else design.dtype
         self.weights = torch.zeros(design.n_features, loss.n_outputs, dtype=torch.float64)
         self.intercepts = torch.zeros(loss.n_outputs, dtype=torch.float64)
         self.z = torch.zeros(design.n_rows, loss.n_outputs, dtype=torch.float64)
@@ -252,9 +256,21 @@ class _Objective:
         """Of the summed loss, by each margin."""
         return self.row_weights[:, None] * self.loss.slope(self.z)
 
+    def margins(
+        self, weights: Float64[Tensor, "column output"], columns: Int[Tensor, "column"] | None = None
+    ) -> Float64[Tensor, "row output"]:
+        """X W, of some columns of X."""
+        return self.design.times(weights.to(self.precision), columns).double()
+
+    def by_feature(
+        self, values: Float64[Tensor, "row output"], columns: Int[Tensor, "column"] | None = None
+    ) -> Float64[Tensor, "column output"]:
+        """X^T V, of some columns of X."""
+        return self.design.transposed_times(values.to(self.precision), columns).double()
+
     def gradient(self) -> Float64[Tensor, "feature output"]:
         """Of the smooth part: all but the L1 norm."""
-        return self.design.transposed_times(self.slopes()) + self.l2 * self.weights
+        return self.by_feature(self.slopes()) + self.l2 * self.weights
 
     def gap(self, gradient: Float64[Tensor, "feature output"]) -> float:
         """F minus the value of a dual point, over F. The slopes, scaled into the dual's domain, are that point."""
@@ -322,7 +338,7 @@ def sparse_path(
     each turn solves its quadratic model exactly, within the orthant, by Cholesky factors. Turns alone would see little of how
     outputs depend on each other (softmax): a Newton step for all of them together follows.
     """
-    state = _Objective(design, loss, row_weights, l1, l2).checked()
+    state = _Objective(design, loss, row_weights, l1, l2, tol).checked()
     for C in Cs:
         state.row_weights = C * row_weights
         state.fit_intercepts()
@@ -348,7 +364,7 @@ class _Turn(NamedTuple):
 
     may_gain: bool
     columns: Int[Tensor, "column"]
-    factor: Float[Tensor, "column_1 column_1"]
+    factor: Symmetric
 
 
 def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"], *, is_current: bool) -> _Turn:
@@ -363,17 +379,18 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
     if is_current:
         gradient = gradient[columns]
     else:
-        gradient = state.design.transposed_times(slopes[:, None], columns)[:, 0] + state.l2 * weights[columns]
+        gradient = state.by_feature(slopes[:, None], columns)[:, 0] + state.l2 * weights[columns]
     start = weights[columns]
     sign = torch.where(start != 0, start.sign(), -gradient.sign())
     gram = state.design.gram(columns, state.row_weights * state.loss.curvature(state.z)[:, k])
-    gram.diagonal()[:-1] += state.l2
-    gram.diagonal().mul_(1 + 10 * torch.finfo(gram.dtype).eps + state.damping[k]).add_(1e-30)
+    diagonal = gram.diagonal()
+    diagonal[:-1] += state.l2
+    gram.set_diagonal(diagonal * (1 + 10 * torch.finfo(diagonal.dtype).eps + state.damping[k]) + 1e-30)
     linear = torch.cat([gradient + state.l1 * sign, slopes.sum()[None]])
     nothing = torch.zeros(1, dtype=torch.float64)  # the intercept: starts anywhere, ends anywhere
     step, free, factor = _step_in_orthant(gram, linear, torch.cat([start, nothing]), torch.cat([sign, nothing]))
     dz, dweights, dintercepts = torch.zeros_like(state.z), torch.zeros_like(state.weights), torch.zeros_like(state.intercepts)
-    dz[:, k] = state.design.times(step[:-1, None], columns)[:, 0] + step[-1]
+    dz[:, k] = state.margins(step[:-1, None], columns)[:, 0] + step[-1]
     dweights[columns, k], dintercepts[k] = step[:-1], step[-1]
     length = state.move(dz, dweights, dintercepts, float(linear @ step))
     # Levenberg and Marquardt: where the model led too far (more columns than rows, separable rows), believe it less next time.
@@ -406,7 +423,7 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
         solved = torch.zeros_like(v)
         for k, turn in enumerate(turns):
             places = torch.cat([turn.columns, torch.tensor([design.n_features])])
-            solved[places, k] = _cholesky_solve(v[places, k : k + 1], turn.factor)[:, 0]
+            solved[places, k] = turn.factor.solve(v[places, k])
         return solved * is_free
 
     def free_part(v: Tensor) -> Tensor:
@@ -422,31 +439,32 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
         if not crosses.any():
             break
         is_free &= ~crosses
-    dz = design.times(step[:-1]) + step[-1]
+    dz = state.margins(step[:-1]) + step[-1]
     state.move(dz, step[:-1], step[-1], float((linear * step).sum()))
 
 
 def _step_in_orthant(
-    gram: Float[Tensor, "n n"],
+    gram: Symmetric,
     linear: Float64[Tensor, "n"],
     start: Float64[Tensor, "n"],
     sign: Float64[Tensor, "n"],
-) -> tuple[Float64[Tensor, "n"], Int[Tensor, "free"], Float[Tensor, "free free"]]:
+) -> tuple[Float64[Tensor, "n"], Int[Tensor, "free"], Symmetric]:
     """The step d that minimises linear d + d gram d / 2 where no entry of start + d has the other sign (sign 0: free).
 
     Block principal pivoting (Kim & Park 2011): all entries on the wrong side change places at once; when that does not help
     any more, one at a time. With the step: the entries that are not held at zero, and the factor of gram over them.
     """
     is_free = torch.ones(len(start), dtype=torch.bool)
+    dtype = gram.panels[0].dtype
     fewest, patience = len(start) + 1, 3
     for _ in range(100):
         step = torch.where(is_free, 0.0, -start)
-        residual = -linear - (gram @ step.to(gram.dtype)).double()
+        residual = -linear - gram.times(step.to(dtype)).double()
         free = is_free.nonzero()[:, 0]
-        factor = gram.new_empty(0)  # the one before is not kept beside the new one
+        factor = Symmetric([])  # the one before is not kept beside the new one
         factor = _factor(gram, free)
-        step[free] = _cholesky_solve(residual[free, None].to(gram.dtype), factor)[:, 0].double()
-        slack = sign * (linear + (gram @ step.to(gram.dtype)).double())
+        step[free] = factor.solve(residual[free].to(dtype)).double()
+        slack = sign * (linear + gram.times(step.to(dtype)).double())
         end = sign * (start + step)
         is_wrong = torch.where(is_free, end < 0, slack < 0)
         n_wrong = int(is_wrong.sum())
@@ -464,29 +482,16 @@ def _step_in_orthant(
     return torch.where(sign * (start + step) < 0, -start, step), free, factor
 
 
-def _factor(gram: Float[Tensor, "n n"], rows: Int[Tensor, "m"]) -> Float[Tensor, "m m"]:
-    """Cholesky's factor of some rows and columns, of a larger diagonal where rounding has made the matrix indefinite.
-
-    Gathered a few rows at a time, and in LAPACK's column order: it is factored in place, and nothing else of its size is made.
-    """
-    ridge, failed = 0.0, torch.empty((), dtype=torch.int32)
-    factor = gram.new_empty(len(rows), len(rows))
+def _factor(gram: Symmetric, places: Int[Tensor, "m"]) -> Symmetric:
+    """Cholesky's factor of some rows and columns, of a larger diagonal where rounding has made the matrix indefinite."""
+    ridge = 0.0
     while True:
-        for part in torch.arange(len(rows)).split(256):
-            torch.index_select(gram.index_select(0, rows[part]), 1, rows, out=factor[part[0] : part[-1] + 1])
-        if ridge:
-            diagonal = factor.diagonal()
-            diagonal.mul_(1 + ridge).add_(ridge * diagonal.mean())
-        torch.linalg.cholesky_ex(factor.T, out=(factor.T, failed))
-        if not failed:
-            return factor.T
-        ridge = max(10 * ridge, 10 * torch.finfo(gram.dtype).eps)
-
-
-def _cholesky_solve(right: Float[Tensor, "n column"], factor: Float[Tensor, "n n"]) -> Float[Tensor, "n column"]:
-    """torch.cholesky_solve would copy the factor first."""
-    half = torch.linalg.solve_triangular(factor, right, upper=False)
-    return torch.linalg.solve_triangular(factor.T, half, upper=True)
+        factor = gram.only(places)
+        diagonal = factor.diagonal()
+        factor.set_diagonal(diagonal * (1 + ridge) + ridge * diagonal.mean())
+        if factor.factor():
+            return factor
+        ridge = max(10 * ridge, 10 * torch.finfo(diagonal.dtype).eps)
 
 
 def ridge_path(
@@ -502,7 +507,7 @@ def ridge_path(
 
     Newton's method, its equations solved by conjugate gradients as exactly as the progress is worth.
     """
-    states = [_Objective(design, loss, C * row_weights, 0.0, 1.0) for C in Cs]
+    states = [_Objective(design, loss, C * row_weights, 0.0, 1.0, tol) for C in Cs]
     states[0].checked()
     bases = _BlockBases(design, loss.n_outputs)
     found: dict[int, Solution] = {}
@@ -512,7 +517,7 @@ def ridge_path(
         open_ = [index for index in range(len(states)) if index not in found]
         if not open_:
             break
-        gradients = design.transposed_times(torch.cat([states[i].slopes() for i in open_], 1)).split(loss.n_outputs, 1)
+        gradients = states[0].by_feature(torch.cat([states[i].slopes() for i in open_], 1)).split(loss.n_outputs, 1)
         current = {i: slope + states[i].weights for i, slope in zip(open_, gradients, strict=True)}
         for index, gradient in current.items():
             gap = states[index].gap(gradient)
@@ -522,7 +527,7 @@ def ridge_path(
         if not todo:
             continue
         steps = _newton_directions([states[i] for i in todo], list(todo.values()), bases)
-        dzs = design.times(torch.cat([step[:-1] for step in steps], 1)).split(loss.n_outputs, 1)
+        dzs = states[0].margins(torch.cat([step[:-1] for step in steps], 1)).split(loss.n_outputs, 1)
         for (index, gradient), step, dz in zip(todo.items(), steps, dzs, strict=True):
             state = states[index]
             slope = float((gradient * step[:-1]).sum() + state.slopes().sum(0) @ step[-1])
@@ -563,8 +568,8 @@ class _BlockBases:
         n_blocks = -(-design.n_features // min(widest, max(design.n_rows, 64)))
         means, self._blocks = [], []
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
-            gram = design.gram(columns, torch.ones(design.n_rows, dtype=torch.float64)) / design.n_rows
-            means.append(gram[:-1, -1])
+            gram = design.gram(columns, torch.ones(design.n_rows, dtype=torch.float64)).dense() / design.n_rows
+            means.append(gram[-1, :-1])
             values, basis = torch.linalg.eigh(gram[:-1, :-1].addr_(means[-1], means[-1], alpha=-1))
             self._blocks.append((slice(int(columns[0]), int(columns[-1]) + 1), values.clamp_(min=0), basis))
         self._means = torch.cat(means)[:, None]

@@ -43,8 +43,8 @@ Wanted = dict[Feature, Int[Array, "_"] | None]
 class Trained:
     """A head and a row of the curve for every depth, the depth that was chosen, and what it compares with.
 
-    controls: None where only the salient neurons were extracted, or there are none. unconverged: layer probes and linear heads
-    whose solver gave up. seconds: of each phase.
+    controls: None where only the salient neurons were extracted, or there are none. unconverged: what the solver gave
+    up: the baseline, layer probes, linear heads. seconds: of each phase.
     """
 
     depth: int
@@ -110,17 +110,21 @@ class Training:
             heads[self.max_depth], curve[self.max_depth] = self._without_neurons(train, held_out, test)
         scores = {depth: settings.worth(row.validation) for depth, row in curve.items()}
         depth = shallowest_within(scores, self.tolerance) if self.chooses_depth else self.max_depth
-        compared = None
+        compared, common, unconverged = None, None, []
         if self.sample is None and heads[depth].n_neurons:
             compared = controls(heads[depth], layers, train, held_out, settings)
+        if self.with_baseline:
+            common, converged = baseline(found["training"], held_out, test, self._n_layers, settings)
+            unconverged = [] if converged else ["baseline"]
         return Trained(
             depth,
             heads,
             [curve[depth] for depth in sorted(curve)],
             layer_curve(layers, test, settings),
-            baseline(found["training"], held_out, test, self._n_layers, settings) if self.with_baseline else None,
+            common,
             compared,
-            [f"probe on {f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_]
+            unconverged
+            + [f"probe on {f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_]
             + [f"head at depth {depth}" for depth, head in heads.items() if not getattr(head.model, "converged_", True)],
             self.seconds,
         )

@@ -100,11 +100,11 @@ def test_depth_none_is_all_layers_and_best_is_chosen_by_validation(tiny_model, r
 def test_given_validation_rows_are_used_and_test_scores_stand_only_where_test_rows_are_given(tiny_model, reviews):
     texts, labels = reviews
     half, rest = (texts[:40], labels[:40]), (texts[40:], labels[40:])
-    clf = sn.SpinClassifier(str(tiny_model)).fit(*half, validation=rest)
+    clf = sn.SpinClassifier(str(tiny_model), final_rows="training").fit(*half, validation=rest)
     assert all(row.test is None for row in clf.depth_curve_)
     chosen = next(row for row in clf.depth_curve_ if row.depth == clf.depth_)
     assert clf.score(*rest) == chosen.validation
-    scored = sn.SpinClassifier(str(tiny_model)).fit(*half, validation=rest, test=rest)
+    scored = sn.SpinClassifier(str(tiny_model), final_rows="training").fit(*half, validation=rest, test=rest)
     assert [row.test for row in scored.depth_curve_] == [row.validation for row in scored.depth_curve_]
 
 

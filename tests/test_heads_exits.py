@@ -10,6 +10,7 @@ import torch
 from scipy.stats import binom, pearsonr, spearmanr
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import f_classif
+from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, mean_squared_error, mutual_info_score
 
 import spin_native as sn
@@ -183,6 +184,28 @@ def test_a_frozen_head_reads_nothing_but_the_outputs_of_the_layers_probes(tiny_m
     assert is_multiple == {"frozen": True, "refit": False}
 
 
+@pytest.mark.filterwarnings("ignore::spin_native.errors.LeakWarning")
+@pytest.mark.parametrize("final_rows", ["all", "training"])
+def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, values, monkeypatch, final_rows):
+    """scikit-learn's ridge regression on the same neurons of the same rows, and on the final hidden state."""
+    monkeypatch.setattr("spin_native.integration.TOL", 1e-10)
+    texts, n_train = reviews[0], 44
+    parts = (texts[:n_train], values[:n_train]), (texts[n_train:], values[n_train:])
+    reg = sn.SpinRegressor(str(tiny_model), poolings=("mean",), final_rows=final_rows)
+    reg.fit(*parts[0], validation=parts[1], test=parts[1])
+    rows = slice(None) if final_rows == "all" else slice(n_train)
+    features = sn.extract(
+        sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model)), texts, sites=("activation", "hidden")
+    )
+    X = reg.head_.standardizer(reg.head_.read(Part(features, np.array(values))))
+    expected = Ridge(1 / reg.head_.C).fit(X[rows].astype(np.float64), np.array(values)[rows])
+    np.testing.assert_allclose(reg.head_.model.coef_[0], expected.coef_, atol=1e-4 * np.abs(expected.coef_).max())
+    final = features.array(site="hidden", pooling="mean", layer=3).astype(np.float64)
+    final = (final - final[:n_train].mean(0)) / final[:n_train].std(0)
+    expected = Ridge(1 / reg.baseline_.C).fit(final[rows], np.array(values)[rows])
+    assert reg.baseline_.test == pytest.approx(pearsonr(expected.predict(final[n_train:]), values[n_train:])[0], abs=1e-5)
+
+
 @pytest.mark.parametrize(("phase_two", "expected"), [("seen", (64, 64)), ("unseen", (32, 32)), ("both", (32, 64))])
 def test_the_rows_of_phase_two(tiny_model, reviews, monkeypatch, phase_two, expected):
     """Of 64 training rows; what is unseen was not among the probes' rows."""
@@ -311,13 +334,15 @@ def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_
 def test_probes_that_did_not_converge_are_warned_of_and_recorded(tiny_model, reviews, tmp_path, monkeypatch):
     monkeypatch.setattr("spin_native.integration.TOL", 1e-300)
     monkeypatch.setattr(probes, "ridge_path", lambda *a, **k: [replace(s, gap=1.0) for s in solver.ridge_path(*a, **k)])
-    with pytest.warns(ConvergenceWarning, match="linear models did not converge: probe on activation mean of layer 0"):
+    with pytest.warns(
+        ConvergenceWarning, match="linear models did not converge: baseline, probe on activation mean of layer 0"
+    ):
         clf = sn.SpinClassifier(str(tiny_model), poolings=("mean",), Cs=(100.0,)).fit(*reviews)
     clf.save_pretrained(tmp_path)
     recorded = json.loads((tmp_path / "spin_classifier.json").read_text())["scores"]["unconverged"]
     assert recorded == clf.unconverged_
     assert "probe on activation mean of layer 0" in recorded
-    assert "head at depth 1" in recorded
+    assert {"baseline", "head at depth 1"} <= set(recorded)
 
 
 @pytest.mark.parametrize(

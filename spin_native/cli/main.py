@@ -22,7 +22,7 @@ from spin_native.cli import render, tables
 from spin_native.errors import InputError
 from spin_native.exits import Exit
 from spin_native.extract import Site, extract
-from spin_native.integration import METRICS, HeadKind, Mixing, PhaseTwo
+from spin_native.integration import METRICS, FinalRows, HeadKind, Mixing, PhaseTwo
 from spin_native.labels import checked_labels, checked_values, encoded
 from spin_native.parity import verify_parity
 from spin_native.pooling import Pooling
@@ -96,6 +96,13 @@ class Several(click.ParamType):
 @click.option("--head", type=click.Choice(get_args(HeadKind)), default="refit", show_default=True, help="SPIN, Liu, or SIREN.")
 @click.option(
     "--phase-two", type=click.Choice(get_args(PhaseTwo)), default="seen", show_default=True, help="Rows for a frozen head."
+)
+@click.option(
+    "--final-rows",
+    type=click.Choice(get_args(FinalRows)),
+    default="all",
+    show_default=True,
+    help="Rows of the last fit: validation rows, too, or not.",
 )
 @click.option(
     "--ranker",
