@@ -119,7 +119,7 @@ class Part:
         if neurons is not None:
             if self.columns is not None and feature in self.columns:
                 neurons = np.searchsorted(self.columns[feature], neurons)
-            array = array[:, neurons]
+            array = array.take(neurons, axis=1)  # array[:, neurons] would lie in memory column by column
         return array if self.rows is None else array[self.rows]
 
     def only(self, rows: Int[Array, "_"]) -> "Part":
@@ -329,7 +329,7 @@ def _best_head(layers: Layers, train: Part, validation: Part, depth: int, settin
             columns = np.concatenate(
                 [starts[feature] + np.searchsorted(widest[feature], chosen) for feature, chosen in neurons.items()]
             )
-            rows = [Rows(features[:, columns], part.labels) for features, part in zip(wide, (train, validation), strict=True)]
+            rows = [Rows(features.take(columns, axis=1), part.labels) for features, part in zip(wide, (train, validation), strict=True)]
             model, score = FITTERS[settings.head]([(layers[f], n) for f, n in neurons.items()], *rows, settings)
             head = Head(settings.head, cut, neurons, standardizer.take(columns), model)
             if best is None or _is_better(head, score, best, settings):
