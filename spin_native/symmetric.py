@@ -15,7 +15,7 @@ class Symmetric:
     The square at the top of a panel is kept whole.
     """
 
-    def __init__(self, panels: Sequence[Float[Tensor, "_ columns"]]) -> None:
+    def __init__(self, panels: Sequence[Float[Tensor, "_ _"]]) -> None:
         self.panels = panels
         self.size, self._starts = (len(panels[0]) if panels else 0), [0]
         for panel in panels:
