@@ -12,14 +12,13 @@ others. The last line is JSON.
 
 import argparse
 import json
-import platform
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
+from machine import environment
 from sklearn.model_selection import train_test_split
 
 import spin_native as sn
@@ -29,7 +28,6 @@ from spin_native.cli.tables import read_labelled
 from spin_native.exits import shallowest_within
 from spin_native.integration import Part, Settings, baseline, integrate, sparsify
 from spin_native.selection import importance
-from spin_native.version import __version__
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -152,16 +150,9 @@ def main() -> None:
     parser.add_argument("--model", help="base model (default: the demo's all-MiniLM-L6-v2)")
     given = parser.parse_args()
     model = given.model or str(demo_weights())
-    environment = {
-        "spin_native": __version__,
-        "torch": torch.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-    }
-    print(" ".join(f"{name}={value}" for name, value in environment.items()))
+    where = environment()
     results = {name: measure(name, given, model) for name in given.data or TASKS}
-    print(json.dumps({"environment": environment, "results": results}))
+    print(json.dumps({"environment": where, "results": results}))
 
 
 if __name__ == "__main__":

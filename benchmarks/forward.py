@@ -14,7 +14,6 @@ import csv
 import gc
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import environment
 from torch import Tensor, nn
 
 import spin_native as sn
@@ -35,7 +35,6 @@ from spin_native import pooling
 from spin_native.extract import token_budget
 from spin_native.models import FAMILIES, ModelConfig, Transformer
 from spin_native.text import pack
-from spin_native.version import __version__
 
 SHARED = Path(__file__).parents[2] / "shared"
 Rows = list[list[int]]
@@ -81,6 +80,14 @@ def random_checkpoint(raw: dict[str, Any], folder: Path) -> Path:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(raw))
     return folder
+
+
+def random_model(name: str, folder: Path, tokenizer: str | None = None) -> Path:
+    """A checkpoint of random weights with a tokenizer, its own or another one's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in (SHARED / "tokenizers" / (tokenizer or name)).iterdir():
+        (folder / source.name).write_bytes(source.read_bytes())
+    return random_checkpoint(shapes(name), folder)
 
 
 def rounds(contenders: dict[str, Callable[[], Any]], n: int) -> dict[str, list[float]]:
@@ -401,9 +408,7 @@ def measure_predict(n_rounds: int) -> dict[str, Any]:
     with (SHARED / "data" / "edos" / "train.csv").open(encoding="utf-8") as file:
         rows = [(row["text"], row["label"]) for row in csv.DictReader(file)][:5000]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = random_checkpoint(shapes("roberta-base"), Path(temporary))
-        for path in (SHARED / "tokenizers" / "roberta-base").iterdir():
-            (folder / path.name).write_bytes(path.read_bytes()) if path.name != "config.json" else None
+        folder = random_model("roberta-base", Path(temporary))
         classifier = sn.SpinClassifier(str(folder), depth=6, baseline=False, poolings=("mean",), etas=(0.2,), dtype="bfloat16")
         texts, labels = zip(*rows[:300], strict=True)
         classifier.fit(list(texts), list(labels)).save_pretrained(folder / "classifier")
@@ -483,18 +488,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # the exporters' chatter
-    environment = {
-        "spin_native": __version__,
-        "torch": torch.__version__,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "bf16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-    }
-    print(" ".join(f"{name}={value}" for name, value in environment.items()), flush=True)
+    where = environment()
     results = {section: SECTIONS[section](given.rounds) for section in given.sections or SECTIONS}
     environment["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"environment": environment, "results": results}))
+    print(json.dumps({"environment": where, "results": results}))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ objective of any. SAGA (--saga) gets up to 2,000 passes for each C and may take 
 
 import argparse
 import json
-import platform
 import resource
 import signal
 import warnings
@@ -22,13 +21,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
-from forward import SHARED, random_checkpoint, shapes
+from forward import SHARED, random_model
+from machine import environment
 
 import spin_native as sn
 from spin_native.cli.demo import demo_weights
 from spin_native.cli.tables import read_labelled
-from spin_native.version import __version__
 
 CS = (0.01, 0.1, 1.0, 10.0, 100.0)
 TOL = 1e-6  # of the objective, for all
@@ -43,13 +41,7 @@ def features(name: str, cache: Path) -> tuple[np.ndarray, np.ndarray]:
         parts = ("train", "dev", "test") if name == "roberta" else ("train",)
         label = "label_vector" if name == "edos12" else "label"
         rows = [row for part in parts for row in zip(*read_labelled(folder / f"{part}.csv", "text", label), strict=True)]
-        weights = demo_weights()
-        if name == "roberta":
-            weights = cache / "roberta-base"
-            weights.mkdir(exist_ok=True)
-            for source in (SHARED / "tokenizers" / "roberta-base").iterdir():
-                (weights / source.name).write_bytes(source.read_bytes())
-            random_checkpoint(shapes("roberta-base"), weights)
+        weights = random_model("roberta-base", cache / "roberta-base") if name == "roberta" else demo_weights()
         model, tokenizer = sn.load_model(str(weights), depth=4), sn.load_tokenizer(str(weights))
         found = sn.extract(model, tokenizer, [text for text, _ in rows], poolings=("mean",))
         X = found.array(site="activation", pooling="mean", layer=3)
@@ -166,15 +158,9 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # the peers' convergence
     signal.signal(signal.SIGALRM, too_long)
-    environment = {
-        "spin_native": __version__,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-    }
-    print(" ".join(f"{name}={value}" for name, value in environment.items()), flush=True)
+    where = environment()
     results = {name: measure(name, given.cache, given.saga, given.limit) for name in given.data or choices}
-    print(json.dumps({"environment": environment, "results": results}))
+    print(json.dumps({"environment": where, "results": results}))
 
 
 if __name__ == "__main__":

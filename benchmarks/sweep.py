@@ -13,7 +13,6 @@ on disk for each row. The last line is JSON.
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import warnings
@@ -23,15 +22,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 from accuracy import DATA
-from forward import SHARED, random_checkpoint, shapes
+from forward import random_model
+from machine import environment
 
 from spin_native.classifier import SpinClassifier
 from spin_native.cli.demo import demo_weights
 from spin_native.cli.tables import read_labelled
 from spin_native.exits import Exit, calibrate, replay
-from spin_native.version import __version__
 
 DROP, CONFIDENCE = 0.01, 0.95
 
@@ -66,10 +64,7 @@ def measure_xl(_given: argparse.Namespace) -> dict[str, Any]:
     texts, labels = read("tweet_emotion", "train")
     with TemporaryDirectory() as folder:
         weights, store = Path(folder) / "gpt2-xl", Path(folder) / "store"
-        weights.mkdir()
-        for source in (SHARED / "tokenizers" / "gpt2").iterdir():
-            (weights / source.name).write_bytes(source.read_bytes())
-        random_checkpoint(shapes("gpt2-xl"), weights)
+        random_model("gpt2-xl", weights, tokenizer="gpt2")
         clf = SpinClassifier(str(weights), sample=200, dtype="bfloat16", depth=None, baseline=False, mixing="apart")
         clf.fit(texts[:1000], labels[:1000], store=store)
         sizes = {part.name: sum(file.stat().st_size for file in part.iterdir()) for part in store.iterdir()}
@@ -144,15 +139,9 @@ def main() -> None:
     parser.add_argument("--depth", type=int)
     given = parser.parse_args()
     warnings.simplefilter("ignore")  # of rows in two parts, which these data sets have
-    environment = {
-        "spin_native": __version__,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-    }
-    print(" ".join(f"{name}={value}" for name, value in environment.items()), flush=True)
+    where = environment()
     results = {section: SECTIONS[section](given) for section in given.sections or SECTIONS}
-    print(json.dumps({"environment": environment, "results": results}))
+    print(json.dumps({"environment": where, "results": results}))
 
 
 if __name__ == "__main__":

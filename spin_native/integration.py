@@ -329,7 +329,10 @@ def _best_head(layers: Layers, train: Part, validation: Part, depth: int, settin
             columns = np.concatenate(
                 [starts[feature] + np.searchsorted(widest[feature], chosen) for feature, chosen in neurons.items()]
             )
-            rows = [Rows(features.take(columns, axis=1), part.labels) for features, part in zip(wide, (train, validation), strict=True)]
+            rows = [
+                Rows(features.take(columns, axis=1), part.labels)
+                for features, part in zip(wide, (train, validation), strict=True)
+            ]
             model, score = FITTERS[settings.head]([(layers[f], n) for f, n in neurons.items()], *rows, settings)
             head = Head(settings.head, cut, neurons, standardizer.take(columns), model)
             if best is None or _is_better(head, score, best, settings):

@@ -33,6 +33,10 @@ MAX_CONJUGATE_GRADIENTS = 200
 BLOCK_COLUMNS_PER_OUTPUT, MAX_BLOCK_COLUMNS = 512, 3072
 
 
+# What multiplies margins [row, output] of some rows by each row's matrix of second derivatives.
+Curve = Callable[[Float[Tensor, "row output"], slice], Float[Tensor, "row output"]]
+
+
 class Design:
     """The features of all rows [row, feature]: one array, or several that follow one another, such as a store's shards.
 
@@ -89,6 +93,15 @@ class Design:
             total.addmm_(values[rows].T, features)
         return total.T
 
+    def curved_times(self, v: Float[Tensor, "feature_1 output"], curve: "Curve") -> Float[Tensor, "feature_1 output"]:
+        """[X 1]^T curve([X 1] v), in one pass through X; the last row of v is the intercepts'."""
+        weights, intercepts = v.new_zeros(v.shape[1], self.n_features), v.new_zeros(v.shape[1])
+        for rows, features in self._read(None, v.dtype):
+            curved = curve(torch.addmm(v[-1], features, v[:-1]), rows)
+            weights.addmm_(curved.T, features)
+            intercepts += curved.sum(0)
+        return torch.cat([weights, intercepts[:, None]], 1).T
+
     def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Symmetric:
         """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's."""
         total = Symmetric.zeros(len(columns) + 1, self.dtype)
@@ -103,9 +116,6 @@ class Design:
                 f"finite {str(self.dtype).removeprefix('torch.')}; standardise the features, or lower C"
             )
         return total
-
-
-Product = Callable[[Float[Tensor, "row output"]], Float[Tensor, "row output"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +139,8 @@ class Loss:
         """Second derivative by each margin alone."""
         raise NotImplementedError
 
-    def hessian(self, z: Float64[Tensor, "row output"]) -> Product:
-        """What multiplies [row, output] by each row's matrix of second derivatives."""
+    def curve(self, z: Float64[Tensor, "row output"]) -> Curve:
+        """All second derivatives of each row."""
         raise NotImplementedError
 
     def total_curvature(
@@ -156,8 +166,8 @@ class Squared(Loss):
     def curvature(self, z: Tensor) -> Tensor:
         return torch.ones_like(z)
 
-    def hessian(self, z: Tensor) -> Product:
-        return lambda u: u
+    def curve(self, z: Tensor) -> Curve:
+        return lambda u, rows: u
 
     def dual(self, z: Tensor, scale: float) -> Tensor:
         slope = scale * (z - self.targets)
@@ -176,9 +186,9 @@ class Logistic(Loss):
     def curvature(self, z: Tensor) -> Tensor:
         return z.sigmoid() * (-z).sigmoid()
 
-    def hessian(self, z: Tensor) -> Product:
+    def curve(self, z: Tensor) -> Curve:
         curvature = self.curvature(z)
-        return lambda u: curvature.to(u.dtype) * u
+        return lambda u, rows: curvature[rows].to(u.dtype) * u
 
     def dual(self, z: Tensor, scale: float) -> Tensor:
         p = torch.lerp(self.targets, z.sigmoid(), scale)
@@ -198,14 +208,15 @@ class Softmax(Loss):
         p = z.softmax(1)
         return p * (1 - p)
 
-    def hessian(self, z: Tensor) -> Product:
+    def curve(self, z: Tensor) -> Curve:
         p = z.softmax(1)
 
-        def product(u: Tensor) -> Tensor:
-            weighted = p.to(u.dtype) * u
-            return weighted - p.to(u.dtype) * weighted.sum(1, keepdim=True)
+        def curve(u: Tensor, rows: slice) -> Tensor:
+            share = p[rows].to(u.dtype)
+            weighted = share * u
+            return weighted - share * weighted.sum(1, keepdim=True)
 
-        return product
+        return curve
 
     def total_curvature(self, z: Tensor, row_weights: Tensor) -> Tensor:
         p = z.softmax(1)
@@ -413,11 +424,12 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
     is_free = torch.cat([sign != 0, torch.ones_like(slopes, dtype=torch.bool)[None]])
     is_free[-1] = _intercepts_that_matter(state.loss)
     end_sign = torch.cat([sign, torch.zeros_like(slopes)[None]])
-    product, row_weights = state.loss.hessian(state.z), state.row_weights[:, None].to(dtype)
+    curve, row_weights = state.loss.curve(state.z), state.row_weights[:, None].to(dtype)
 
     def hessian(v: Tensor) -> Tensor:
-        q = row_weights * product(design.times(v[:-1]) + v[-1])
-        return torch.cat([design.transposed_times(q) + state.l2 * v[:-1], q.sum(0, keepdim=True)])
+        product = design.curved_times(v, lambda u, rows: row_weights[rows] * curve(u, rows))
+        product[:-1] += state.l2 * v[:-1]
+        return product
 
     def precondition(v: Tensor) -> Tensor:
         solved = torch.zeros_like(v)
@@ -541,13 +553,16 @@ def _newton_directions(
 ) -> list[Float64[Tensor, "feature_1 output"]]:
     """Newton's step of each state: of the weights, and in the last row of the intercepts."""
     design, n_outputs = states[0].design, states[0].loss.n_outputs
-    products = [state.loss.hessian(state.z) for state in states]
-    row_weights = [state.row_weights[:, None].to(design.dtype) for state in states]
+    curves = [(state.row_weights[:, None].to(design.dtype), state.loss.curve(state.z)) for state in states]
+
+    def all_curve(u: Tensor, rows: slice) -> Tensor:
+        parts = u.split(n_outputs, 1)
+        return torch.cat([w[rows] * curve(part, rows) for (w, curve), part in zip(curves, parts, strict=True)], 1)
 
     def hessian(v: Tensor) -> Tensor:
-        parts = (design.times(v[:-1]) + v[-1]).split(n_outputs, 1)
-        q = torch.cat([c * product(part) for c, product, part in zip(row_weights, products, parts, strict=True)], 1)
-        return torch.cat([design.transposed_times(q) + v[:-1], q.sum(0, keepdim=True)])
+        product = design.curved_times(v, all_curve)
+        product[:-1] += v[:-1]
+        return product
 
     right = torch.cat([torch.cat([-g, -s.slopes().sum(0, keepdim=True)]) for s, g in zip(states, gradients, strict=True)], 1)
     values = torch.tensor([state.value(state.z, state.weights) for state in states], dtype=torch.float64)
