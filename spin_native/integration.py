@@ -378,10 +378,10 @@ def _frozen(chosen: Chosen, train: Rows, validation: Rows, settings: Settings) -
     for index, (layer, neurons) in enumerate(chosen):
         frozen[start : start + len(neurons), index * n_outputs : (index + 1) * n_outputs] = layer.probe.coef_[:, neurons].T
         start += len(neurons)
-    outputs = train.features @ frozen
-    scale = outputs.std(0)
+    # Told in float32: a float64 factor would have all features copied to float64.
+    scale = (train.features @ frozen.astype(np.float32)).std(0, dtype=np.float64)
     frozen /= np.where(scale > 0, scale, 1)
-    below, held_out = (Rows((rows.features @ frozen).astype(np.float32), rows.labels) for rows in (train, validation))
+    below, held_out = (Rows(rows.features @ frozen.astype(np.float32), rows.labels) for rows in (train, validation))
     width = frozen.shape[1]
     probe, score = settings.best_probe(below, held_out, settings.head_Cs or [times / width for times in BASELINE_C_TIMES], 0.0)
     return probe.through(frozen.T), score

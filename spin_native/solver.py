@@ -93,7 +93,7 @@ class Design:
             total.addmm_(values[rows].T, features)
         return total.T
 
-    def curved_times(self, v: Float[Tensor, "feature_1 output"], curve: "Curve") -> Float[Tensor, "feature_1 output"]:
+    def curved_times(self, v: Float[Tensor, "feature_1 output"], curve: Curve) -> Float[Tensor, "feature_1 output"]:
         """[X 1]^T curve([X 1] v), in one pass through X; the last row of v is the intercepts'."""
         weights, intercepts = v.new_zeros(v.shape[1], self.n_features), v.new_zeros(v.shape[1])
         for rows, features in self._read(None, v.dtype):
@@ -107,7 +107,10 @@ class Design:
         total = Symmetric.zeros(len(columns) + 1, self.dtype)
         roots = weights.sqrt().to(self.dtype)
         for rows, features in self._read(columns, self.dtype):
-            total.add_product(torch.cat([features * roots[rows, None], roots[rows, None]], dim=1))
+            scaled = features.new_empty(len(features), total.size)
+            torch.mul(features, roots[rows, None], out=scaled[:, :-1])
+            scaled[:, -1] = roots[rows]
+            total.add_product(scaled)
         finite = total.diagonal().isfinite()
         if not finite.all():
             place = int((~finite).nonzero()[0])
