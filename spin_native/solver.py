@@ -5,11 +5,10 @@ All of them minimise, over weights W and free intercepts b,
     F(W, b) = C * sum_i s_i loss(y_i, x_i W + b) + l1 * |W|_1 + l2 / 2 * |W|_2^2
 
 The features stay where they are and are read in blocks of rows, in their own precision; margins, gradients and objectives are
-summed in float64 (margins and gradients in float32 where the tolerance is loose). A solve stops when the duality gap, which no
-objective can undercut, is a given share of F.
+summed in float64; where the tolerance is loose, margins and gradients on the way are summed in the features' own precision. A
+solve stops when the duality gap, in float64 always, is a given share of F: no objective can undercut F by more.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,215 +18,18 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from spin_native.design import Design
 from spin_native.errors import InputError
-from spin_native.symmetric import Symmetric
+from spin_native.losses import Loss, Softmax
+from spin_native.symmetric import CholeskyFactor, Symmetric
 
 Array = np.ndarray
-# Of features that are copied (to float64, or some of their columns): small beside the data. And of those that are multiplied as
-# they lie: large enough for full speed.
-COPIED_BYTES, READ_BYTES = 2 * 2**20, 8 * 2**20
-FINE = 1e-5  # a gap below this is lost in float32's rounding of sums over all features or all rows
+# To reach a gap below this, float32's products are too coarse. (Whether any gap was reached is found out in float64.)
+FLOAT64_BELOW = 1e-5
 MAX_STEP_HALVINGS, MAX_BLIND_STEPS = 40, 8
 MAX_CONJUGATE_GRADIENTS = 200
 # Whose eigenbasis is worth finding: for each output, since all share it, and in all.
 BLOCK_COLUMNS_PER_OUTPUT, MAX_BLOCK_COLUMNS = 512, 3072
-
-
-# What multiplies margins [row, output] of some rows by each row's matrix of second derivatives.
-Curve = Callable[[Float[Tensor, "row output"], slice], Float[Tensor, "row output"]]
-
-
-class Design:
-    """The features of all rows [row, feature]: one array, or several that follow one another, such as a store's shards.
-
-    change: what is done to a block after it was read, such as standardising; the array itself is never copied.
-    """
-
-    def __init__(self, arrays: Sequence[Float[Array, "_ feature"]], change: Callable[[Array], Array] | None = None) -> None:
-        self.n_rows, self.n_features = sum(map(len, arrays)), arrays[0].shape[1]
-        self._stored = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
-        self.dtype = torch.float64 if self._stored == torch.float64 else torch.float32
-        self._change = change
-        self._small = self._cut(arrays, COPIED_BYTES // (8 * self.n_features))
-        self._large = self._cut(arrays, READ_BYTES // (self.dtype.itemsize * self.n_features))
-
-    @staticmethod
-    def _cut(arrays: Sequence[Array], n_rows: int) -> list[tuple[slice, Array]]:
-        """Blocks of at most so many rows, and which rows they are."""
-        blocks, start = [], 0
-        for array in arrays:
-            for first in range(0, len(array), max(1, n_rows)):
-                block = array[first : first + max(1, n_rows)]
-                blocks.append((slice(start + first, start + first + len(block)), block))
-            start += len(array)
-        return blocks
-
-    def _read(
-        self, columns: Int[Tensor, "column"] | None, dtype: torch.dtype
-    ) -> Iterator[tuple[slice, Float[Tensor, "_ column"]]]:
-        """The features in a dtype; in small blocks where something has to be copied."""
-        copies = columns is not None or dtype != self._stored or self._change is not None
-        for rows, block in self._small if copies else self._large:
-            block = block if min(block.strides) >= 0 else block.copy()  # torch reads nothing backwards
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to, which nobody does here
-                features = torch.from_numpy(block if self._change is None else self._change(block))
-            yield rows, (features if columns is None else features.index_select(1, columns)).to(dtype)
-
-    def times(
-        self, weights: Float[Tensor, "column output"], columns: Int[Tensor, "column"] | None = None
-    ) -> Float[Tensor, "row output"]:
-        """X W in W's precision, of some columns of X."""
-        product = weights.new_empty(self.n_rows, weights.shape[1])
-        for rows, features in self._read(columns, weights.dtype):
-            torch.mm(features, weights, out=product[rows])
-        return product
-
-    def transposed_times(
-        self, values: Float[Tensor, "row output"], columns: Int[Tensor, "column"] | None = None
-    ) -> Float[Tensor, "column output"]:
-        """X^T V in V's precision, of some columns of X."""
-        # (V^T X)^T: the library's product of few columns by many reads X as it lies, and is up to twice as fast as X^T V.
-        total = values.new_zeros(values.shape[1], self.n_features if columns is None else len(columns))
-        for rows, features in self._read(columns, values.dtype):
-            total.addmm_(values[rows].T, features)
-        return total.T
-
-    def curved_times(self, v: Float[Tensor, "feature_1 output"], curve: Curve) -> Float[Tensor, "feature_1 output"]:
-        """[X 1]^T curve([X 1] v), in one pass through X; the last row of v is the intercepts'."""
-        weights, intercepts = v.new_zeros(v.shape[1], self.n_features), v.new_zeros(v.shape[1])
-        for rows, features in self._read(None, v.dtype):
-            curved = curve(torch.addmm(v[-1], features, v[:-1]), rows)
-            weights.addmm_(curved.T, features)
-            intercepts += curved.sum(0)
-        return torch.cat([weights, intercepts[:, None]], 1).T
-
-    def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Symmetric:
-        """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's."""
-        total = Symmetric.zeros(len(columns) + 1, self.dtype)
-        roots = weights.sqrt().to(self.dtype)
-        for rows, features in self._read(columns, self.dtype):
-            scaled = features.new_empty(len(features), total.size)
-            torch.mul(features, roots[rows, None], out=scaled[:, :-1])
-            scaled[:, -1] = roots[rows]
-            total.add_product(scaled)
-        finite = total.diagonal().isfinite()
-        if not finite.all():
-            place = int((~finite).nonzero()[0])
-            raise InputError(
-                f"feature {int(columns[place]) if place < len(columns) else 'intercept'}: its weighted sum of squares is not a "
-                f"finite {str(self.dtype).removeprefix('torch.')}; standardise the features, or lower C"
-            )
-        return total
-
-
-@dataclass(frozen=True, eq=False)
-class Loss:
-    """A convex loss of margins z [row, output]; `targets` holds what is true of each row."""
-
-    targets: Float64[Tensor, "row output"]
-
-    @property
-    def n_outputs(self) -> int:
-        return self.targets.shape[1]
-
-    def value(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row"]:
-        raise NotImplementedError
-
-    def slope(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row output"]:
-        """Derivative by each margin."""
-        raise NotImplementedError
-
-    def curvature(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row output"]:
-        """Second derivative by each margin alone."""
-        raise NotImplementedError
-
-    def curve(self, z: Float64[Tensor, "row output"]) -> Curve:
-        """All second derivatives of each row."""
-        raise NotImplementedError
-
-    def total_curvature(
-        self, z: Float64[Tensor, "row output"], row_weights: Float64[Tensor, "row"]
-    ) -> Float64[Tensor, "output output"]:
-        """The rows' matrices of second derivatives, summed."""
-        return torch.diag(row_weights @ self.curvature(z))
-
-    def dual(self, z: Float64[Tensor, "row output"], scale: float) -> Float64[Tensor, "row"]:
-        """Minus the convex conjugate, at `scale` times the slopes."""
-        raise NotImplementedError
-
-
-class Squared(Loss):
-    """(z - y)^2 / 2, summed over outputs."""
-
-    def value(self, z: Tensor) -> Tensor:
-        return (z - self.targets).square().sum(1) / 2
-
-    def slope(self, z: Tensor) -> Tensor:
-        return z - self.targets
-
-    def curvature(self, z: Tensor) -> Tensor:
-        return torch.ones_like(z)
-
-    def curve(self, z: Tensor) -> Curve:
-        return lambda u, rows: u
-
-    def dual(self, z: Tensor, scale: float) -> Tensor:
-        slope = scale * (z - self.targets)
-        return -(slope.square() / 2 + slope * self.targets).sum(1)
-
-
-class Logistic(Loss):
-    """Two classes, one margin: log(1 + e^z) - y z; y [row, 1] is 0 or 1."""
-
-    def value(self, z: Tensor) -> Tensor:
-        return (torch.nn.functional.softplus(z, threshold=40) - self.targets * z)[:, 0]
-
-    def slope(self, z: Tensor) -> Tensor:
-        return z.sigmoid() - self.targets
-
-    def curvature(self, z: Tensor) -> Tensor:
-        return z.sigmoid() * (-z).sigmoid()
-
-    def curve(self, z: Tensor) -> Curve:
-        curvature = self.curvature(z)
-        return lambda u, rows: curvature[rows].to(u.dtype) * u
-
-    def dual(self, z: Tensor, scale: float) -> Tensor:
-        p = torch.lerp(self.targets, z.sigmoid(), scale)
-        return (torch.special.entr(p) + torch.special.entr(1 - p))[:, 0]
-
-
-class Softmax(Loss):
-    """Several classes, one margin each: log sum e^z - z_y; y [row, class] is one-hot."""
-
-    def value(self, z: Tensor) -> Tensor:
-        return z.logsumexp(1) - (z * self.targets).sum(1)
-
-    def slope(self, z: Tensor) -> Tensor:
-        return z.softmax(1) - self.targets
-
-    def curvature(self, z: Tensor) -> Tensor:
-        p = z.softmax(1)
-        return p * (1 - p)
-
-    def curve(self, z: Tensor) -> Curve:
-        p = z.softmax(1)
-
-        def curve(u: Tensor, rows: slice) -> Tensor:
-            share = p[rows].to(u.dtype)
-            weighted = share * u
-            return weighted - share * weighted.sum(1, keepdim=True)
-
-        return curve
-
-    def total_curvature(self, z: Tensor, row_weights: Tensor) -> Tensor:
-        p = z.softmax(1)
-        weighted = row_weights[:, None] * p
-        return torch.diag(weighted.sum(0)) - weighted.T @ p
-
-    def dual(self, z: Tensor, scale: float) -> Tensor:
-        return torch.special.entr(torch.lerp(self.targets, z.softmax(1), scale)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -247,7 +49,7 @@ class _Objective:
         self, design: Design, loss: Loss, row_weights: Float64[Tensor, "row"], l1: float, l2: float, tol: float
     ) -> None:
         self.design, self.loss, self.row_weights, self.l1, self.l2 = design, loss, row_weights, l1, l2
-        self.precision = torch.float64 if tol < FINE else design.dtype
+        self.precision = torch.float64 if tol < FLOAT64_BELOW else design.dtype
         self.weights = torch.zeros(design.n_features, loss.n_outputs, dtype=torch.float64)
         self.intercepts = torch.zeros(loss.n_outputs, dtype=torch.float64)
         self.z = torch.zeros(design.n_rows, loss.n_outputs, dtype=torch.float64)
@@ -260,7 +62,7 @@ class _Objective:
 
     def checked(self) -> "_Objective":
         """InputError if a feature is not finite: no solver would notice, and some would never end."""
-        finite = self.gradient().isfinite().all(1)
+        finite = _gradients([self])[0].isfinite().all(1)
         if not finite.all():
             feature = int((~finite).nonzero()[0])
             raise InputError(f"feature {feature} is NaN or infinite in some row; drop the feature or the row")
@@ -281,10 +83,6 @@ class _Objective:
     ) -> Float64[Tensor, "column output"]:
         """X^T V, of some columns of X."""
         return self.design.transposed_times(values.to(self.precision), columns).double()
-
-    def gradient(self) -> Float64[Tensor, "feature output"]:
-        """Of the smooth part: all but the L1 norm."""
-        return self.by_feature(self.slopes()) + self.l2 * self.weights
 
     def gap(self, gradient: Float64[Tensor, "feature output"]) -> float:
         """F minus the value of a dual point, over F. The slopes, scaled into the dual's domain, are that point."""
@@ -335,6 +133,37 @@ class _Objective:
         return Solution(self.weights.numpy().copy(), intercepts.numpy().copy(), max(gap, 0.0), n_iter)  # less is rounding
 
 
+def _widest(states: Sequence[_Objective]) -> torch.dtype:
+    return max((state.precision for state in states), key=lambda dtype: dtype.itemsize)
+
+
+def _gradients(states: Sequence[_Objective]) -> list[Float64[Tensor, "feature output"]]:
+    """Of each state's smooth part, in one pass through the features."""
+    slopes = torch.cat([state.slopes() for state in states], 1).to(_widest(states))
+    parts = states[0].design.transposed_times(slopes).double().split(states[0].loss.n_outputs, 1)
+    return [part + state.l2 * state.weights for part, state in zip(parts, states, strict=True)]
+
+
+def _settle(states: Sequence[_Objective]) -> None:
+    """Margins anew from the weights, in float64, as everything from here on."""
+    margins = states[0].design.times(torch.cat([state.weights for state in states], 1)).split(states[0].loss.n_outputs, 1)
+    for state, z in zip(states, margins, strict=True):
+        state.precision, state.z = torch.float64, z + state.intercepts
+        state.fit_intercepts()
+
+
+def _gradients_and_gaps(states: Sequence[_Objective], tol: float) -> list[tuple[Float64[Tensor, "feature output"], float]]:
+    """A gap that would end a solve is found in float64: a proof is not to rest on the rounding of float32's products."""
+    found = [(gradient, state.gap(gradient)) for state, gradient in zip(states, _gradients(states), strict=True)]
+    small = [i for i, (_, gap) in enumerate(found) if gap <= tol and states[i].precision != torch.float64]
+    if small:
+        chosen = [states[i] for i in small]
+        _settle(chosen)
+        for i, pair in zip(small, _gradients_and_gaps(chosen, tol), strict=True):
+            found[i] = pair
+    return found
+
+
 def sparse_path(
     design: Design,
     loss: Loss,
@@ -353,12 +182,12 @@ def sparse_path(
     outputs depend on each other (softmax): a Newton step for all of them together follows.
     """
     state = _Objective(design, loss, row_weights, l1, l2, tol).checked()
+    precision = state.precision
     for C in Cs:
-        state.row_weights = C * row_weights
+        state.row_weights, state.precision = C * row_weights, precision
         state.fit_intercepts()
         for n_iter in range(1, max_iter + 1):  # noqa: B007
-            gradient = state.gradient()
-            gap = state.gap(gradient)
+            ((gradient, gap),) = _gradients_and_gaps([state], tol)
             if gap <= tol:
                 break
             turns: list[_Turn] = []  # which frees the factors of the turns before
@@ -366,7 +195,9 @@ def sparse_path(
                 turns.append(_newton_step(state, k, gradient[:, k], is_current=k == 0))
             state.fit_intercepts()
             if not any(turn.may_gain for turn in turns):
-                break
+                if state.precision == torch.float64:
+                    break
+                _settle([state])
             if loss.n_outputs > 1:
                 _joint_newton_step(state, turns)
                 state.fit_intercepts()
@@ -378,7 +209,7 @@ class _Turn(NamedTuple):
 
     may_gain: bool
     columns: Int[Tensor, "column"]
-    factor: Symmetric
+    factor: CholeskyFactor
 
 
 def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"], *, is_current: bool) -> _Turn:
@@ -420,7 +251,7 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
     Conjugate gradients, preconditioned by each output's own factor.
     """
     design, dtype = state.design, state.design.dtype
-    gradient, slopes = state.gradient(), state.slopes().sum(0)
+    (gradient,), slopes = _gradients([state]), state.slopes().sum(0)
     sign = state.weights.sign()
     linear = torch.cat([gradient + state.l1 * sign, slopes[None]])
     start = torch.cat([state.weights, torch.zeros_like(slopes)[None]])
@@ -446,7 +277,7 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
 
     step = torch.zeros_like(start)
     for _ in range(4):
-        right = (-linear.to(dtype) - hessian(step.to(dtype)) * bool(step.any())) * is_free
+        right = (-linear.to(dtype) - (hessian(step.to(dtype)) if step.any() else 0)) * is_free
         found = _conjugate_gradients(free_part, precondition, right, 1, state.value(state.z, state.weights))
         step = step + found.double()
         crosses = is_free & (end_sign * (start + step) < 0)
@@ -463,20 +294,20 @@ def _step_in_orthant(
     linear: Float64[Tensor, "n"],
     start: Float64[Tensor, "n"],
     sign: Float64[Tensor, "n"],
-) -> tuple[Float64[Tensor, "n"], Int[Tensor, "free"], Symmetric]:
+) -> tuple[Float64[Tensor, "n"], Int[Tensor, "free"], CholeskyFactor]:
     """The step d that minimises linear d + d gram d / 2 where no entry of start + d has the other sign (sign 0: free).
 
     Block principal pivoting (Kim & Park 2011): all entries on the wrong side change places at once; when that does not help
     any more, one at a time. With the step: the entries that are not held at zero, and the factor of gram over them.
     """
     is_free = torch.ones(len(start), dtype=torch.bool)
-    dtype = gram.panels[0].dtype
+    dtype = gram.diagonal().dtype
     fewest, patience = len(start) + 1, 3
     for _ in range(100):
         step = torch.where(is_free, 0.0, -start)
         residual = -linear - gram.times(step.to(dtype)).double()
         free = is_free.nonzero()[:, 0]
-        factor = Symmetric([])  # the one before is not kept beside the new one
+        factor = CholeskyFactor([])  # the one before is not kept beside the new one
         factor = _factor(gram, free)
         step[free] = factor.solve(residual[free].to(dtype)).double()
         slack = sign * (linear + gram.times(step.to(dtype)).double())
@@ -497,14 +328,15 @@ def _step_in_orthant(
     return torch.where(sign * (start + step) < 0, -start, step), free, factor
 
 
-def _factor(gram: Symmetric, places: Int[Tensor, "m"]) -> Symmetric:
+def _factor(gram: Symmetric, places: Int[Tensor, "m"]) -> CholeskyFactor:
     """Cholesky's factor of some rows and columns, of a larger diagonal where rounding has made the matrix indefinite."""
     ridge = 0.0
     while True:
-        factor = gram.only(places)
-        diagonal = factor.diagonal()
-        factor.set_diagonal(diagonal * (1 + ridge) + ridge * diagonal.mean())
-        if factor.factor():
+        some = gram.only(places)
+        diagonal = some.diagonal()
+        if ridge:
+            some.set_diagonal(diagonal * (1 + ridge) + ridge * diagonal.mean(dtype=torch.float64).to(diagonal.dtype))
+        if (factor := some.cholesky()) is not None:
             return factor
         ridge = max(10 * ridge, 10 * torch.finfo(diagonal.dtype).eps)
 
@@ -532,22 +364,27 @@ def ridge_path(
         open_ = [index for index in range(len(states)) if index not in found]
         if not open_:
             break
-        gradients = states[0].by_feature(torch.cat([states[i].slopes() for i in open_], 1)).split(loss.n_outputs, 1)
-        current = {i: slope + states[i].weights for i, slope in zip(open_, gradients, strict=True)}
-        for index, gradient in current.items():
-            gap = states[index].gap(gradient)
+        todo = {}
+        for index, (gradient, gap) in zip(open_, _gradients_and_gaps([states[i] for i in open_], tol), strict=True):
             if gap <= tol or n_iter == max_iter:
                 found[index] = states[index].solution(gap, n_iter)
-        todo = {index: gradient for index, gradient in current.items() if index not in found}
+            else:
+                todo[index] = gradient
         if not todo:
             continue
-        steps = _newton_directions([states[i] for i in todo], list(todo.values()), bases)
-        dzs = states[0].margins(torch.cat([step[:-1] for step in steps], 1)).split(loss.n_outputs, 1)
+        going = [states[i] for i in todo]
+        steps = _newton_directions(going, list(todo.values()), bases)
+        weights = torch.cat([step[:-1] for step in steps], 1).to(_widest(going))
+        dzs = design.times(weights).double().split(loss.n_outputs, 1)
         for (index, gradient), step, dz in zip(todo.items(), steps, dzs, strict=True):
             state = states[index]
             slope = float((gradient * step[:-1]).sum() + state.slopes().sum(0) @ step[-1])
-            if not state.move(dz + step[-1], step[:-1], step[-1], slope):
+            if state.move(dz + step[-1], step[:-1], step[-1], slope):
+                continue
+            if state.precision == torch.float64:
                 found[index] = state.solution(state.gap(gradient), n_iter)
+            else:
+                _settle([state])
     return [found[index] for index in range(len(states))]
 
 
@@ -586,8 +423,8 @@ class _BlockBases:
         n_blocks = -(-design.n_features // min(widest, max(design.n_rows, 64)))
         means, self._blocks = [], []
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
-            gram = design.gram(columns, torch.ones(design.n_rows, dtype=torch.float64)).dense() / design.n_rows
-            means.append(gram[-1, :-1])
+            gram = design.gram(columns, torch.ones(design.n_rows, dtype=torch.float64)).lower() / design.n_rows
+            means.append(gram[-1, :-1].clone())
             values, basis = torch.linalg.eigh(gram[:-1, :-1].addr_(means[-1], means[-1], alpha=-1))
             self._blocks.append((slice(int(columns[0]), int(columns[-1]) + 1), values.clamp_(min=0), basis))
         self._means = torch.cat(means)[:, None]

@@ -11,7 +11,8 @@ from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
 import spin_native as sn
 from spin_native import solver
-from spin_native.solver import Design, Logistic, Softmax, Squared
+from spin_native.design import Design
+from spin_native.losses import Logistic, Softmax, Squared
 
 
 def data(n_classes=2, n_rows=250, n_features=40, dtype=np.float64):

@@ -1,0 +1,104 @@
+"""The features of all rows, read in blocks: what the solver multiplies."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from spin_native.errors import InputError
+from spin_native.symmetric import Symmetric
+
+Array = np.ndarray
+# Of features that are copied (to float64, or some of their columns): small beside the data. And of those that are multiplied as
+# they lie: large enough for full speed.
+COPIED_BYTES, READ_BYTES = 2 * 2**20, 8 * 2**20
+
+# What multiplies margins [row, output] of some rows by each row's matrix of second derivatives.
+Curve = Callable[[Float[Tensor, "row output"], slice], Float[Tensor, "row output"]]
+
+
+class Design:
+    """The features of all rows [row, feature]: one array, or several that follow one another, such as a store's shards.
+
+    change: what is done to a block after it was read, such as standardising; the array itself is never copied.
+    """
+
+    def __init__(self, arrays: Sequence[Float[Array, "_ feature"]], change: Callable[[Array], Array] | None = None) -> None:
+        self.n_rows, self.n_features = sum(map(len, arrays)), arrays[0].shape[1]
+        self._stored = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+        self.dtype = torch.float64 if self._stored == torch.float64 else torch.float32
+        self._change = change
+        self._small = self._cut(arrays, COPIED_BYTES // (8 * self.n_features))
+        self._large = self._cut(arrays, READ_BYTES // (self.dtype.itemsize * self.n_features))
+
+    @staticmethod
+    def _cut(arrays: Sequence[Array], n_rows: int) -> list[tuple[slice, Array]]:
+        """Blocks of at most so many rows, and which rows they are."""
+        blocks, start = [], 0
+        for array in arrays:
+            for first in range(0, len(array), max(1, n_rows)):
+                block = array[first : first + max(1, n_rows)]
+                blocks.append((slice(start + first, start + first + len(block)), block))
+            start += len(array)
+        return blocks
+
+    def _read(
+        self, columns: Int[Tensor, "column"] | None, dtype: torch.dtype
+    ) -> Iterator[tuple[slice, Float[Tensor, "_ column"]]]:
+        """The features in a dtype; in small blocks where something has to be copied."""
+        copies = columns is not None or dtype != self._stored or self._change is not None
+        for rows, block in self._small if copies else self._large:
+            block = block if min(block.strides) >= 0 else block.copy()  # torch reads nothing backwards
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to, which nobody does here
+                features = torch.from_numpy(block if self._change is None else self._change(block))
+            yield rows, (features if columns is None else features.index_select(1, columns)).to(dtype)
+
+    def times(
+        self, weights: Float[Tensor, "column output"], columns: Int[Tensor, "column"] | None = None
+    ) -> Float[Tensor, "row output"]:
+        """X W in W's precision, of some columns of X."""
+        product = weights.new_empty(self.n_rows, weights.shape[1])
+        for rows, features in self._read(columns, weights.dtype):
+            torch.mm(features, weights, out=product[rows])
+        return product
+
+    def transposed_times(
+        self, values: Float[Tensor, "row output"], columns: Int[Tensor, "column"] | None = None
+    ) -> Float[Tensor, "column output"]:
+        """X^T V in V's precision, of some columns of X."""
+        # (V^T X)^T: the library's product of few columns by many reads X as it lies, and is up to twice as fast as X^T V.
+        total = values.new_zeros(values.shape[1], self.n_features if columns is None else len(columns))
+        for rows, features in self._read(columns, values.dtype):
+            total.addmm_(values[rows].T, features)
+        return total.T
+
+    def curved_times(self, v: Float[Tensor, "feature_1 output"], curve: Curve) -> Float[Tensor, "feature_1 output"]:
+        """[X 1]^T curve([X 1] v), in one pass through X; the last row of v is the intercepts'."""
+        weights, intercepts = v.new_zeros(v.shape[1], self.n_features), v.new_zeros(v.shape[1])
+        for rows, features in self._read(None, v.dtype):
+            curved = curve(torch.addmm(v[-1], features, v[:-1]), rows)
+            weights.addmm_(curved.T, features)
+            intercepts += curved.sum(0)
+        return torch.cat([weights, intercepts[:, None]], 1).T
+
+    def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Symmetric:
+        """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's."""
+        total = Symmetric.zeros(len(columns) + 1, self.dtype)
+        roots = weights.sqrt().to(self.dtype)
+        for rows, features in self._read(columns, self.dtype):
+            scaled = features.new_empty(len(features), len(columns) + 1)
+            torch.mul(features, roots[rows, None], out=scaled[:, :-1])
+            scaled[:, -1] = roots[rows]
+            total.add_product(scaled)
+        finite = total.diagonal().isfinite()
+        if not finite.all():
+            place = int((~finite).nonzero()[0])
+            raise InputError(
+                f"feature {int(columns[place]) if place < len(columns) else 'intercept'}: its weighted sum of squares is not a "
+                f"finite {str(self.dtype).removeprefix('torch.')}; standardise the features, or lower C"
+            )
+        return total

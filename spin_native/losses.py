@@ -1,0 +1,118 @@
+"""Losses of linear models, with all that a Newton step and a proof of the gap need."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from spin_native.design import Curve
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """A convex loss of margins z [row, output]; `targets` holds what is true of each row."""
+
+    targets: Float64[Tensor, "row output"]
+
+    @property
+    def n_outputs(self) -> int:
+        return self.targets.shape[1]
+
+    def value(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row"]:
+        raise NotImplementedError
+
+    def slope(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row output"]:
+        """Derivative by each margin."""
+        raise NotImplementedError
+
+    def curvature(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row output"]:
+        """Second derivative by each margin alone."""
+        raise NotImplementedError
+
+    def curve(self, z: Float64[Tensor, "row output"]) -> Curve:
+        """All second derivatives of each row."""
+        raise NotImplementedError
+
+    def total_curvature(
+        self, z: Float64[Tensor, "row output"], row_weights: Float64[Tensor, "row"]
+    ) -> Float64[Tensor, "output output"]:
+        """The rows' matrices of second derivatives, summed."""
+        return torch.diag(row_weights @ self.curvature(z))
+
+    def dual(self, z: Float64[Tensor, "row output"], scale: float) -> Float64[Tensor, "row"]:
+        """Minus the convex conjugate, at `scale` times the slopes."""
+        raise NotImplementedError
+
+
+class Squared(Loss):
+    """(z - y)^2 / 2, summed over outputs."""
+
+    def value(self, z: Tensor) -> Tensor:
+        return (z - self.targets).square().sum(1) / 2
+
+    def slope(self, z: Tensor) -> Tensor:
+        return z - self.targets
+
+    def curvature(self, z: Tensor) -> Tensor:
+        return torch.ones_like(z)
+
+    def curve(self, z: Tensor) -> Curve:
+        return lambda u, rows: u
+
+    def dual(self, z: Tensor, scale: float) -> Tensor:
+        slope = scale * (z - self.targets)
+        return -(slope.square() / 2 + slope * self.targets).sum(1)
+
+
+class Logistic(Loss):
+    """Two classes, one margin: log(1 + e^z) - y z; y [row, 1] is 0 or 1."""
+
+    def value(self, z: Tensor) -> Tensor:
+        return (torch.nn.functional.softplus(z, threshold=40) - self.targets * z)[:, 0]
+
+    def slope(self, z: Tensor) -> Tensor:
+        return z.sigmoid() - self.targets
+
+    def curvature(self, z: Tensor) -> Tensor:
+        return z.sigmoid() * (-z).sigmoid()
+
+    def curve(self, z: Tensor) -> Curve:
+        curvature = self.curvature(z)
+        return lambda u, rows: curvature[rows].to(u.dtype) * u
+
+    def dual(self, z: Tensor, scale: float) -> Tensor:
+        p = torch.lerp(self.targets, z.sigmoid(), scale)
+        return (torch.special.entr(p) + torch.special.entr(1 - p))[:, 0]
+
+
+class Softmax(Loss):
+    """Several classes, one margin each: log sum e^z - z_y; y [row, class] is one-hot."""
+
+    def value(self, z: Tensor) -> Tensor:
+        return z.logsumexp(1) - (z * self.targets).sum(1)
+
+    def slope(self, z: Tensor) -> Tensor:
+        return z.softmax(1) - self.targets
+
+    def curvature(self, z: Tensor) -> Tensor:
+        p = z.softmax(1)
+        return p * (1 - p)
+
+    def curve(self, z: Tensor) -> Curve:
+        p = z.softmax(1)
+
+        def curve(u: Tensor, rows: slice) -> Tensor:
+            share = p[rows].to(u.dtype)
+            weighted = share * u
+            return weighted - share * weighted.sum(1, keepdim=True)
+
+        return curve
+
+    def total_curvature(self, z: Tensor, row_weights: Tensor) -> Tensor:
+        p = z.softmax(1)
+        weighted = row_weights[:, None] * p
+        return torch.diag(weighted.sum(0)) - weighted.T @ p
+
+    def dual(self, z: Tensor, scale: float) -> Tensor:
+        return torch.special.entr(torch.lerp(self.targets, z.softmax(1), scale)).sum(1)
