@@ -490,7 +490,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the exporters' chatter
     where = environment()
     results = {section: SECTIONS[section](given.rounds) for section in given.sections or SECTIONS}
-    environment["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    where["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"environment": where, "results": results}))
 
 

@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
@@ -88,8 +90,9 @@ class _Spin(BaseEstimator):
         heads' L2 regressions; None: .3, 1, 3 and 10 over the number of neurons (frozen: .1 to 300 over the number of outputs
         below), so that the prior variance of a logit does not depend on it. A perceptron has none.
     scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
-    final_rows: what heads and baseline are fitted on once validation has chosen: "all", training and validation rows together;
-        or "training" only, as published. A perceptron, which validation rows stop, keeps to the training rows.
+    final_rows: what linear heads and baseline are fitted on once validation has chosen: "training" rows only, as published, or
+        "all", training and validation rows (whose scores then say nothing any more). None: "all" where the validation rows were
+        split off the training rows (and phase_two is "seen"), "training" where they were given. C stays; a perceptron, too.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
         the first of them.
     validation_share: of the training rows, split off (by class) where no validation rows are given.
@@ -125,7 +128,7 @@ class _Spin(BaseEstimator):
         Cs: Sequence[float] | None = None,
         head_Cs: Sequence[float] | None = None,
         scaling: Scaling = "standard",
-        final_rows: FinalRows = "all",
+        final_rows: FinalRows | None = None,
         metric: Metric | None = None,
         validation_share: float = 0.2,
         sample: int | None = None,
@@ -182,13 +185,16 @@ class _Spin(BaseEstimator):
 
         texts, labels: one text (str) and one label (all str, or all int; for a regression numbers) per row, in lists, arrays
             or Series.
-        validation, test: (texts, labels) of other rows. Validation chooses everything; test is scored once per depth.
+        validation, test: (texts, labels) of other rows. Validation chooses everything, and is learnt from in the end if
+            final_rows is "all"; test is scored once per depth.
         store: a folder that keeps the features on disk: a fit that was interrupted goes on where it was.
         progress: bars on stderr (None: if that is a terminal).
 
         Raises InputError for unusable settings, texts, labels or checkpoints. LeakWarning if texts stand in two of the parts.
         """
         settings = self._settings()
+        if self.final_rows is None and validation is None and self.phase_two == "seen":
+            settings = replace(settings, final_rows="all")
         parts = self._rows((texts, labels), validation, test)
         checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
         max_depth = checked_depth(None if self.depth == "best" else self.depth, checkpoint.config.n_layers)
@@ -235,7 +241,7 @@ class _Spin(BaseEstimator):
         for name, given, choices in (
             ("metric", self.metric_, tuple(METRICS[self.task])),
             ("scaling", self.scaling, get_args(Scaling)),
-            ("final_rows", self.final_rows, get_args(FinalRows)),
+            ("final_rows", self.final_rows, (*get_args(FinalRows), None)),
             ("dtype", self.dtype, tuple(DTYPES)),
             ("mixing", self.mixing, get_args(Mixing)),
             ("head", self.head, get_args(HeadKind)),
@@ -243,12 +249,12 @@ class _Spin(BaseEstimator):
             ("ranker", self.ranker, (*WEIGHTINGS, *RANKERS)),
         ):
             if given not in choices:
-                raise InputError(f"{name} is {given!r}; expected one of {', '.join(choices)}")
+                raise InputError(f"{name} is {given!r}; expected one of {', '.join(map(str, choices))}")
         if self.task == "regression" and self.ranker in ("class_mean_difference", "predictivity"):
             raise InputError(f"ranker {self.ranker!r} needs classes; choose another one for a regression")
         if self.phase_two != "seen" and (self.head != "frozen" or self.sample is not None):
             raise InputError(f"phase_two {self.phase_two!r} is for head='frozen' without a sample; leave it at 'seen'")
-        if not isinstance(self.seed, int):
+        if not isinstance(self.seed, Integral):
             raise InputError(f"seed is {self.seed!r}; expected a whole number")
         if self.sample is not None and self.sample < 2:
             raise InputError(f"sample is {self.sample}; expected a number of rows, or None for all")
@@ -275,7 +281,7 @@ class _Spin(BaseEstimator):
             Cs=Cs,
             head_Cs=head_Cs,
             scaling=self.scaling,
-            final_rows=self.final_rows,
+            final_rows=self.final_rows or "training",
             metric=self.metric_,
             seed=self.seed,
         )
@@ -284,7 +290,7 @@ class _Spin(BaseEstimator):
         """The depths below `depth` that are to keep a head."""
         if self.exits is None or self.exits == "all":
             return list(range(1, depth)) if self.exits else []
-        if isinstance(self.exits, str) or not all(isinstance(exit_, int) and exit_ >= 1 for exit_ in self.exits):
+        if isinstance(self.exits, str) or not all(isinstance(exit_, Integral) and exit_ >= 1 for exit_ in self.exits):
             raise InputError(f"exits is {self.exits!r}; expected depths of 1 or more, 'all' or None")
         return [exit_ for exit_ in self.exits if exit_ < depth]
 
@@ -346,7 +352,7 @@ class _Spin(BaseEstimator):
         raise NotImplementedError
 
     def explain(self, text: str, n_neurons: int = 5) -> list[Contribution]:
-        """The neurons that added most to the predicted class's logit (or to the value), largest first.
+        """The neurons that added most to the value, or the logit of the class that the head at depth_ predicts, largest first.
 
         Weight times standardised feature; for a perceptron, slope times it.
         """
@@ -448,8 +454,8 @@ class _Spin(BaseEstimator):
             raise InputError(f"{name}: its task is {description.get('task')!r}; {cls.__name__} does {cls.task}")
         try:
             base, heads, scores = description["base_model"], description["heads"], description["scores"]
-            given = description["settings"].items()
-            settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given}
+            given = {"final_rows": "training"} | description["settings"]  # it was so before one could choose
+            settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
             settings |= {"model": base_model or base["name"]}
             settings |= {"revision": None if base_model else base["revision"]}
             settings |= {} if dtype is None else {"dtype": dtype}

@@ -1,6 +1,7 @@
 """Texts through a model, layer by layer; what is kept is pooled while the layers run."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -256,7 +257,14 @@ class Extractor:
             rows_per_shard=self.rows_per_block,
             max_tokens=self.max_tokens,
             widths=self.widths,
+            columns=self._columns(),
         )
+
+    def _columns(self) -> str:
+        """Which neurons are wanted of each feature: a digest, or "all"."""
+        wanted = [pair for pairs in self._by_layer.values() for pair in pairs]
+        chosen = [(*feature, columns.tolist()) for feature, columns in wanted if columns is not None]
+        return hashlib.sha256(json.dumps(chosen).encode()).hexdigest() if chosen else "all"
 
     @property
     def _device(self) -> torch.device:

@@ -65,7 +65,7 @@ class Rows:
     features: Float32[Array, "row feature"]
     labels: Shaped[Array, "row"]
 
-    def and_those_of(self, other: "Rows") -> "Rows":
+    def joined(self, other: "Rows") -> "Rows":
         return Rows(np.concatenate([self.features, other.features]), np.concatenate([self.labels, other.labels]))
 
 
@@ -176,9 +176,10 @@ class Settings:
 class CurveRow(NamedTuple):
     """One depth of the depth curve, one layer of the layer curve, or the baseline.
 
-    depth: layers run (in the layer curve: the layer's index + 1). validation, test: scores (test None if no test rows were
-    given). n_neurons: features that are read. pooling, eta, C: chosen by validation (eta: the share, or the number, of the cut;
-    None where nothing is cut). site: what is read. Where several are read together, their names with a + between.
+    depth: layers run (in the layer curve: the layer's index + 1). validation: the score that chose, of a fit on training rows
+    alone. test: the score of what is kept, after the last fit (see final_rows); None if no test rows were given. n_neurons:
+    features that are read. pooling, eta, C: chosen by validation (eta: the share, or the number, of the cut; None where nothing
+    is cut). site: what is read. Where several are read together, their names with a + between.
     """
 
     depth: int
@@ -299,7 +300,7 @@ def integrate(
     for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
         if found := _best_head(layers, train, validation, depth, settings):
             head, score = found
-            heads[depth] = head = _final(head, layers, train, validation, settings)
+            heads[depth] = head = _last_fit(head, layers, train, validation, settings)
             tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
             curve[depth] = curve_row(depth, score, tested, head)
     return heads, curve
@@ -340,17 +341,17 @@ def _best_head(layers: Layers, train: Part, validation: Part, depth: int, settin
     return best
 
 
-def _final(head: Head, layers: Layers, train: Part, validation: Part, settings: Settings) -> Head:
-    """The chosen head, fitted on the validation rows as well, which have nothing left to choose.
+def _last_fit(head: Head, layers: Layers, train: Part, validation: Part, settings: Settings) -> Head:
+    """The chosen head, with its C, fitted on the validation rows as well, which have nothing left to choose.
 
     A perceptron stays: validation rows stop its training.
     """
-    if settings.final_rows == "training" or head.C is None:
+    if settings.final_rows == "training" or isinstance(head.model, Perceptron):
         return head
     seen, held_out = (Rows(head.standardizer(head.read(part)), part.labels) for part in (train, validation))
-    rows = seen.and_those_of(held_out)
+    rows = seen.joined(held_out)
     chosen = [(layers[feature], neurons) for feature, neurons in head.neurons.items()]
-    model, _ = FITTERS[head.kind](chosen, rows, rows, replace(settings, head_Cs=(head.C,)))
+    model, _ = FITTERS[head.kind](chosen, rows, rows, replace(settings, head_Cs=(head.model.C,)))
     return replace(head, model=model)
 
 
@@ -379,8 +380,7 @@ def _frozen(chosen: Chosen, train: Rows, validation: Rows, settings: Settings) -
         frozen[start : start + len(neurons), index * n_outputs : (index + 1) * n_outputs] = layer.probe.coef_[:, neurons].T
         start += len(neurons)
     # Told in float32: a float64 factor would have all features copied to float64.
-    scale = (train.features @ frozen.astype(np.float32)).std(0, dtype=np.float64)
-    frozen /= np.where(scale > 0, scale, 1)
+    frozen /= Standardizer.of(train.features @ frozen.astype(np.float32), "standard").scale
     below, held_out = (Rows(rows.features @ frozen.astype(np.float32), rows.labels) for rows in (train, validation))
     width = frozen.shape[1]
     probe, score = settings.best_probe(below, held_out, settings.head_Cs or [times / width for times in BASELINE_C_TIMES], 0.0)
@@ -414,24 +414,27 @@ def baseline(train: Part, validation: Part, test: Part | None, layer: int, setti
 
     layer: how the final hidden state is numbered (n_layers). With its line: whether the solver converged.
     """
-    best: tuple[CurveRow, bool] | None = None
+
+    def rows_of(part: Part, feature: Feature) -> Rows:
+        return Rows(standardizers[feature](part.take(feature)), part.labels)
+
+    standardizers, found = {}, {}
     for pooling in settings.poolings:
         feature = Feature("hidden", pooling, layer)
-        raw = train.take(feature)
-        standardizer, width = Standardizer.of(raw, settings.scaling), raw.shape[1]
-        held_out = Rows(standardizer(validation.take(feature)), validation.labels)
-        fitted = Rows(standardizer(raw), train.labels)
-        probe, score = settings.best_probe(fitted, held_out, [times / width for times in BASELINE_C_TIMES], 0.0)
-        if best is None or settings.worth(score) > settings.worth(best[0].validation):
-            if settings.final_rows == "all":
-                rows = fitted.and_those_of(held_out)
-                (probe,) = probe.fit_path(rows.features, rows.labels, [probe.C])
-            tested = None
-            if test is not None:
-                tested = settings.score(test.labels, probe.predict(standardizer(test.take(feature))))
-            best = CurveRow(layer, score, tested, width, pooling, None, probe.C, "hidden"), probe.converged_
-    assert best is not None
-    return best
+        standardizers[feature] = Standardizer.of(train.take(feature), settings.scaling)
+        fitted, held_out = rows_of(train, feature), rows_of(validation, feature)
+        Cs = [times / fitted.features.shape[1] for times in BASELINE_C_TIMES]
+        found[feature] = settings.best_probe(fitted, held_out, Cs, 0.0)
+    feature = max(found, key=lambda feature: settings.worth(found[feature][1]))  # the first of equals
+    probe, score = found[feature]
+    if settings.final_rows == "all":
+        rows = rows_of(train, feature).joined(rows_of(validation, feature))
+        (probe,) = probe.fit_path(rows.features, rows.labels, [probe.C])
+    tested = None
+    if test is not None:
+        tested = settings.score(test.labels, probe.predict(rows_of(test, feature).features))
+    width = probe.coef_.shape[1]
+    return CurveRow(layer, score, tested, width, feature.pooling, None, probe.C, "hidden"), probe.converged_
 
 
 def layer_curve(layers: Layers, test: Part | None, settings: Settings) -> list[CurveRow]:

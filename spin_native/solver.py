@@ -25,7 +25,8 @@ from spin_native.symmetric import CholeskyFactor, Symmetric
 
 Array = np.ndarray
 # To reach a gap below this, float32's products are too coarse. (Whether any gap was reached is found out in float64.)
-FLOAT64_BELOW = 1e-5
+# What needs more steps than this may be lost in their rounding.
+FLOAT64_BELOW, COARSE_STEPS = 1e-5, 10
 MAX_STEP_HALVINGS, MAX_BLIND_STEPS = 40, 8
 MAX_CONJUGATE_GRADIENTS = 200
 # Whose eigenbasis is worth finding: for each output, since all share it, and in all.
@@ -186,7 +187,9 @@ def sparse_path(
     for C in Cs:
         state.row_weights, state.precision = C * row_weights, precision
         state.fit_intercepts()
-        for n_iter in range(1, max_iter + 1):  # noqa: B007
+        for n_iter in range(1, max_iter + 1):
+            if n_iter == COARSE_STEPS:
+                _settle([state])
             ((gradient, gap),) = _gradients_and_gaps([state], tol)
             if gap <= tol:
                 break
@@ -364,6 +367,8 @@ def ridge_path(
         open_ = [index for index in range(len(states)) if index not in found]
         if not open_:
             break
+        if n_iter == COARSE_STEPS:
+            _settle([states[i] for i in open_])
         todo = {}
         for index, (gradient, gap) in zip(open_, _gradients_and_gaps([states[i] for i in open_], tol), strict=True):
             if gap <= tol or n_iter == max_iter:

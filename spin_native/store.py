@@ -41,7 +41,7 @@ class FeatureSpec:
     model_fingerprint, tokenizer_fingerprint: sha256 of what was used of the checkpoint, and of the tokenizer's files.
     depth: how many layers were run. dtype: of the kept features.
     rows_per_shard, max_tokens: they do not change what is computed, but fix its last bits.
-    widths: feature -> number of columns.
+    widths: feature -> number of columns. columns: which neurons these are, where not all: a sha256, else "all".
     """
 
     model: str
@@ -54,6 +54,7 @@ class FeatureSpec:
     rows_per_shard: int
     max_tokens: int
     widths: dict[Feature, int]
+    columns: str = "all"
 
     def to_json(self) -> dict[str, Any]:
         features = [{**feature._asdict(), "width": width} for feature, width in self.widths.items()]
@@ -61,6 +62,7 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "FeatureSpec":
+        content = {"columns": "all", **content}  # so it was where nothing is told
         values = {field.name: content[field.name] for field in fields(cls)}
         widths = {Feature(f["site"], f["pooling"], f["layer"]): f["width"] for f in values["widths"]}
         return cls(**{**values, "widths": widths})

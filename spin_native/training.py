@@ -9,10 +9,9 @@ from time import perf_counter
 
 import numpy as np
 from jaxtyping import Int, Shaped
-from sklearn.model_selection import train_test_split
 
 from spin_native.checkpoints import Checkpoint, Dtype, load_tokenizer
-from spin_native.errors import InputError, NoNeuronWarning
+from spin_native.errors import NoNeuronWarning
 from spin_native.exits import shallowest_within
 from spin_native.extract import Extractor
 from spin_native.integration import (
@@ -44,7 +43,7 @@ class Trained:
     """A head and a row of the curve for every depth, the depth that was chosen, and what it compares with.
 
     controls: None where only the salient neurons were extracted, or there are none. unconverged: what the solver gave
-    up: the baseline, layer probes, linear heads. seconds: of each phase.
+    up on: the baseline, layer probes, linear heads. seconds: of each phase.
     """
 
     depth: int
@@ -100,7 +99,10 @@ class Training:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, parts: Mapping[str, LabelledRows]) -> Trained:
-        """parts: training, validation and perhaps test rows. Validation chooses everything; test is scored once per depth."""
+        """parts: training, validation and perhaps test rows. Validation chooses everything; test is scored once per depth.
+
+        The heads' last fit is on training and validation rows where `final_rows` of the settings says so.
+        """
         settings = self.settings
         found, layers, train = self._sampled(parts) if self.sample is not None else self._whole(parts)
         held_out, test = found["validation"], found.get("test")
@@ -135,7 +137,7 @@ class Training:
             found = self.extract(parts, self._everything | self._final)
         probed = train = found["training"]
         if self.phase_two != "seen":
-            first, second = self._split(train.labels, len(train.labels) // 2)
+            first, second = parted(train.labels, len(train.labels) // 2, self.settings)
             self._check_classes(train.labels, train.labels[first], train.labels[second])
             probed, train = train.only(first), train.only(second) if self.phase_two == "unseen" else train
         with self._timed("probe"):
@@ -185,19 +187,7 @@ class Training:
     def _sample_of(self, rows: LabelledRows) -> LabelledRows:
         """At most `sample` of the rows, every class with its share."""
         assert self.sample is not None
-        if len(rows.texts) <= self.sample:
-            return rows
-        return rows.take(self._split(rows.labels, self.sample)[0])
-
-    def _split(self, labels: Shaped[Array, "row"], n_rows: int) -> tuple[Int[Array, "_"], Int[Array, "_"]]:
-        """`n_rows` of the rows and the others, each in input order."""
-        classes = labels if self.settings.task == "classification" else None
-        rows = np.arange(len(labels))
-        try:
-            parts = train_test_split(rows, train_size=n_rows, stratify=classes, random_state=self.settings.seed)
-        except ValueError as error:
-            raise InputError(f"{n_rows} of {len(labels)} rows cannot hold every class ({error}); take more rows") from error
-        return np.sort(parts[0]), np.sort(parts[1])
+        return rows.take(parted(rows.labels, self.sample, self.settings)[0])
 
     def _check_classes(self, labels: Shaped[Array, "_"], *parts: Shaped[Array, "_"]) -> None:
         """InputError if a part of the training rows lost a class."""
@@ -212,7 +202,20 @@ class Training:
             stacklevel=4,
         )
         settings = self.settings
-        head = constant_head(train.labels, self._nowhere, settings)
+        learnt = [train.labels] + [validation.labels] * (settings.final_rows == "all")
+        head = constant_head(np.concatenate(learnt), self._nowhere, settings)
         tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
         score = settings.score(validation.labels, head.predict(head.read(validation)))
         return head, curve_row(self.max_depth, score, tested, head)
+
+
+def parted(labels: Shaped[Array, "row"], n_rows: int, settings: Settings) -> tuple[Int[Array, "_"], Int[Array, "_"]]:
+    """`n_rows` of the rows (or all) and the others, each in input order; every class with its share, a row at least."""
+    order = np.random.default_rng(settings.seed).permutation(len(labels))
+    if settings.task == "classification":
+        shares = np.empty(len(labels))
+        for label in np.unique(labels):
+            rows = order[labels[order] == label]
+            shares[rows] = np.arange(len(rows)) / len(rows)  # each class's first row comes first
+        order = order[np.argsort(shares[order], kind="stable")]
+    return np.sort(order[:n_rows]), np.sort(order[n_rows:])

@@ -100,11 +100,11 @@ def test_depth_none_is_all_layers_and_best_is_chosen_by_validation(tiny_model, r
 def test_given_validation_rows_are_used_and_test_scores_stand_only_where_test_rows_are_given(tiny_model, reviews):
     texts, labels = reviews
     half, rest = (texts[:40], labels[:40]), (texts[40:], labels[40:])
-    clf = sn.SpinClassifier(str(tiny_model), final_rows="training").fit(*half, validation=rest)
+    clf = sn.SpinClassifier(str(tiny_model)).fit(*half, validation=rest)
     assert all(row.test is None for row in clf.depth_curve_)
     chosen = next(row for row in clf.depth_curve_ if row.depth == clf.depth_)
     assert clf.score(*rest) == chosen.validation
-    scored = sn.SpinClassifier(str(tiny_model), final_rows="training").fit(*half, validation=rest, test=rest)
+    scored = sn.SpinClassifier(str(tiny_model)).fit(*half, validation=rest, test=rest)
     assert [row.test for row in scored.depth_curve_] == [row.validation for row in scored.depth_curve_]
 
 
@@ -129,12 +129,27 @@ def test_the_same_seed_gives_the_same_bytes(tiny_model, reviews, tmp_path):
 
 @leaks
 def test_settings_of_numpy_and_ranges_are_saved(tiny_model, reviews, tmp_path, unchecked):
-    settings = {"Cs": np.array([0.5, 1.0]), "top_k": np.array([2, 4]), "exits": range(1, 3), "depth": 3}
+    settings = {
+        "Cs": np.array([0.5, 1.0]),
+        "top_k": np.array([2, 4]),
+        "exits": np.arange(1, 3),
+        "depth": 3,
+        "seed": np.int64(1),
+    }
     clf = sn.SpinClassifier(str(tiny_model), **settings).fit(*reviews)
     clf.save_pretrained(tmp_path)
     again = sn.SpinClassifier.from_pretrained(tmp_path)
     assert again.get_params()["Cs"] == (0.5, 1.0)
     assert np.array_equal(again.predict_proba(reviews[0]), clf.predict_proba(reviews[0]))
+
+
+def test_what_was_saved_before_final_rows_was_fitted_on_training_rows(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path)
+    path = tmp_path / "spin_classifier.json"
+    description = json.loads(path.read_text())
+    assert description["settings"].pop("final_rows") is None
+    path.write_text(json.dumps(description))
+    assert sn.SpinClassifier.from_pretrained(tmp_path).final_rows == "training"
 
 
 def test_the_neurons_of_a_head_that_reads_hidden_states(tiny_model, reviews):
@@ -324,6 +339,7 @@ def test_labels_that_training_does_not_have_are_refused(tiny_model, fitted):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"final_rows": "test"}, "final_rows is 'test'; expected one of all, training, None"),
         ({"metric": "auc"}, "metric is 'auc'; expected one of accuracy, macro_f1"),
         ({"scaling": "minmax"}, "scaling is 'minmax'; expected one of standard, none"),
         ({"dtype": "int8"}, "dtype is 'int8'"),

@@ -374,6 +374,7 @@ def test_a_regression_from_fit_to_evaluate(spin, tiny_model, reviews, tmp_path):
     scores = json.loads(spin("evaluate", tmp_path / "reg", data, "--json")[1])
     assert set(scores) == {"pearson", "spearman", "mse", "mae", "rows"}
     assert scores["spearman"] == pytest.approx(reg.score(reviews[0], [row["label"] for row in rows]))
+    assert "no head at depth 99" in spin("evaluate", tmp_path / "reg", data, "--exit", "fixed:99")[2]
     assert "neuron" in spin("neurons", tmp_path / "reg")[1]
 
 

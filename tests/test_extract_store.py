@@ -167,6 +167,12 @@ def test_other_texts_other_settings_and_other_folders_are_refused(parts, tmp_pat
         sn.extract(model, tokenizer, TEXTS[:20], store=tmp_path / "s")
     with pytest.raises(sn.InputError, match=r"holds features of another extraction \(dtype is float32, now float16\)"):
         sn.extract(model, tokenizer, TEXTS, store=tmp_path / "s", dtype="float16")
+    some, others = (
+        Extractor(model, tokenizer, {Feature("activation", "mean", 0): np.array(neurons)}) for neurons in ([0, 1], [0, 2])
+    )
+    some.run(TEXTS, tmp_path / "some")
+    with pytest.raises(sn.InputError, match=r"another extraction \(columns is"):
+        others.run(TEXTS, tmp_path / "some")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(sn.InputError, match="not empty and no activation store"):

@@ -34,6 +34,7 @@ from spin_native.selection import (
     stability,
 )
 from spin_native.store import Feature
+from spin_native.training import parted
 
 HEADS = ("refit", "frozen", "weighted")
 
@@ -185,7 +186,7 @@ def test_a_frozen_head_reads_nothing_but_the_outputs_of_the_layers_probes(tiny_m
 
 
 @pytest.mark.filterwarnings("ignore::spin_native.errors.LeakWarning")
-@pytest.mark.parametrize("final_rows", ["all", "training"])
+@pytest.mark.parametrize("final_rows", ["all", "training", None])
 def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, values, monkeypatch, final_rows):
     """scikit-learn's ridge regression on the same neurons of the same rows, and on the final hidden state."""
     monkeypatch.setattr("spin_native.integration.TOL", 1e-10)
@@ -204,6 +205,35 @@ def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, 
     final = (final - final[:n_train].mean(0)) / final[:n_train].std(0)
     expected = Ridge(1 / reg.baseline_.C).fit(final[rows], np.array(values)[rows])
     assert reg.baseline_.test == pytest.approx(pearsonr(expected.predict(final[n_train:]), values[n_train:])[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("sample", [None, 40])
+def test_validation_rows_that_were_split_off_are_learnt_from_in_the_end(tiny_model, reviews, head, sample):
+    """But not by a perceptron, whose training they stop, nor where rows are to be unseen."""
+
+    def weights(**settings):
+        clf = sn.SpinClassifier(str(tiny_model), head=head, sample=sample, poolings=("mean",), baseline=False, **settings)
+        model = clf.fit(*reviews).head_.model
+        return model.weights[0] if head == "weighted" else model.coef_
+
+    by_default, on_all, on_some = weights(), weights(final_rows="all"), weights(final_rows="training")
+    assert np.array_equal(by_default, on_all)
+    assert np.array_equal(on_all, on_some) == (head == "weighted")
+    if head == "frozen" and sample is None:
+        unseen = {"phase_two": "unseen"}
+        assert np.array_equal(weights(**unseen), weights(final_rows="training", **unseen))
+
+
+@pytest.mark.parametrize("n_rows", [3, 20, 79])
+def test_a_sample_has_its_share_of_every_class(n_rows):
+    labels = np.array([0] * 60 + [1] * 19 + [2])
+    first, second = parted(labels, n_rows, sn.SpinClassifier(seed=1)._settings())
+    assert np.array_equal(np.sort([*first, *second]), np.arange(80))
+    counts = np.bincount(labels[first], minlength=3)
+    assert counts.sum() == n_rows
+    assert counts[2] == 1
+    assert abs(counts[0] - n_rows * 60 / 80) <= 1.5
 
 
 @pytest.mark.parametrize(("phase_two", "expected"), [("seen", (64, 64)), ("unseen", (32, 32)), ("both", (32, 64))])

@@ -58,12 +58,16 @@ def test_linear_probes_are_ridge_lasso_and_elastic_net(l1_ratio, n_targets):
 
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
-def test_the_gap_bounds_how_far_the_objective_is_above_its_minimum(n_classes, l1_ratio):
+@pytest.mark.parametrize(("dtype", "offset"), [(np.float64, 0), (np.float32, 0), (np.float32, 100)])
+def test_the_gap_bounds_how_far_the_objective_is_above_its_minimum(n_classes, l1_ratio, dtype, offset):
+    """At loose tolerances float32 features are multiplied in float32; the proof is not."""
     X, y = data(n_classes)
+    exact = (X + offset).astype(dtype)
+    X = exact.astype(np.float64)
     best = sn.LogisticProbe(C=1.0, l1_ratio=l1_ratio, tol=1e-9).fit(X, y)
     least = objective(X, y, best.coef_, best.intercept_, 1.0, l1_ratio)
-    for tol in (1e-1, 1e-2, 1e-4):
-        probe = sn.LogisticProbe(C=1.0, l1_ratio=l1_ratio, tol=tol).fit(X, y)
+    for tol in (1e-1, 1e-2, 1e-4, 1e-5):
+        probe = sn.LogisticProbe(C=1.0, l1_ratio=l1_ratio, tol=tol).fit(exact, y)
         value = objective(X, y, probe.coef_, probe.intercept_, 1.0, l1_ratio)
         assert probe.converged_
         assert (value - least) / value <= probe.dual_gap_ + 1e-12

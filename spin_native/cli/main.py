@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 import numpy as np
 import pyarrow as pa
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import confusion_matrix
 from tqdm.auto import tqdm
 
 from spin_native.checkpoints import load_model, load_tokenizer
@@ -100,9 +100,7 @@ class Several(click.ParamType):
 @click.option(
     "--final-rows",
     type=click.Choice(get_args(FinalRows)),
-    default="all",
-    show_default=True,
-    help="Rows of the last fit: validation rows, too, or not.",
+    help="What linear heads are fitted on in the end: validation rows, too ('all'; default where they were split off), or not.",
 )
 @click.option(
     "--ranker",
@@ -341,7 +339,7 @@ def evaluate(
     texts, labels = tables.read_labelled(data, text, label)
     if isinstance(clf, SpinRegressor):
         values = checked_values(labels, len(texts), str(data))
-        predicted = clf.predict(texts)
+        predicted = clf.predict(texts, exit=exit_)
         scores = {name: float(metric(values, predicted)) for name, metric in METRICS["regression"].items()}
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         click.echo(json.dumps({**scores, "rows": len(texts)}) if as_json else f"rows {len(texts)}  {shown}")
@@ -350,9 +348,8 @@ def evaluate(
     truth = encoded(checked_labels(labels, len(texts), str(data)), classes, str(data))
     predicted = clf.predict_proba(texts, exit=exit_).argmax(1)
     confusion = confusion_matrix(truth, predicted, labels=range(len(classes)))
-    result = {
-        "accuracy": float(accuracy_score(truth, predicted)),
-        "macro_f1": float(f1_score(truth, predicted, labels=range(len(classes)), average="macro", zero_division=0)),
+    result: dict[str, Any] = {
+        **{name: float(metric(truth, predicted)) for name, metric in METRICS["classification"].items()},
         "confusion": confusion.tolist(),
         "labels": classes,
         "rows": len(texts),
