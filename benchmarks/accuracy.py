@@ -117,7 +117,7 @@ def measure(name: str, given: argparse.Namespace, model: str) -> dict[str, Any]:
             }
             _, curve = integrate(ranked, train, validation, test, data.n_layers, settings, False)
             depth = shallowest_within({d: row.validation for d, row in curve.items()}, 0.0)
-            row = {"depth": depth, "test": curve[depth].test, "n_neurons": curve[depth].n_neurons}
+            row: dict[str, Any] = {"depth": depth, "test": curve[depth].test, "n_neurons": curve[depth].n_neurons}
             row |= {"curve": [line._asdict() for line in curve.values()]}
             row |= {"seconds": {"probe": probed, "integrate": perf_counter() - started}}
             found[head].append(row)

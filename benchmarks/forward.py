@@ -165,7 +165,8 @@ class Hooked(nn.Module):
         super().__init__()
         from spin_native.parity import activation_functions
 
-        self.base, self.seen = base, []
+        self.base = base
+        self.seen: list[Tensor] = []
         for function in activation_functions(base):
             function.register_forward_hook(lambda _module, _given, out: self.seen.append(out))
 
@@ -323,7 +324,8 @@ def measure_xl(n_rounds: int) -> dict[str, Any]:
     """Demand 5: GPT2-XL shapes; tokens per second at several depths beside transformers, memory and load time at depth 12."""
     from transformers import AutoModel
 
-    raw, results = shapes("gpt2-xl"), {}
+    raw = shapes("gpt2-xl")
+    results: dict[str, Any] = {}
     config = ModelConfig.from_huggingface(raw, "config.json")
     with tempfile.TemporaryDirectory() as temporary:
         folder = random_checkpoint(raw, Path(temporary))
@@ -430,12 +432,11 @@ def measure_predict(n_rounds: int) -> dict[str, Any]:
         command = [str(Path(sys.executable).with_name("spin-native")), "predict", str(folder / "classifier")]
         command += ["--in", str(source), "--out", str(folder / "out.csv"), "--overwrite"]
         other = [sys.executable, "-c", PIPELINE, str(peer), str(source), str(folder / "peer.csv")]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": True}
-        found = {name: [] for name in ("ours", "pipeline")}
+        found: dict[str, list[float]] = {name: [] for name in ("ours", "pipeline")}
         for _ in range(n_rounds):
             for name, line in (("ours", command), ("pipeline", other)):
                 started = perf_counter()
-                subprocess.run(line, **quiet)
+                subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
                 found[name].append(perf_counter() - started)
     row = {name: len(rows) / statistics.median(s) for name, s in found.items()} | {"x": ratio(found["pipeline"], found["ours"])}
     print(f"predict: ours {row['ours']:.0f} rows/s, pipeline {row['pipeline']:.0f} rows/s, ratio {row['x']:.1f}", flush=True)

@@ -14,7 +14,7 @@ def environment() -> dict[str, Any]:
         "spin_native": __version__,
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
-        "bf16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "bf16": torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }

@@ -123,7 +123,8 @@ def measure(name: str, cache: Path, saga: bool, limit: float) -> dict[str, Any]:
             started = perf_counter()
             signal.setitimer(signal.ITIMER_REAL, limit)
             try:
-                value = objective(X, y, *fit(wide, y, C), C)
+                coef, intercept = fit(wide, y, C)
+                value = objective(X, y, coef, intercept, C)
             except (TimeoutError, SystemError):  # numba makes the one of the other
                 value = np.inf
             finally:

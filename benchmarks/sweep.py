@@ -68,7 +68,7 @@ def measure_xl(_given: argparse.Namespace) -> dict[str, Any]:
         clf = SpinClassifier(str(weights), sample=200, dtype="bfloat16", depth=None, baseline=False, mixing="apart")
         clf.fit(texts[:1000], labels[:1000], store=store)
         sizes = {part.name: sum(file.stat().st_size for file in part.iterdir()) for part in store.iterdir()}
-    row = {
+    row: dict[str, Any] = {
         "bytes_per_row_of_sample": sizes["training-sample"] / 200,
         "bytes_per_row": (sizes["training"] + sizes["validation"]) / 1000,
         "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -115,11 +115,12 @@ def measure_exits(given: argparse.Namespace) -> dict[str, Any]:
         print(f"  mean depth {np.mean([depth for _, depth, _ in calibrations]):.2f} of {deepest}", flush=True)
         half = len(texts) // 2
         clf.calibrate(texts[:half], labels[:half], max_accuracy_drop=DROP, confidence=CONFIDENCE)
-        rest, seconds = texts[half:], {"fixed": [], "calibrated": []}
+        rest = texts[half:]
+        seconds: dict[str, list[float]] = {"fixed": [], "calibrated": []}
         for _ in range(4):
-            for key, exit_ in (("fixed", "fixed"), ("calibrated", str(clf.exit_))):
+            for key, chosen in (("fixed", Exit()), ("calibrated", clf.exit_)):
                 started = perf_counter()
-                clf.predict(rest, exit=exit_)
+                clf.predict(rest, exit=chosen)
                 seconds[key].append(perf_counter() - started)
         speed = statistics.median(a / b for a, b in list(zip(seconds["fixed"], seconds["calibrated"], strict=True))[1:])
         left = clf.predict(rest, return_depth=True)[1].mean()
