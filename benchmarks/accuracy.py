@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py [sst2 ...] [--heads refit frozen weighted] [--mixing best] [--seeds 5] [--model NAME]
 
 The data sets are folders with train.csv, test.csv and perhaps dev.csv or val.csv beside the repository (../shared/data), and
-not part of it. Validation chooses everything (pooling, cut, C, depth); what it chose (the baseline, too; no perceptron) is fitted
-once more on training and validation rows together; the test rows are read for the table and nothing else.
-Features are extracted once, and every layer's probes are fitted once for all heads; "weighted" is given what SIREN publishes, a
+not part of it. Validation chooses everything (pooling, cut, C, depth); what it chose (the baseline, too; no perceptron) is
+fitted once more on training and validation rows together; the test rows are read for the table and nothing else. Features are
+extracted once, and every layer's probes are fitted once for all heads; "weighted" is given what SIREN publishes, a
 share .9 of the absolute weights. Seed 0 is the split as given; the others shuffle training and validation rows together and cut
 them anew at the same sizes (the solvers draw nothing at random; perceptrons do). Texts of the test rows are removed from the
 others. The last line is JSON.
