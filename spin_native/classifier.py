@@ -288,11 +288,13 @@ class _Spin(BaseEstimator):
 
     def _exit_depths(self, depth: int) -> list[int]:
         """The depths below `depth` that are to keep a head."""
-        if self.exits is None or self.exits == "all":
-            return list(range(1, depth)) if self.exits else []
+        if self.exits is None:
+            return []
+        if isinstance(self.exits, str) and self.exits == "all":
+            return list(range(1, depth))
         if isinstance(self.exits, str) or not all(isinstance(exit_, Integral) and exit_ >= 1 for exit_ in self.exits):
             raise InputError(f"exits is {self.exits!r}; expected depths of 1 or more, 'all' or None")
-        return [exit_ for exit_ in self.exits if exit_ < depth]
+        return [int(exit_) for exit_ in self.exits if exit_ < depth]
 
     # Deployed: the first depth_ layers, the salient neurons, the heads.
 
