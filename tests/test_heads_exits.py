@@ -192,7 +192,7 @@ def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, 
     monkeypatch.setattr("spin_native.integration.TOL", 1e-10)
     texts, n_train = reviews[0], 44
     parts = (texts[:n_train], values[:n_train]), (texts[n_train:], values[n_train:])
-    reg = sn.SpinRegressor(str(tiny_model), poolings=("mean",), final_rows=final_rows)
+    reg = sn.SpinRegressor(str(tiny_model), poolings=("mean",), etas=(0.9,), final_rows=final_rows)
     reg.fit(*parts[0], validation=parts[1], test=parts[1])
     rows = slice(None) if final_rows == "all" else slice(n_train)
     features = sn.extract(
@@ -213,8 +213,8 @@ def test_validation_rows_that_were_split_off_are_learnt_from_in_the_end(tiny_mod
     """But not by a perceptron, whose training they stop, nor where rows are to be unseen."""
 
     def weights(**settings):
-        clf = sn.SpinClassifier(str(tiny_model), head=head, sample=sample, poolings=("mean",), baseline=False, **settings)
-        model = clf.fit(*reviews).head_.model
+        settings |= {"poolings": ("mean",), "baseline": False, "etas": (0.9,), "depth": 2}
+        model = sn.SpinClassifier(str(tiny_model), head=head, sample=sample, **settings).fit(*reviews).head_.model
         return model.weights[0] if head == "weighted" else model.coef_
 
     by_default, on_all, on_some = weights(), weights(final_rows="all"), weights(final_rows="training")
