@@ -346,7 +346,7 @@ def test_a_split_that_loses_a_rare_class_is_refused(tiny_model, reviews):
     with pytest.raises(sn.InputError, match=r"of 20 rows none is of class number 0 .*rare; take more rows"):
         sn.SpinClassifier(str(tiny_model), validation_share=0.8).fit(texts, labels)
     labels = ["aaa"] * 5 + ["b", "c"] * 47 + ["b"]
-    with pytest.raises(sn.InputError, match="of 2 rows none is of class number 2"):
+    with pytest.raises(sn.InputError, match="of 2 rows none is of class number"):
         sn.SpinClassifier(str(tiny_model), sample=2).fit(texts, labels)
 
 
