@@ -90,7 +90,7 @@ def split(data: Data, seed: int) -> tuple[Part, Part, Part]:
 def settings_of(task: Task, head: str, mixing: str, seed: int, poolings: tuple[str, ...]) -> Settings:
     kind = SpinRegressor if task.metric == "pearson" else SpinClassifier
     given: dict[str, Any] = {"head": head, "mixing": mixing, "metric": task.metric, "seed": seed, "poolings": poolings}
-    given |= {"final_rows": "all"}
+    given["final_rows"] = "all"
     if head == "weighted":  # as SIREN has it: one share of the absolute weights, nothing together
         given |= {"ranker": "absolute", "etas": (0.9,), "mixing": "apart"}
     return kind(**given)._settings()

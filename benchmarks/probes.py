@@ -7,7 +7,8 @@ mean-pooled and standardised, float32: MiniLM's layer 3 on SST-2 (6,920 x 1,536)
 and layer 3 of a RoBERTa-base of random weights on all of EDOS (20,000 x 3,072). Every solver minimises
 C * sum log-loss + |w|_1; each C's time counts, compilation does not. A peer is stopped after --limit seconds for one C
 (between two of its steps) and not asked for the larger ones: its time is a lower bound from there on. Best: the smallest
-objective of any. SAGA (--saga) gets up to 2,000 passes for each C and may take hours. The last line is JSON.
+objective of any. Peak memory is the process's: ask for one set alone to see its own. SAGA (--saga) gets up to 2,000 passes for
+each C and may take hours. The last line is JSON.
 """
 
 import argparse

@@ -104,7 +104,8 @@ class _Spin(BaseEstimator):
 
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
     depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
-    (linear models whose solver gave up), exit_ (when a row stops), promise_ (what calibrate found, or None), seconds_.
+    (linear models whose solver gave up), exit_ (when a row stops), promise_ (what calibrate found, or None), seconds_ {phase:
+    seconds}.
     """
 
     task: ClassVar[Task]

@@ -1,9 +1,9 @@
 """One small head over the salient neurons of several layers: Sparsify, then Integrate (SPIN, arXiv 2311.15983), and its kin.
 
 Sparsify: a linear probe for every layer, and from it an importance for every neuron. Integrate: for every depth a head over the
-salient neurons of the layers below it; what is tried (views, cuts, C) is decided by the validation rows. What was chosen is
-fitted once more, on training and validation rows together; the test rows are read once, for the curve. Labels are 0, 1, ... for
-a classification, values for a regression.
+salient neurons of the layers below it; what is tried (views, cuts, C) is decided by the validation rows. What was chosen may
+be fitted once more, on training and validation rows together (final_rows); the test rows are read once, for the curve. Labels
+are 0, 1, ... for a classification, values for a regression.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -25,8 +25,8 @@ from spin_native.symmetric import CholeskyFactor, Symmetric
 
 Array = np.ndarray
 # To reach a gap below this, float32's products are too coarse. (Whether any gap was reached is found out in float64.)
-# What needs more steps than this may be lost in their rounding.
-FLOAT64_BELOW, COARSE_STEPS = 1e-5, 10
+FLOAT64_BELOW = 1e-5
+COARSE_STEPS = 10  # a solve that needs more may be lost in the rounding of float32's products, and goes on in float64
 MAX_STEP_HALVINGS, MAX_BLIND_STEPS = 40, 8
 MAX_CONJUGATE_GRADIENTS = 200
 # Whose eigenbasis is worth finding: for each output, since all share it, and in all.

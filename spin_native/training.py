@@ -112,18 +112,18 @@ class Training:
             heads[self.max_depth], curve[self.max_depth] = self._without_neurons(train, held_out, test)
         scores = {depth: settings.worth(row.validation) for depth, row in curve.items()}
         depth = shallowest_within(scores, self.tolerance) if self.chooses_depth else self.max_depth
-        compared, common, unconverged = None, None, []
+        compared, baseline_row, unconverged = None, None, []
         if self.sample is None and heads[depth].n_neurons:
             compared = controls(heads[depth], layers, train, held_out, settings)
         if self.with_baseline:
-            common, converged = baseline(found["training"], held_out, test, self._n_layers, settings)
+            baseline_row, converged = baseline(found["training"], held_out, test, self._n_layers, settings)
             unconverged = [] if converged else ["baseline"]
         return Trained(
             depth,
             heads,
             [curve[depth] for depth in sorted(curve)],
             layer_curve(layers, test, settings),
-            common,
+            baseline_row,
             compared,
             unconverged
             + [f"probe on {f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_]

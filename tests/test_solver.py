@@ -66,7 +66,7 @@ def test_the_gap_bounds_how_far_the_objective_is_above_its_minimum(n_classes, l1
     X = exact.astype(np.float64)
     best = sn.LogisticProbe(C=1.0, l1_ratio=l1_ratio, tol=1e-9).fit(X, y)
     least = objective(X, y, best.coef_, best.intercept_, 1.0, l1_ratio)
-    for tol in (1e-2, 1e-4, 1e-5):
+    for tol in (1e-1, 1e-2, 1e-4, 1e-5):
         probe = sn.LogisticProbe(C=1.0, l1_ratio=l1_ratio, tol=tol).fit(exact, y)
         value = objective(X, y, probe.coef_, probe.intercept_, 1.0, l1_ratio)
         assert probe.converged_

@@ -9,9 +9,9 @@ from spin_native.symmetric import PANEL_COLUMNS, Symmetric
 SIZES = (1, PANEL_COLUMNS, PANEL_COLUMNS + 1, 3 * PANEL_COLUMNS - 5)
 
 
-def example(size, n_rows=None):
+def example(size):
     """X^T X, kept as half and as a square."""
-    X = torch.from_numpy(np.random.default_rng(size).normal(size=(n_rows or 2 * size, size)))
+    X = torch.from_numpy(np.random.default_rng(size).normal(size=(2 * size, size)))
     half = Symmetric.zeros(size, torch.float64)
     for rows in X.split(100):
         half.add_product(rows)
