@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from spin_native.errors import InputError
@@ -46,15 +46,16 @@ class Design:
         return blocks
 
     def _read(
-        self, columns: Int[Tensor, "column"] | None, dtype: torch.dtype
+        self, columns: Int[Tensor, "column"] | None, dtype: torch.dtype, is_read: Bool[Tensor, "row"] | None = None
     ) -> Iterator[tuple[slice, Float[Tensor, "_ column"]]]:
-        """The features in a dtype; in small blocks where something has to be copied."""
-        copies = columns is not None or dtype != self._stored or self._change is not None
+        """The features in a dtype, of all rows or some; in small blocks where as much has to be copied."""
+        copies = (columns is not None and is_read is None) or dtype != self._stored or self._change is not None
         for rows, block in self._small if copies else self._large:
             block = block if min(block.strides) >= 0 else block.copy()  # torch reads nothing backwards
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of arrays that must not be written to, which nobody does here
                 features = torch.from_numpy(block if self._change is None else self._change(block))
+            features = features if is_read is None else features[is_read[rows]]
             yield rows, (features if columns is None else features.index_select(1, columns)).to(dtype)
 
     def times(
@@ -86,13 +87,18 @@ class Design:
         return torch.cat([weights, intercepts[:, None]], 1).T
 
     def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Symmetric:
-        """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's."""
+        """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's.
+
+        Rows of weight 0 cost next to nothing.
+        """
         total = Symmetric.zeros(len(columns) + 1, self.dtype)
         roots = weights.sqrt().to(self.dtype)
-        for rows, features in self._read(columns, self.dtype):
+        is_read = roots != 0
+        for rows, features in self._read(columns, self.dtype, None if is_read.all() else is_read):
             scaled = features.new_empty(len(features), len(columns) + 1)
-            torch.mul(features, roots[rows, None], out=scaled[:, :-1])
-            scaled[:, -1] = roots[rows]
+            some = roots[rows][is_read[rows]]
+            torch.mul(features, some[:, None], out=scaled[:, :-1])
+            scaled[:, -1] = some
             total.add_product(scaled)
         finite = total.diagonal().isfinite()
         if not finite.all():

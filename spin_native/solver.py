@@ -27,8 +27,11 @@ Array = np.ndarray
 # To reach a gap below this, float32's products are too coarse. (Whether any gap was reached is found out in float64.)
 FLOAT64_BELOW = 1e-5
 COARSE_STEPS = 10  # a solve that needs more may be lost in the rounding of float32's products, and goes on in float64
-MAX_STEP_HALVINGS, MAX_BLIND_STEPS = 40, 8
+MAX_STEP_HALVINGS, MAX_BLIND_ROUNDS = 40, 8
 MAX_CONJUGATE_GRADIENTS = 200
+# Of softmax's turns, whose models a joint step repairs: the share of an output's curvature that its lightest rows may hold
+# to be left out (most rows, of a rare class), and what is added to its Hessian's diagonal instead, as a share.
+LIGHT_ROWS, LEAST_DAMPING = 1e-3, 1e-3
 # Whose eigenbasis is worth finding: for each output, since all share it, and in all.
 BLOCK_COLUMNS_PER_OUTPUT, MAX_BLOCK_COLUMNS = 512, 3072
 
@@ -54,8 +57,9 @@ class _Objective:
         self.weights = torch.zeros(design.n_features, loss.n_outputs, dtype=torch.float64)
         self.intercepts = torch.zeros(loss.n_outputs, dtype=torch.float64)
         self.z = torch.zeros(design.n_rows, loss.n_outputs, dtype=torch.float64)
-        self._n_blind = 0
+        self.is_coupled = isinstance(loss, Softmax)  # one output's margin changes another's slope
         self.damping = [0.0] * loss.n_outputs  # of each output's turn: what was added to its Hessian's diagonal, as a share
+        self._n_blind, self._saw_fall = 0, True
 
     def value(self, z: Tensor, weights: Tensor) -> float:
         penalty = self.l1 * weights.abs().sum() + self.l2 / 2 * weights.square().sum()
@@ -109,18 +113,23 @@ class _Objective:
             if not self.move(step.expand_as(self.z), torch.zeros_like(self.weights), step, float(slope @ step)):
                 return
 
+    def begin_round(self) -> None:
+        """Of moves, some of which may be blind."""
+        self._n_blind = 0 if self._saw_fall else self._n_blind + 1
+        self._saw_fall = False
+
     def move(self, dz: Tensor, dweights: Tensor, dintercepts: Tensor, slope: float) -> float:
         """Go along a direction, half as far until F falls as its slope promises; how far that was, 0 where it does not at all.
 
         No weight may change its sign on the way: the slope would not be that of the L1 norm. Near the end F falls by less than
-        its last bit while the gap still shrinks: a few such steps are taken blindly.
+        its last bit while the gap still shrinks: for a few rounds such steps are taken blindly.
         """
         before = self.value(self.z, self.weights)
         step, rounding = 1.0, 1e-15 * abs(before)
         is_blind = abs(slope) < 1e3 * rounding
-        if slope >= 0 or (is_blind and self._n_blind == MAX_BLIND_STEPS):
+        if slope >= 0 or (is_blind and self._n_blind > MAX_BLIND_ROUNDS):
             return 0.0
-        self._n_blind = self._n_blind + 1 if is_blind else 0
+        self._saw_fall |= not is_blind
         for _ in range(MAX_STEP_HALVINGS):
             z, weights = self.z + step * dz, self.weights + step * dweights
             if self.value(z, weights) <= before + 1e-4 * step * slope + (10 * rounding if is_blind else 0.0):
@@ -130,7 +139,7 @@ class _Objective:
         return 0.0
 
     def solution(self, gap: float, n_iter: int) -> Solution:
-        intercepts = self.intercepts - self.intercepts.mean() if isinstance(self.loss, Softmax) else self.intercepts
+        intercepts = self.intercepts - self.intercepts.mean() if self.is_coupled else self.intercepts
         return Solution(self.weights.numpy().copy(), intercepts.numpy().copy(), max(gap, 0.0), n_iter)  # less is rounding
 
 
@@ -185,9 +194,11 @@ def sparse_path(
     state = _Objective(design, loss, row_weights, l1, l2, tol).checked()
     precision = state.precision
     for C in Cs:
-        state.row_weights, state.precision = C * row_weights, precision
+        least = LEAST_DAMPING if state.is_coupled else 0.0
+        state.row_weights, state.precision, state.damping = C * row_weights, precision, [least] * loss.n_outputs
         state.fit_intercepts()
         for n_iter in range(1, max_iter + 1):
+            state.begin_round()
             if n_iter == COARSE_STEPS:
                 _settle([state])
             ((gradient, gap),) = _gradients_and_gaps([state], tol)
@@ -201,8 +212,8 @@ def sparse_path(
                 if state.precision == torch.float64:
                     break
                 _settle([state])
-            if loss.n_outputs > 1:
-                _joint_newton_step(state, turns)
+            if state.is_coupled:
+                _joint_newton_step(state, turns, gap)
                 state.fit_intercepts()
         yield state.solution(gap, n_iter)
 
@@ -230,10 +241,18 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
         gradient = state.by_feature(slopes[:, None], columns)[:, 0] + state.l2 * weights[columns]
     start = weights[columns]
     sign = torch.where(start != 0, start.sign(), -gradient.sign())
-    gram = state.design.gram(columns, state.row_weights * state.loss.curvature(state.z)[:, k])
+    curvature = state.row_weights * state.loss.curvature(state.z)[:, k]
+    if state.is_coupled:
+        lightest = curvature.argsort(stable=True)
+        shares = curvature[lightest].cumsum(0)
+        curvature[lightest[shares < LIGHT_ROWS * shares[-1]]] = 0.0
+    gram = state.design.gram(columns, curvature)
     diagonal = gram.diagonal()
     diagonal[:-1] += state.l2
-    gram.set_diagonal(diagonal * (1 + 10 * torch.finfo(diagonal.dtype).eps + state.damping[k]) + 1e-30)
+    # The intercept is free, so what curves is a feature's spread, however far from 0 it lies.
+    sums = gram.times((torch.arange(len(diagonal)) == len(columns)).to(diagonal.dtype))
+    spread = (diagonal - sums.square() / sums[-1].clamp(min=1e-30)).clamp(min=0)
+    gram.set_diagonal(diagonal * (1 + 10 * torch.finfo(diagonal.dtype).eps) + state.damping[k] * spread + 1e-30)
     linear = torch.cat([gradient + state.l1 * sign, slopes.sum()[None]])
     nothing = torch.zeros(1, dtype=torch.float64)  # the intercept: starts anywhere, ends anywhere
     step, free, factor = _step_in_orthant(gram, linear, torch.cat([start, nothing]), torch.cat([sign, nothing]))
@@ -244,14 +263,17 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
     # Levenberg and Marquardt: where the model led too far (more columns than rows, separable rows), believe it less next time.
     damping = state.damping[k]
     is_final = not length and damping > 1.0
-    state.damping[k] = damping / 10 if length == 1 else max(1e-5, 10 * damping) if length < 0.25 else damping
+    if length == 1:
+        state.damping[k] = max(damping / 10, LEAST_DAMPING if state.is_coupled else 0.0)
+    elif length < 0.25:
+        state.damping[k] = max(1e-5, 10 * damping)
     return _Turn(not is_final, columns[free[:-1]], factor)
 
 
-def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
+def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) -> None:
     """Newton's step for all outputs at once over the weights that are not zero, which may become zero but no less.
 
-    Conjugate gradients, preconditioned by each output's own factor.
+    Conjugate gradients, preconditioned by each output's own factor; few while the gap is wide and the model leads astray.
     """
     design, dtype = state.design, state.design.dtype
     (gradient,), slopes = _gradients([state]), state.slopes().sum(0)
@@ -278,10 +300,10 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn]) -> None:
     def free_part(v: Tensor) -> Tensor:
         return hessian(v) * is_free
 
-    step = torch.zeros_like(start)
+    step, n_most = torch.zeros_like(start), min(MAX_CONJUGATE_GRADIENTS, int(25 / gap))
     for _ in range(4):
         right = (-linear.to(dtype) - (hessian(step.to(dtype)) if step.any() else 0)) * is_free
-        found = _conjugate_gradients(free_part, precondition, right, 1, state.value(state.z, state.weights))
+        found = _conjugate_gradients(free_part, precondition, right, 1, state.value(state.z, state.weights), n_most)
         step = step + found.double()
         crosses = is_free & (end_sign * (start + step) < 0)
         step = torch.where(crosses, -start, step)
@@ -363,6 +385,7 @@ def ridge_path(
     found: dict[int, Solution] = {}
     for n_iter in range(1, max_iter + 1):
         for state in states:
+            state.begin_round()
             state.fit_intercepts()
         open_ = [index for index in range(len(states)) if index not in found]
         if not open_:
@@ -466,6 +489,7 @@ def _conjugate_gradients(
     right: Float[Tensor, "n column"],
     n_problems: int,
     values: Float64[Tensor, "problem"] | float,
+    n_most: int = MAX_CONJUGATE_GRADIENTS,
 ) -> Float[Tensor, "n column"]:
     """product^-1 right, for several problems side by side with as many columns each.
 
@@ -482,7 +506,7 @@ def _conjugate_gradients(
     direction = scaled = precondition(residual)
     size = first = inner(residual, scaled)
     enough = first * (first / values).clamp(10 * torch.finfo(right.dtype).eps, 1e-2)
-    for _ in range(MAX_CONJUGATE_GRADIENTS):
+    for _ in range(n_most):
         is_open = size > enough
         if not is_open.any():
             break

@@ -74,6 +74,14 @@ def test_the_gap_bounds_how_far_the_objective_is_above_its_minimum(n_classes, l1
         assert probe.dual_gap_ <= tol
 
 
+def test_many_classes_reach_a_tight_gap_where_the_objective_no_longer_shows_progress():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 60))
+    y = (X @ rng.normal(size=(60, 10)) + 2 * rng.gumbel(size=(400, 10))).argmax(1)
+    for probe in sn.LogisticProbe(tol=1e-8, max_iter=30).fit_path(X, y, [0.1, 1.0, 10.0]):
+        assert probe.converged_
+
+
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
 def test_a_path_gives_what_single_fits_give_in_the_order_asked(l1_ratio):
     X, y = data(3)
