@@ -28,7 +28,8 @@ Array = np.ndarray
 FLOAT64_BELOW = 1e-5
 COARSE_STEPS = 10  # a solve that needs more may be lost in the rounding of float32's products, and goes on in float64
 MAX_STEP_HALVINGS, MAX_BLIND_ROUNDS = 40, 8
-MAX_CONJUGATE_GRADIENTS = 200
+# While a softmax's gap is wide its model leads astray, and exact joint steps are not worth their time: so many over the gap.
+MAX_CONJUGATE_GRADIENTS, JOINT_CONJUGATE_GRADIENTS = 200, 6
 # Of softmax's turns, whose models a joint step repairs: the share of an output's curvature that its lightest rows may hold
 # to be left out (most rows, of a rare class), and what is added to its Hessian's diagonal instead, as a share.
 LIGHT_ROWS, LEAST_DAMPING = 1e-3, 1e-3
@@ -273,7 +274,7 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
 def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) -> None:
     """Newton's step for all outputs at once over the weights that are not zero, which may become zero but no less.
 
-    Conjugate gradients, preconditioned by each output's own factor; few while the gap is wide and the model leads astray.
+    Conjugate gradients, preconditioned by each output's own factor.
     """
     design, dtype = state.design, state.design.dtype
     (gradient,), slopes = _gradients([state]), state.slopes().sum(0)
@@ -300,7 +301,7 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) ->
     def free_part(v: Tensor) -> Tensor:
         return hessian(v) * is_free
 
-    step, n_most = torch.zeros_like(start), min(MAX_CONJUGATE_GRADIENTS, int(25 / gap))
+    step, n_most = torch.zeros_like(start), min(MAX_CONJUGATE_GRADIENTS, int(JOINT_CONJUGATE_GRADIENTS / gap))
     for _ in range(4):
         right = (-linear.to(dtype) - (hessian(step.to(dtype)) if step.any() else 0)) * is_free
         found = _conjugate_gradients(free_part, precondition, right, 1, state.value(state.z, state.weights), n_most)
