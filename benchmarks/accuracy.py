@@ -1,6 +1,6 @@
 """What the method gains on real data: final-layer baseline, and every head at every depth, over seeds.
 
-    python benchmarks/accuracy.py [sst2 ...] [--heads refit frozen weighted] [--mixing best] [--seeds 5] [--model NAME]
+    python benchmarks/accuracy.py [sst2 ...] [--heads refit frozen weighted] [--mixing best] [--seeds 0 1 2 3 4] [--model NAME]
 
 The data sets are folders with train.csv, test.csv and perhaps dev.csv or val.csv beside the repository (../shared/data), and
 not part of it. Validation chooses everything (pooling, cut, C, depth); what it chose (the baseline, too; no perceptron) is
@@ -104,7 +104,7 @@ def measure(name: str, given: argparse.Namespace, model: str) -> dict[str, Any]:
     print(f"\n{name}: {data.n_train} + {data.n_validation} rows, test {len(data.test)}, {task.metric}", flush=True)
     print(f"  extracted in {perf_counter() - started:.0f} s", flush=True)
     found: dict[str, list[Any]] = {"baseline": []} | {head: [] for head in given.heads}
-    for seed in range(given.seeds):
+    for seed in given.seeds:
         train, validation, test = split(data, seed)
         started = perf_counter()
         settings = settings_of(task, "refit", given.mixing, seed, poolings)
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--heads", nargs="+", default=["refit", "frozen", "weighted"])
     parser.add_argument("--mixing", default="best", help="of refit and frozen heads")
     parser.add_argument("--poolings", nargs="+", default=["mean", "max"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--model", help="base model (default: the demo's all-MiniLM-L6-v2)")
     given = parser.parse_args()
     model = given.model or str(demo_weights())

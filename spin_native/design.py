@@ -48,7 +48,7 @@ class Design:
     def _read(
         self, columns: Int[Tensor, "column"] | None, dtype: torch.dtype, is_read: Bool[Tensor, "row"] | None = None
     ) -> Iterator[tuple[slice, Float[Tensor, "_ column"]]]:
-        """The features in a dtype, of all rows or some; in small blocks where as much has to be copied."""
+        """The features in a dtype, of all rows or the few that are read; in small blocks where whole rows have to be copied."""
         copies = (columns is not None and is_read is None) or dtype != self._stored or self._change is not None
         for rows, block in self._small if copies else self._large:
             block = block if min(block.strides) >= 0 else block.copy()  # torch reads nothing backwards
@@ -89,11 +89,11 @@ class Design:
     def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Symmetric:
         """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's.
 
-        Rows of weight 0 cost next to nothing.
+        Where most rows weigh nothing, they are left out of the sums.
         """
         total = Symmetric.zeros(len(columns) + 1, self.dtype)
         roots = weights.sqrt().to(self.dtype)
-        is_read = roots != 0
+        is_read = roots != 0 if (roots != 0).sum() < self.n_rows / 2 else torch.ones(self.n_rows, dtype=torch.bool)
         for rows, features in self._read(columns, self.dtype, None if is_read.all() else is_read):
             scaled = features.new_empty(len(features), len(columns) + 1)
             some = roots[rows][is_read[rows]]

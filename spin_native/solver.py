@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from spin_native.design import Design
@@ -28,10 +28,11 @@ Array = np.ndarray
 FLOAT64_BELOW = 1e-5
 COARSE_STEPS = 10  # a solve that needs more may be lost in the rounding of float32's products, and goes on in float64
 MAX_STEP_HALVINGS, MAX_BLIND_ROUNDS = 40, 8
-# While a softmax's gap is wide its model leads astray, and exact joint steps are not worth their time: so many over the gap.
+# While a softmax's gap is wide its model leads astray, and exact joint steps are not worth their time: at most so many over the
+# gap, which is at most 1 where l2 is 0.
 MAX_CONJUGATE_GRADIENTS, JOINT_CONJUGATE_GRADIENTS = 200, 6
-# Of softmax's turns, whose models a joint step repairs: the share of an output's curvature that its lightest rows may hold
-# to be left out (most rows, of a rare class), and what is added to its Hessian's diagonal instead, as a share.
+# Of softmax's turns, whose models a joint step repairs: the share of an output's curvature that its lightest rows may hold to
+# be left out (most rows, of a rare class), and the least that is added to its Hessian's diagonal, as a share of the spread.
 LIGHT_ROWS, LEAST_DAMPING = 1e-3, 1e-3
 # Whose eigenbasis is worth finding: for each output, since all share it, and in all.
 BLOCK_COLUMNS_PER_OUTPUT, MAX_BLOCK_COLUMNS = 512, 3072
@@ -59,8 +60,8 @@ class _Objective:
         self.intercepts = torch.zeros(loss.n_outputs, dtype=torch.float64)
         self.z = torch.zeros(design.n_rows, loss.n_outputs, dtype=torch.float64)
         self.is_coupled = isinstance(loss, Softmax)  # one output's margin changes another's slope
-        self.damping = [0.0] * loss.n_outputs  # of each output's turn: what was added to its Hessian's diagonal, as a share
-        self._n_blind, self._saw_fall = 0, True
+        self.least_damping = LEAST_DAMPING if self.is_coupled else 0.0
+        self.begin_path(row_weights)
 
     def value(self, z: Tensor, weights: Tensor) -> float:
         penalty = self.l1 * weights.abs().sum() + self.l2 / 2 * weights.square().sum()
@@ -114,10 +115,33 @@ class _Objective:
             if not self.move(step.expand_as(self.z), torch.zeros_like(self.weights), step, float(slope @ step)):
                 return
 
+    def begin_path(self, row_weights: Float64[Tensor, "row"]) -> None:
+        """To the minimum for some weights of the rows."""
+        self.row_weights = row_weights
+        # Of each output's turn: what was added to its Hessian's diagonal, as a share of the feature's spread; and whether its
+        # lightest rows may be left out.
+        self.damping, self.is_rough = [self.least_damping] * self.loss.n_outputs, [self.is_coupled] * self.loss.n_outputs
+        self.n_blind, self._saw_fall = 0, True
+
     def begin_round(self) -> None:
-        """Of moves, some of which may be blind."""
-        self._n_blind = 0 if self._saw_fall else self._n_blind + 1
+        """Of moves, which may be blind in a few rounds without a visible fall."""
+        self.n_blind = 0 if self._saw_fall else self.n_blind + 1
         self._saw_fall = False
+
+    def centre(self) -> None:
+        """Move a feature's weights of all classes by one number, which softmax does not see, to where the penalty is smallest.
+
+        That is the median of the weights and of the parabola's minima between them (Li & Osher 2009, A new median formula).
+        """
+        if not self.is_coupled:
+            return
+        n = self.loss.n_outputs
+        slopes = self.l1 * (n - 2.0 * torch.arange(n + 1, dtype=torch.float64)) / n
+        if self.l2:
+            minima = self.weights.mean(1, keepdim=True) + slopes / self.l2
+        else:  # none between; of equally good numbers the one nearest 0
+            minima = torch.where(slopes == 0, 0.0, slopes * torch.inf).expand(len(self.weights), -1)
+        self.weights -= torch.cat([self.weights, minima], 1).median(1, keepdim=True).values
 
     def move(self, dz: Tensor, dweights: Tensor, dintercepts: Tensor, slope: float) -> float:
         """Go along a direction, half as far until F falls as its slope promises; how far that was, 0 where it does not at all.
@@ -128,13 +152,13 @@ class _Objective:
         before = self.value(self.z, self.weights)
         step, rounding = 1.0, 1e-15 * abs(before)
         is_blind = abs(slope) < 1e3 * rounding
-        if slope >= 0 or (is_blind and self._n_blind > MAX_BLIND_ROUNDS):
+        if slope >= 0 or (is_blind and self.n_blind >= MAX_BLIND_ROUNDS):
             return 0.0
-        self._saw_fall |= not is_blind
         for _ in range(MAX_STEP_HALVINGS):
             z, weights = self.z + step * dz, self.weights + step * dweights
             if self.value(z, weights) <= before + 1e-4 * step * slope + (10 * rounding if is_blind else 0.0):
                 self.z, self.weights, self.intercepts = z, weights, self.intercepts + step * dintercepts
+                self._saw_fall |= not is_blind
                 return step
             step /= 2
         return 0.0
@@ -190,13 +214,14 @@ def sparse_path(
 
     Proximal Newton on a working set: the weights that are not zero, and those that most want to leave it. Outputs take turns;
     each turn solves its quadratic model exactly, within the orthant, by Cholesky factors. Turns alone would see little of how
-    outputs depend on each other (softmax): a Newton step for all of them together follows.
+    outputs depend on each other (softmax): a Newton step for all of them together follows,
+    which allows each turn a rougher model.
     """
     state = _Objective(design, loss, row_weights, l1, l2, tol).checked()
     precision = state.precision
     for C in Cs:
-        least = LEAST_DAMPING if state.is_coupled else 0.0
-        state.row_weights, state.precision, state.damping = C * row_weights, precision, [least] * loss.n_outputs
+        state.precision = precision
+        state.begin_path(C * row_weights)
         state.fit_intercepts()
         for n_iter in range(1, max_iter + 1):
             state.begin_round()
@@ -207,14 +232,16 @@ def sparse_path(
                 break
             turns: list[_Turn] = []  # which frees the factors of the turns before
             for k in range(loss.n_outputs):
-                turns.append(_newton_step(state, k, gradient[:, k], is_current=k == 0))
+                turns.append(_newton_step(state, k, gradient[:, k], is_current=k == 0 or not state.is_coupled))
             state.fit_intercepts()
             if not any(turn.may_gain for turn in turns):
                 if state.precision == torch.float64:
                     break
                 _settle([state])
-            if state.is_coupled:
+            if loss.n_outputs > 1:
+                state.centre()
                 _joint_newton_step(state, turns, gap)
+                state.centre()
                 state.fit_intercepts()
         yield state.solution(gap, n_iter)
 
@@ -243,17 +270,21 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
     start = weights[columns]
     sign = torch.where(start != 0, start.sign(), -gradient.sign())
     curvature = state.row_weights * state.loss.curvature(state.z)[:, k]
-    if state.is_coupled:
+    if state.is_rough[k]:
         lightest = curvature.argsort(stable=True)
         shares = curvature[lightest].cumsum(0)
-        curvature[lightest[shares < LIGHT_ROWS * shares[-1]]] = 0.0
+        lightest = lightest[shares < LIGHT_ROWS * shares[-1]]
+        if len(lightest) > len(curvature) / 2:
+            curvature[lightest] = 0.0
     gram = state.design.gram(columns, curvature)
     diagonal = gram.diagonal()
     diagonal[:-1] += state.l2
     # The intercept is free, so what curves is a feature's spread, however far from 0 it lies.
     sums = gram.times((torch.arange(len(diagonal)) == len(columns)).to(diagonal.dtype))
-    spread = (diagonal - sums.square() / sums[-1].clamp(min=1e-30)).clamp(min=0)
-    gram.set_diagonal(diagonal * (1 + 10 * torch.finfo(diagonal.dtype).eps) + state.damping[k] * spread + 1e-30)
+    rounding = 10 * torch.finfo(diagonal.dtype).eps * diagonal
+    spread = torch.maximum(diagonal - sums * (sums / sums[-1].clamp(min=1e-30)), rounding)
+    spread[-1] = 0.0
+    gram.set_diagonal(diagonal + rounding + state.damping[k] * spread + 1e-30)
     linear = torch.cat([gradient + state.l1 * sign, slopes.sum()[None]])
     nothing = torch.zeros(1, dtype=torch.float64)  # the intercept: starts anywhere, ends anywhere
     step, free, factor = _step_in_orthant(gram, linear, torch.cat([start, nothing]), torch.cat([sign, nothing]))
@@ -263,18 +294,19 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
     length = state.move(dz, dweights, dintercepts, float(linear @ step))
     # Levenberg and Marquardt: where the model led too far (more columns than rows, separable rows), believe it less next time.
     damping = state.damping[k]
-    is_final = not length and damping > 1.0
+    is_final = not length and (damping > 1.0 or state.n_blind >= MAX_BLIND_ROUNDS)
     if length == 1:
-        state.damping[k] = max(damping / 10, LEAST_DAMPING if state.is_coupled else 0.0)
+        state.damping[k] = max(damping / 10, state.least_damping)
     elif length < 0.25:
-        state.damping[k] = max(1e-5, 10 * damping)
+        state.damping[k], state.is_rough[k] = min(max(1e-5, 10 * damping), 1e6), False
     return _Turn(not is_final, columns[free[:-1]], factor)
 
 
 def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) -> None:
     """Newton's step for all outputs at once over the weights that are not zero, which may become zero but no less.
 
-    Conjugate gradients, preconditioned by each output's own factor.
+    Conjugate gradients, preconditioned by each output's own factor. (They never form X^T X, whose rounding may have misled the
+    turns even where outputs do not depend on each other.)
     """
     design, dtype = state.design, state.design.dtype
     (gradient,), slopes = _gradients([state]), state.slopes().sum(0)
@@ -282,7 +314,7 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) ->
     linear = torch.cat([gradient + state.l1 * sign, slopes[None]])
     start = torch.cat([state.weights, torch.zeros_like(slopes)[None]])
     is_free = torch.cat([sign != 0, torch.ones_like(slopes, dtype=torch.bool)[None]])
-    is_free[-1] = _intercepts_that_matter(state.loss)
+    is_free[-1, 0] = not state.is_coupled  # one number added to all of softmax's intercepts changes nothing
     end_sign = torch.cat([sign, torch.zeros_like(slopes)[None]])
     curve, row_weights = state.loss.curve(state.z), state.row_weights[:, None].to(dtype)
 
@@ -301,7 +333,9 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) ->
     def free_part(v: Tensor) -> Tensor:
         return hessian(v) * is_free
 
-    step, n_most = torch.zeros_like(start), min(MAX_CONJUGATE_GRADIENTS, int(JOINT_CONJUGATE_GRADIENTS / gap))
+    step, n_most = torch.zeros_like(start), MAX_CONJUGATE_GRADIENTS
+    if state.is_coupled and not state.l2:
+        n_most = min(n_most, int(JOINT_CONJUGATE_GRADIENTS / min(1.0, gap)))
     for _ in range(4):
         right = (-linear.to(dtype) - (hessian(step.to(dtype)) if step.any() else 0)) * is_free
         found = _conjugate_gradients(free_part, precondition, right, 1, state.value(state.z, state.weights), n_most)
@@ -477,11 +511,6 @@ class _BlockBases:
             return torch.cat([weights, intercepts])
 
         return inverse
-
-
-def _intercepts_that_matter(loss: Loss) -> Bool[Tensor, "output"]:
-    """All; but softmax's first can stay where it is: one number added to all of them changes nothing."""
-    return torch.arange(loss.n_outputs) >= int(isinstance(loss, Softmax))
 
 
 def _conjugate_gradients(

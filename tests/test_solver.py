@@ -82,6 +82,55 @@ def test_many_classes_reach_a_tight_gap_where_the_objective_no_longer_shows_prog
         assert probe.converged_
 
 
+@pytest.mark.parametrize(("n_features", "n_classes", "l1_ratio"), [(12, 3, 1.0), (30, 6, 0.99), (30, 6, 0.5), (12, 4, 1.0)])
+def test_what_softmax_does_not_see_holds_nothing_up(n_features, n_classes, l1_ratio):
+    """One number added to a feature's weights of all classes changes the penalty alone."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1000, n_features))
+    y = (X @ rng.normal(size=(n_features, n_classes)) + rng.gumbel(size=(1000, n_classes))).argmax(1)
+    probe = sn.LogisticProbe(C=5.0, l1_ratio=l1_ratio, tol=1e-8, max_iter=20).fit(X, y)
+    assert probe.converged_
+    value = objective(X, y, probe.coef_, probe.intercept_, 5.0, l1_ratio)
+    for shift in (-1e-3, 1e-3):
+        for feature in range(n_features):
+            moved = probe.coef_.copy()
+            moved[:, feature] += shift
+            assert value < objective(X, y, moved, probe.intercept_, 5.0, l1_ratio) + 1e-7 * value
+
+
+def test_a_feature_of_one_row_whose_curvature_is_light_is_fitted():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(3000, 13))
+    X[:, -1] = np.arange(3000) == 0
+    X[:2000, :6] *= 30  # rows that soon are certain: most of the curvature is elsewhere
+    y = (X[:, :12] @ rng.normal(size=(12, 3)) + rng.gumbel(size=(3000, 3))).argmax(1)
+    y[0] = (y[0] + 1) % 3
+    probe = sn.LogisticProbe(C=5.0, tol=1e-8, max_iter=50).fit(X, y)
+    assert probe.converged_
+    assert probe.coef_[:, -1].any()
+
+
+def test_a_constant_target_beside_another_ends():
+    rng = np.random.default_rng(0)
+    X = (rng.normal(size=(80, 30)) + 3000).astype(np.float32)
+    probe = sn.LinearProbe(C=10.0, max_iter=40).fit(X, np.column_stack([rng.normal(size=80), np.ones(80)]))
+    assert probe.converged_
+    assert not probe.coef_[1].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("change", [None, lambda block: block * 2])
+def test_a_gram_matrix_of_weighted_rows_some_of_which_weigh_nothing(dtype, change):
+    rng = np.random.default_rng(0)
+    X, weights, columns = rng.normal(size=(200, 9)).astype(dtype), rng.uniform(size=200), torch.tensor([0, 3, 8])
+    weights[rng.permutation(200)[:150]] = 0
+    found = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)).lower().numpy()
+    rows = np.column_stack([(X if change is None else change(X))[:, columns], np.ones(200)])
+    np.testing.assert_allclose(
+        np.tril(found), np.tril(rows.T @ (weights[:, None] * rows)), rtol=1e-4 if dtype == np.float32 else 1e-12
+    )
+
+
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
 def test_a_path_gives_what_single_fits_give_in_the_order_asked(l1_ratio):
     X, y = data(3)
