@@ -93,12 +93,11 @@ class Design:
         """
         total = Symmetric.zeros(len(columns) + 1, self.dtype)
         roots = weights.sqrt().to(self.dtype)
-        is_read = roots != 0 if (roots != 0).sum() < self.n_rows / 2 else torch.ones(self.n_rows, dtype=torch.bool)
-        for rows, features in self._read(columns, self.dtype, None if is_read.all() else is_read):
+        is_read = roots != 0 if roots.count_nonzero() < self.n_rows / 2 else None
+        for rows, features in self._read(columns, self.dtype, is_read):
             scaled = features.new_empty(len(features), len(columns) + 1)
-            some = roots[rows][is_read[rows]]
-            torch.mul(features, some[:, None], out=scaled[:, :-1])
-            scaled[:, -1] = some
+            scaled[:, -1] = roots[rows] if is_read is None else roots[rows][is_read[rows]]
+            torch.mul(features, scaled[:, -1:].clone(), out=scaled[:, :-1])
             total.add_product(scaled)
         finite = total.diagonal().isfinite()
         if not finite.all():
