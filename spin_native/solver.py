@@ -54,14 +54,14 @@ class _Objective:
     def __init__(
         self, design: Design, loss: Loss, row_weights: Float64[Tensor, "row"], l1: float, l2: float, tol: float
     ) -> None:
-        self.design, self.loss, self.row_weights, self.l1, self.l2 = design, loss, row_weights, l1, l2
+        self.design, self.loss, self.l1, self.l2 = design, loss, l1, l2
         self.precision = torch.float64 if tol < FLOAT64_BELOW else design.dtype
         self.weights = torch.zeros(design.n_features, loss.n_outputs, dtype=torch.float64)
         self.intercepts = torch.zeros(loss.n_outputs, dtype=torch.float64)
         self.z = torch.zeros(design.n_rows, loss.n_outputs, dtype=torch.float64)
         self.is_coupled = isinstance(loss, Softmax)  # one output's margin changes another's slope
         self.least_damping = LEAST_DAMPING if self.is_coupled else 0.0
-        self.begin_path(row_weights)
+        self.begin(row_weights)
 
     def value(self, z: Tensor, weights: Tensor) -> float:
         penalty = self.l1 * weights.abs().sum() + self.l2 / 2 * weights.square().sum()
@@ -115,8 +115,8 @@ class _Objective:
             if not self.move(step.expand_as(self.z), torch.zeros_like(self.weights), step, float(slope @ step)):
                 return
 
-    def begin_path(self, row_weights: Float64[Tensor, "row"]) -> None:
-        """To the minimum for some weights of the rows."""
+    def begin(self, row_weights: Float64[Tensor, "row"]) -> None:
+        """Set out, from where it stands, for the minimum at these weights of the rows."""
         self.row_weights = row_weights
         # Of each output's turn: what was added to its Hessian's diagonal, as a share of the feature's spread; and whether its
         # lightest rows may be left out.
@@ -221,7 +221,7 @@ def sparse_path(
     precision = state.precision
     for C in Cs:
         state.precision = precision
-        state.begin_path(C * row_weights)
+        state.begin(C * row_weights)
         state.fit_intercepts()
         for n_iter in range(1, max_iter + 1):
             state.begin_round()
