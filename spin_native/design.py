@@ -95,9 +95,10 @@ class Design:
         roots = weights.sqrt().to(self.dtype)
         is_read = roots != 0 if roots.count_nonzero() < self.n_rows / 2 else None
         for rows, features in self._read(columns, self.dtype, is_read):
+            root = roots[rows] if is_read is None else roots[rows][is_read[rows]]
             scaled = features.new_empty(len(features), len(columns) + 1)
-            scaled[:, -1] = roots[rows] if is_read is None else roots[rows][is_read[rows]]
-            torch.mul(features, scaled[:, -1:].clone(), out=scaled[:, :-1])
+            torch.mul(features, root[:, None], out=scaled[:, :-1])
+            scaled[:, -1] = root
             total.add_product(scaled)
         finite = total.diagonal().isfinite()
         if not finite.all():

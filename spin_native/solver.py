@@ -124,7 +124,7 @@ class _Objective:
         self.n_blind, self._saw_fall = 0, True
 
     def begin_round(self) -> None:
-        """Of moves, which may be blind in a few rounds without a visible fall."""
+        """Count the rounds in which no move was seen to lower F: in a few of them moves may be blind."""
         self.n_blind = 0 if self._saw_fall else self.n_blind + 1
         self._saw_fall = False
 
@@ -241,7 +241,6 @@ def sparse_path(
             if loss.n_outputs > 1:
                 state.centre()
                 _joint_newton_step(state, turns, gap)
-                state.centre()
                 state.fit_intercepts()
         yield state.solution(gap, n_iter)
 
