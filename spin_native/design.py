@@ -18,6 +18,7 @@ COPIED_BYTES, READ_BYTES = 2 * 2**20, 8 * 2**20
 
 # What multiplies margins [row, output] of some rows by each row's matrix of second derivatives.
 Curve = Callable[[Float[Tensor, "row output"], slice], Float[Tensor, "row output"]]
+Entries = Callable[[int, Int[Tensor, "row"]], Float[Tensor, "row column_1"]]  # of some part and some rows
 
 
 class Design:
@@ -86,20 +87,26 @@ class Design:
             intercepts += curved.sum(0)
         return torch.cat([weights, intercepts[:, None]], 1).T
 
-    def gram(self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row"]) -> Symmetric:
-        """[X 1]^T diag(weights) [X 1] of some columns, in the features' precision; the last column is the intercept's.
+    def gram(
+        self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row part"], entries: Entries | None = None
+    ) -> Symmetric:
+        """Sum over parts of Z^T diag(weights of the part) Z, in the features' precision.
 
-        Where most rows weigh nothing, they are left out of the sums.
+        Z is [X 1] of some columns, its last one the intercept's; each entry times what `entries` says of it. Rows that weigh
+        next to nothing count as nothing (their products would be denormal numbers, ten times as slow); where most rows of a
+        part weigh nothing, they are left out of the sums.
         """
         total = Symmetric.zeros(len(columns) + 1, self.dtype)
-        roots = weights.sqrt().to(self.dtype)
-        is_read = roots != 0 if roots.count_nonzero() < self.n_rows / 2 else None
-        for rows, features in self._read(columns, self.dtype, is_read):
-            root = roots[rows] if is_read is None else roots[rows][is_read[rows]]
-            scaled = features.new_empty(len(features), len(columns) + 1)
-            torch.mul(features, root[:, None], out=scaled[:, :-1])
-            scaled[:, -1] = root
-            total.add_product(scaled)
+        for part, roots in enumerate(weights.sqrt().to(self.dtype).T):
+            roots = torch.where(roots < 1e-10 * roots.max(), 0.0, roots)
+            is_read = roots != 0 if roots.count_nonzero() < self.n_rows / 2 else None
+            for rows, features in self._read(columns, self.dtype, is_read):
+                chosen = torch.arange(rows.start, rows.stop)
+                chosen = chosen if is_read is None else chosen[is_read[rows]]
+                scaled = features.new_empty(len(features), len(columns) + 1)
+                torch.mul(features, roots[chosen, None], out=scaled[:, :-1])
+                scaled[:, -1] = roots[chosen]
+                total.add_product(scaled if entries is None else scaled.mul_(entries(part, chosen)))
         finite = total.diagonal().isfinite()
         if not finite.all():
             place = int((~finite).nonzero()[0])

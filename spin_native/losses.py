@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from spin_native.design import Curve
+
+
+def _normal(values: Float64[Tensor, "row output"], dtype: torch.dtype) -> Float[Tensor, "row output"]:
+    """In a dtype; what is next to nothing as 0, since products of denormal numbers take ten times as long."""
+    return torch.where(values < 1e-20, 0.0, values).to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +35,8 @@ class Loss:
         """Second derivative by each margin alone."""
         raise NotImplementedError
 
-    def curve(self, z: Float64[Tensor, "row output"]) -> Curve:
-        """All second derivatives of each row."""
+    def curve(self, z: Float64[Tensor, "row output"], row_weights: Float64[Tensor, "row"], dtype: torch.dtype) -> Curve:
+        """All second derivatives of each row, times its weight."""
         raise NotImplementedError
 
     def total_curvature(
@@ -57,8 +62,9 @@ class Squared(Loss):
     def curvature(self, z: Tensor) -> Tensor:
         return torch.ones_like(z)
 
-    def curve(self, z: Tensor) -> Curve:
-        return lambda u, rows: u
+    def curve(self, z: Tensor, row_weights: Tensor, dtype: torch.dtype) -> Curve:
+        weights = row_weights[:, None].to(dtype)
+        return lambda u, rows: weights[rows] * u
 
     def dual(self, z: Tensor, scale: float) -> Tensor:
         slope = scale * (z - self.targets)
@@ -77,9 +83,9 @@ class Logistic(Loss):
     def curvature(self, z: Tensor) -> Tensor:
         return z.sigmoid() * (-z).sigmoid()
 
-    def curve(self, z: Tensor) -> Curve:
-        curvature = self.curvature(z)
-        return lambda u, rows: curvature[rows].to(u.dtype) * u
+    def curve(self, z: Tensor, row_weights: Tensor, dtype: torch.dtype) -> Curve:
+        curvature = row_weights[:, None].to(dtype) * _normal(self.curvature(z), dtype)
+        return lambda u, rows: curvature[rows] * u
 
     def dual(self, z: Tensor, scale: float) -> Tensor:
         p = torch.lerp(self.targets, z.sigmoid(), scale)
@@ -99,13 +105,14 @@ class Softmax(Loss):
         p = z.softmax(1)
         return p * (1 - p)
 
-    def curve(self, z: Tensor) -> Curve:
-        p = z.softmax(1)
+    def curve(self, z: Tensor, row_weights: Tensor, dtype: torch.dtype) -> Curve:
+        p = _normal(z.softmax(1), dtype)
+        weights = row_weights[:, None].to(dtype)
 
         def curve(u: Tensor, rows: slice) -> Tensor:
-            share = p[rows].to(u.dtype)
+            share = p[rows]
             weighted = share * u
-            return weighted - share * weighted.sum(1, keepdim=True)
+            return weights[rows] * (weighted - share * weighted.sum(1, keepdim=True))
 
         return curve
 

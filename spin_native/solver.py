@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from spin_native.design import Design
@@ -30,10 +30,11 @@ COARSE_STEPS = 10  # a solve that needs more may be lost in the rounding of floa
 MAX_STEP_HALVINGS, MAX_BLIND_ROUNDS = 40, 8
 # While a softmax's gap is wide its model leads astray, and exact joint steps are not worth their time: at most so many over the
 # gap, which is at most 1 where l2 is 0.
-MAX_CONJUGATE_GRADIENTS, JOINT_CONJUGATE_GRADIENTS = 200, 6
+MAX_CONJUGATE_GRADIENTS, JOINT_CONJUGATE_GRADIENTS = 200, 12
 # Of softmax's turns, whose models a joint step repairs: the share of an output's curvature that its lightest rows may hold to
 # be left out (most rows, of a rare class), and the least that is added to its Hessian's diagonal, as a share of the spread.
 LIGHT_ROWS, LEAST_DAMPING = 1e-3, 1e-3
+TOGETHER_ROWS = 0.98  # of each class's curvature: what rows must hold to tell how its weights move with the other classes'
 # Whose eigenbasis is worth finding: for each output, since all share it, and in all.
 BLOCK_COLUMNS_PER_OUTPUT, MAX_BLOCK_COLUMNS = 512, 3072
 
@@ -121,6 +122,7 @@ class _Objective:
         # Of each output's turn: what was added to its Hessian's diagonal, as a share of the feature's spread; and whether its
         # lightest rows may be left out.
         self.damping, self.is_rough = [self.least_damping] * self.loss.n_outputs, [self.is_coupled] * self.loss.n_outputs
+        self.joint_damping = 0.0  # the same, of the step for all outputs together
         self.n_blind, self._saw_fall = 0, True
 
     def begin_round(self) -> None:
@@ -238,6 +240,7 @@ def sparse_path(
                 if state.precision == torch.float64:
                     break
                 _settle([state])
+                state.begin(state.row_weights)
             if loss.n_outputs > 1:
                 state.centre()
                 _joint_newton_step(state, turns, gap)
@@ -270,12 +273,10 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
     sign = torch.where(start != 0, start.sign(), -gradient.sign())
     curvature = state.row_weights * state.loss.curvature(state.z)[:, k]
     if state.is_rough[k]:
-        lightest = curvature.argsort(stable=True)
-        shares = curvature[lightest].cumsum(0)
-        lightest = lightest[shares < LIGHT_ROWS * shares[-1]]
-        if len(lightest) > len(curvature) / 2:
-            curvature[lightest] = 0.0
-    gram = state.design.gram(columns, curvature)
+        heaviest = _heaviest(curvature, 1 - LIGHT_ROWS)
+        if heaviest.count_nonzero() < len(heaviest) / 2:
+            curvature = curvature * heaviest
+    gram = state.design.gram(columns, curvature[:, None])
     diagonal = gram.diagonal()
     diagonal[:-1] += state.l2
     # The intercept is free, so what curves is a feature's spread, however far from 0 it lies.
@@ -301,11 +302,18 @@ def _newton_step(state: _Objective, k: int, gradient: Float64[Tensor, "feature"]
     return _Turn(not is_final, columns[free[:-1]], factor)
 
 
+def _heaviest(weights: Float64[Tensor, "row"], share: float) -> Bool[Tensor, "row"]:
+    """The fewest rows that hold a share of the sum."""
+    order = weights.argsort(descending=True, stable=True)
+    before = weights[order].cumsum(0) - weights[order]
+    return torch.zeros_like(weights, dtype=torch.bool).index_fill(0, order[before < share * weights.sum()], True)
+
+
 def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) -> None:
     """Newton's step for all outputs at once over the weights that are not zero, which may become zero but no less.
 
-    Conjugate gradients, preconditioned by each output's own factor. (They never form X^T X, whose rounding may have misled the
-    turns even where outputs do not depend on each other.)
+    Conjugate gradients, preconditioned by each output's own factor and, of softmax, by what classes have in common. (They never
+    form X^T X, whose rounding may have misled the turns even where outputs do not depend on each other.)
     """
     design, dtype = state.design, state.design.dtype
     (gradient,), slopes = _gradients([state]), state.slopes().sum(0)
@@ -315,19 +323,24 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) ->
     is_free = torch.cat([sign != 0, torch.ones_like(slopes, dtype=torch.bool)[None]])
     is_free[-1, 0] = not state.is_coupled  # one number added to all of softmax's intercepts changes nothing
     end_sign = torch.cat([sign, torch.zeros_like(slopes)[None]])
-    curve, row_weights = state.loss.curve(state.z), state.row_weights[:, None].to(dtype)
+    curve = state.loss.curve(state.z, state.row_weights, dtype)
+    together = _together(state, is_free.to(dtype)) if state.is_coupled else torch.zeros_like
+
+    damping = torch.zeros_like(start, dtype=dtype)
+    for k, turn in enumerate(turns):
+        damping[turn.columns, k] = state.joint_damping * turn.factor.diagonal()[:-1]
 
     def hessian(v: Tensor) -> Tensor:
-        product = design.curved_times(v, lambda u, rows: row_weights[rows] * curve(u, rows))
+        product = design.curved_times(v, curve)
         product[:-1] += state.l2 * v[:-1]
-        return product
+        return product + damping * v
 
     def precondition(v: Tensor) -> Tensor:
         solved = torch.zeros_like(v)
         for k, turn in enumerate(turns):
             places = torch.cat([turn.columns, torch.tensor([design.n_features])])
             solved[places, k] = turn.factor.solve(v[places, k])
-        return solved * is_free
+        return (solved + together(v)) * is_free
 
     def free_part(v: Tensor) -> Tensor:
         return hessian(v) * is_free
@@ -345,7 +358,39 @@ def _joint_newton_step(state: _Objective, turns: Sequence[_Turn], gap: float) ->
             break
         is_free &= ~crosses
     dz = state.margins(step[:-1]) + step[-1]
-    state.move(dz, step[:-1], step[-1], float((linear * step).sum()))
+    length = state.move(dz, step[:-1], step[-1], float((linear * step).sum()))
+    if length == 1:
+        state.joint_damping = state.joint_damping / 3
+    elif length < 0.25:
+        state.joint_damping = min(max(1e-5, 10 * state.joint_damping), 1e6)
+
+
+def _together(state: _Objective, is_free: Float[Tensor, "feature_1 class"]) -> Callable[[Tensor], Tensor]:
+    """What a preconditioner by classes is blind to: steps that move a feature's free weights of all classes by one number.
+
+    Softmax hardly sees them (not at all where every class is free), so conjugate gradients alone would need hundreds of steps.
+    Their Hessian E^T H E, as large as that of one class, is solved: the coarse space of a two-level method.
+    """
+    n_free = is_free.sum(1)
+    shared = ((n_free > 1) & ((n_free < state.loss.n_outputs) | (state.l2 > 0)))[:-1].nonzero()[:, 0]
+    places = torch.cat([shared, torch.tensor([len(is_free) - 1])])
+    p, row_weights = state.z.softmax(1), state.row_weights[:, None]
+    # A row's share in it is the covariance, over classes at their probabilities, of the features that are free.
+    heaviest = torch.stack([_heaviest(c, TOGETHER_ROWS) for c in (row_weights * p * (1 - p)).T], 1)
+    weights, means = row_weights * p * heaviest, p.to(is_free.dtype)
+    gram = state.design.gram(shared, weights, lambda k, rows: is_free[places, k] - means[rows] @ is_free[places].T)
+    diagonal = gram.diagonal()
+    diagonal[:-1] += state.l2 * n_free[shared]
+    gram.set_diagonal(diagonal * (1 + LEAST_DAMPING) + 1e-30)
+    factor = gram.cholesky()
+
+    def solve(v: Tensor) -> Tensor:
+        solved = torch.zeros_like(v)
+        if factor is not None:
+            solved[places] = factor.solve(v[places].sum(1))[:, None] * is_free[places]
+        return solved
+
+    return solve
 
 
 def _step_in_orthant(
@@ -455,11 +500,10 @@ def _newton_directions(
 ) -> list[Float64[Tensor, "feature_1 output"]]:
     """Newton's step of each state: of the weights, and in the last row of the intercepts."""
     design, n_outputs = states[0].design, states[0].loss.n_outputs
-    curves = [(state.row_weights[:, None].to(design.dtype), state.loss.curve(state.z)) for state in states]
+    curves = [state.loss.curve(state.z, state.row_weights, design.dtype) for state in states]
 
     def all_curve(u: Tensor, rows: slice) -> Tensor:
-        parts = u.split(n_outputs, 1)
-        return torch.cat([w[rows] * curve(part, rows) for (w, curve), part in zip(curves, parts, strict=True)], 1)
+        return torch.cat([curve(part, rows) for curve, part in zip(curves, u.split(n_outputs, 1), strict=True)], 1)
 
     def hessian(v: Tensor) -> Tensor:
         product = design.curved_times(v, all_curve)
@@ -485,7 +529,7 @@ class _BlockBases:
         n_blocks = -(-design.n_features // min(widest, max(design.n_rows, 64)))
         means, self._blocks = [], []
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
-            gram = design.gram(columns, torch.ones(design.n_rows, dtype=torch.float64)).lower() / design.n_rows
+            gram = design.gram(columns, torch.ones(design.n_rows, 1, dtype=torch.float64)).lower() / design.n_rows
             means.append(gram[-1, :-1].clone())
             values, basis = torch.linalg.eigh(gram[:-1, :-1].addr_(means[-1], means[-1], alpha=-1))
             self._blocks.append((slice(int(columns[0]), int(columns[-1]) + 1), values.clamp_(min=0), basis))

@@ -24,6 +24,14 @@ class _Panels:
 class CholeskyFactor(_Panels):
     """L of a matrix L L^T."""
 
+    def diagonal(self) -> Float[Tensor, "n"]:
+        """Of L L^T."""
+        total = self.parts[0][2].new_zeros(len(self.parts[0][2]))
+        for start, end, panel in self.parts:
+            total[start:end] += panel[: end - start].tril().square().sum(1)
+            total[end:] += panel[end - start :].square().sum(1)
+        return total
+
     def solve(self, right: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
         """(L L^T)^-1 right."""
         x = right.clone()

@@ -110,6 +110,15 @@ def test_a_feature_of_one_row_whose_curvature_is_light_is_fitted():
     assert probe.coef_[:, -1].any()
 
 
+@pytest.mark.parametrize(("n_classes", "shape"), [(8, (600, 120)), (12, (1000, 60))])
+def test_many_classes_of_features_that_are_sums_of_others(n_classes, shape):
+    """Some directions change no margin at all, and softmax hardly sees what moves all classes together."""
+    informative = {"n_informative": 20, "n_redundant": 2, "n_classes": n_classes}
+    X, y = make_classification(*shape, **informative, random_state=0)
+    probe = sn.LogisticProbe(C=10.0, tol=1e-6, max_iter=30).fit((X - X.mean(0)) / X.std(0), y)
+    assert probe.converged_
+
+
 def test_a_constant_target_beside_another_ends():
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(80, 30)) + 3000).astype(np.float32)
@@ -124,11 +133,33 @@ def test_rows_that_weigh_nothing_are_not_in_the_gram_matrix(dtype, change):
     rng = np.random.default_rng(0)
     X, weights, columns = rng.normal(size=(200, 9)).astype(dtype), rng.uniform(size=200), torch.tensor([0, 3, 8])
     weights[rng.permutation(200)[:150]] = 0
-    found = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)).lower().numpy()
+    found = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)[:, None]).lower().numpy()
     rows = np.column_stack([(X if change is None else change(X))[:, columns], np.ones(200)])
     np.testing.assert_allclose(
         np.tril(found), np.tril(rows.T @ (weights[:, None] * rows)), rtol=1e-4 if dtype == np.float32 else 1e-12
     )
+
+
+def test_a_gram_matrix_of_parts_and_entries_is_their_sum():
+    rng = np.random.default_rng(0)
+    X, columns = rng.normal(size=(200, 9)), torch.tensor([0, 3, 8])
+    weights, entries = rng.uniform(size=(200, 2)), rng.normal(size=(2, 200, 4))
+    weights[50:, 1] = 1e-30  # next to nothing
+    design = Design([X[:70], X[70:]])
+    found = design.gram(columns, torch.from_numpy(weights), lambda k, rows: torch.from_numpy(entries[k])[rows]).lower().numpy()
+    parts = [np.column_stack([X[:, columns], np.ones(200)]) * entries[k] for k in range(2)]
+    expected = sum(part.T @ (weights[:, k, None] * part) for k, part in enumerate(parts))
+    np.testing.assert_allclose(np.tril(found), np.tril(expected), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [Logistic, Softmax])
+def test_certain_rows_leave_no_denormal_numbers_in_products(kind):
+    """Whose products take ten times as long."""
+    z = torch.tensor([[0.0], [95.0]] if kind is Logistic else [[0.0, 1.0, 2.0], [0.0, 1.0, 95.0]], dtype=torch.float64)
+    curve = kind(torch.zeros_like(z)).curve(z, torch.full((2,), 1e3, dtype=torch.float64), torch.float32)
+    products = curve(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), slice(None))
+    assert products[0].abs().min() > 1e-3
+    assert not products[1].any()
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
@@ -237,7 +268,10 @@ def test_slopes_curvatures_and_conjugates_are_those_of_the_loss(kind):
     hessian = torch.stack(rows)
     torch.testing.assert_close(loss.curvature(z), hessian.diagonal(dim1=1, dim2=2))
     u = torch.randn(7, n_outputs, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(loss.curve(z)(u, slice(None)), torch.einsum("rij,rj->ri", hessian, u))
+    torch.testing.assert_close(
+        loss.curve(z, torch.ones(len(z), dtype=torch.float64), torch.float64)(u, slice(None)),
+        torch.einsum("rij,rj->ri", hessian, u),
+    )
     torch.testing.assert_close(loss.value(z) - loss.dual(z, 1.0), (slope * z).sum(1))
 
 
