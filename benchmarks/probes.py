@@ -30,9 +30,7 @@ from machine import environment
 import spin_native as sn
 from spin_native.cli.demo import demo_weights
 from spin_native.cli.tables import read_labelled
-from spin_native.design import Design
-from spin_native.losses import Logistic, Softmax
-from spin_native.solver import Solution, sparse_path
+from spin_native.solver import Design, Logistic, Softmax, Solution, sparse_path
 
 Fit = Callable[[np.ndarray, np.ndarray, float], Any]
 CS = (0.01, 0.1, 1.0, 10.0, 100.0)

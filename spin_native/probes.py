@@ -14,10 +14,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from spin_native.design import Design
 from spin_native.errors import InputError
-from spin_native.losses import Logistic, Loss, Softmax, Squared
-from spin_native.solver import Solution, ridge_path, sparse_path
+from spin_native.solver import Design, Logistic, Loss, Softmax, Solution, Squared, ridge_path, sparse_path
 
 Array = np.ndarray
 Probe = TypeVar("Probe", bound="_LinearModel")

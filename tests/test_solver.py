@@ -10,9 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
 import spin_native as sn
-from spin_native import solver
-from spin_native.design import Design
-from spin_native.losses import Logistic, Softmax, Squared
+from spin_native.solver import Design, Logistic, Softmax, Squared, ridge
 
 
 def data(n_classes=2, n_rows=250, n_features=40, dtype=np.float64):
@@ -294,7 +292,7 @@ def test_blocks_of_columns_change_the_way_and_not_the_end(n_classes, monkeypatch
     X, y = data(n_classes)
     ends = []
     for n_columns in (3072, 16, 1):
-        monkeypatch.setattr("spin_native.solver.MAX_BLOCK_COLUMNS", n_columns)
+        monkeypatch.setattr("spin_native.solver.ridge.MAX_BLOCK_COLUMNS", n_columns)
         probes = sn.LogisticProbe(l1_ratio=0.0, tol=1e-12).fit_path(X, y, [0.01, 1.0, 100.0])
         ends.append(np.stack([np.hstack([probe.coef_, probe.intercept_[:, None]]) for probe in probes]))
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-6)
@@ -305,12 +303,12 @@ def test_one_block_is_the_exact_inverse_of_ridges_equations(monkeypatch):
     """Whatever the C, and however the features are shifted: one product by the Hessian is enough."""
     X, y = data()
     products = []
-    solve = solver._conjugate_gradients
+    solve = ridge.conjugate_gradients
 
     def counted(product, *arguments):
         return solve(lambda v: (products.append(None), product(v))[1], *arguments)
 
-    monkeypatch.setattr(solver, "_conjugate_gradients", counted)
+    monkeypatch.setattr(ridge, "conjugate_gradients", counted)
     probes = sn.LinearProbe(l1_ratio=0.0, tol=1e-10).fit_path(X + 5, y.astype(float), [0.01, 1.0, 100.0])
     assert all(probe.converged_ for probe in probes)
     assert len(products) == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spin_native.symmetric import PANEL_COLUMNS, Symmetric
+from spin_native.solver.symmetric import PANEL_COLUMNS, Symmetric
 
 SIZES = (1, PANEL_COLUMNS, PANEL_COLUMNS + 1, 3 * PANEL_COLUMNS - 5)
 
@@ -38,6 +38,7 @@ def test_rows_and_columns_taken_out_are_factored_and_solved(size, every):
     part = half.only(places)
     torch.testing.assert_close(part.lower().tril(), inner.tril())
     factor = part.cholesky()
+    torch.testing.assert_close(factor.diagonal(), inner.diagonal())
     right = torch.linspace(-1, 2, len(places), dtype=torch.float64)
     torch.testing.assert_close(factor.solve(right), torch.linalg.solve(inner, right))
     torch.testing.assert_close(half.lower().tril(), square.tril())  # what it was taken from is as it was
