@@ -133,7 +133,7 @@ def measure(name: str, cache: Path, Cs: Sequence[float], saga: bool, limit: floa
     X, y = features(name, cache)
     n_classes = int(y.max()) + 1
     print(f"\n{name}: {X.shape[0]} x {X.shape[1]}, {n_classes} classes", flush=True)
-    ours(X[:1000, :200], y[:1000], Cs[:1])  # loads the libraries
+    ours(X[:1000, :200], y[:1000], Cs)  # loads the libraries
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = ours(X, y, Cs)  # first: a peak in memory is the process's
     extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / X.nbytes
