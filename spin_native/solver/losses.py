@@ -71,11 +71,16 @@ class Squared(Loss):
         return -(slope.square() / 2 + slope * self.targets).sum(1)
 
 
+def _log_odds_loss(against: Float64[Tensor, "_"]) -> Float64[Tensor, "_"]:
+    """log(1 + e^z) of the log odds that a row is not of its class: all digits hold, however sure and right a model is."""
+    return torch.nn.functional.softplus(against, threshold=40)
+
+
 class Logistic(Loss):
     """Two classes, one margin: log(1 + e^z) - y z; y [row, 1] is 0 or 1."""
 
     def value(self, z: Tensor) -> Tensor:
-        return (torch.nn.functional.softplus(z, threshold=40) - self.targets * z)[:, 0]
+        return _log_odds_loss(((1 - 2 * self.targets) * z)[:, 0])
 
     def slope(self, z: Tensor) -> Tensor:
         return z.sigmoid() - self.targets
@@ -96,7 +101,8 @@ class Softmax(Loss):
     """Several classes, one margin each: log sum e^z - z_y; y [row, class] is one-hot."""
 
     def value(self, z: Tensor) -> Tensor:
-        return z.logsumexp(1) - (z * self.targets).sum(1)
+        others = torch.where(self.targets > 0, -torch.inf, z).logsumexp(1)
+        return _log_odds_loss(others - (z * self.targets).sum(1))
 
     def slope(self, z: Tensor) -> Tensor:
         return z.softmax(1) - self.targets

@@ -192,11 +192,12 @@ def _joint_newton_step(state: Objective, trust: _Trust, turns: Sequence[_Turn], 
     is_free[-1, 0] = not state.is_coupled  # one number added to all of softmax's intercepts changes nothing
     end_sign = torch.cat([sign, torch.zeros_like(slopes)[None]])
     curve = state.loss.curve(state.z, state.row_weights, dtype)
-    inverse = _joint_inverse(state, turns, is_free)
-    ridge = torch.zeros_like(start, dtype=dtype)
-    ridge[:-1] = state.l2
+    diagonals = torch.zeros_like(start, dtype=dtype)
     for k, turn in enumerate(turns):
-        ridge[turn.columns, k] += trust.damping[-1] * turn.factor.diagonal()[:-1]
+        diagonals[turn.columns, k] = turn.factor.diagonal()[:-1]
+    inverse = _joint_inverse(state, turns, is_free, diagonals)
+    ridge = trust.damping[-1] * diagonals
+    ridge[:-1] += state.l2
 
     def hessian(v: Tensor) -> Tensor:
         return design.curved_times(v, curve) + ridge * v
@@ -225,10 +226,13 @@ def _joint_newton_step(state: Objective, trust: _Trust, turns: Sequence[_Turn], 
 
 
 def _joint_inverse(
-    state: Objective, turns: Sequence[_Turn], is_free: Bool[Tensor, "feature_1 output"]
+    state: Objective,
+    turns: Sequence[_Turn],
+    is_free: Bool[Tensor, "feature_1 output"],
+    diagonals: Float[Tensor, "feature_1 output"],
 ) -> Callable[[Float[Tensor, "feature_1 output"]], Tensor]:
     """Nearly that of the Hessian over the free weights of all outputs: of each output's block, which its turn has factored."""
-    together = _together(state, is_free.to(state.design.dtype)) if state.is_coupled else torch.zeros_like
+    together = _together(state, is_free.to(state.design.dtype), diagonals) if state.is_coupled else torch.zeros_like
     places = [torch.cat([turn.columns, torch.tensor([state.design.n_features])]) for turn in turns]
 
     def inverse(v: Tensor) -> Tensor:
@@ -240,7 +244,9 @@ def _joint_inverse(
     return inverse
 
 
-def _together(state: Objective, is_free: Float[Tensor, "feature_1 class"]) -> Callable[[Tensor], Tensor]:
+def _together(
+    state: Objective, is_free: Float[Tensor, "feature_1 class"], diagonals: Float[Tensor, "feature_1 class"]
+) -> Callable[[Tensor], Tensor]:
     """What a preconditioner by classes is blind to: steps that move a feature's free weights of all classes by one number.
 
     Softmax hardly sees them (not at all where every class is free), so conjugate gradients alone would need hundreds of steps.
@@ -256,7 +262,9 @@ def _together(state: Objective, is_free: Float[Tensor, "feature_1 class"]) -> Ca
     gram = state.design.gram(shared, weights, lambda k, rows: is_free[places, k] - means[rows] @ is_free[places].T)
     diagonal = gram.diagonal()
     diagonal[:-1] += state.l2 * n_free[shared]
-    gram.set_diagonal(diagonal * (1 + LEAST_DAMPING) + 1e-30)
+    # What the classes' own blocks would add up to cancels here, but for its rounding.
+    rounding = 10 * torch.finfo(diagonal.dtype).eps * (diagonals * is_free).sum(1)[places]
+    gram.set_diagonal(diagonal * (1 + LEAST_DAMPING) + rounding + 1e-30)
     factor = gram.cholesky()
 
     def solve(v: Tensor) -> Tensor:
