@@ -66,6 +66,7 @@ def objective(X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: np.ndar
     return float(C * loss.sum() + np.abs(coef).sum())
 
 
+@torch.inference_mode()
 def ours(X: np.ndarray, y: np.ndarray, Cs: Sequence[float]) -> list[tuple[Solution, float]]:
     """Solution and seconds of each C, from where the one before ended."""
     targets = torch.from_numpy(y)[:, None] if y.max() == 1 else torch.nn.functional.one_hot(torch.from_numpy(y))

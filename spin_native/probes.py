@@ -1,4 +1,4 @@
-"""Linear probes: what one layer's pooled features say about the label. scikit-learn estimators over `solver.py`."""
+"""Linear probes: what one layer's pooled features say about the label. scikit-learn estimators over `solver`."""
 
 import warnings
 from collections.abc import Sequence

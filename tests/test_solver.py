@@ -10,7 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
 import spin_native as sn
-from spin_native.solver import Design, Logistic, Softmax, Squared, ridge
+from spin_native.solver import Design, Logistic, Softmax, Squared, ridge, sparse
+from spin_native.solver.objective import Objective
 
 
 def data(n_classes=2, n_rows=250, n_features=40, dtype=np.float64):
@@ -132,7 +133,8 @@ def test_rows_that_weigh_nothing_are_not_in_the_gram_matrix(dtype, change):
     X, weights, columns = rng.normal(size=(200, 9)).astype(dtype), rng.uniform(size=200), torch.tensor([0, 3, 8])
     weights[rng.permutation(200)[:150]] = 0
     found = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)[:, None]).lower().numpy()
-    rows = np.column_stack([(X if change is None else change(X))[:, columns], np.ones(200)])
+    features = (X - X.mean(0) if change is None else change(X - X.mean(0))).astype(np.float64)
+    rows = np.column_stack([features[:, columns], np.ones(200)])
     np.testing.assert_allclose(
         np.tril(found), np.tril(rows.T @ (weights[:, None] * rows)), rtol=1e-4 if dtype == np.float32 else 1e-12
     )
@@ -142,12 +144,36 @@ def test_a_gram_matrix_of_parts_and_entries_is_their_sum():
     rng = np.random.default_rng(0)
     X, columns = rng.normal(size=(200, 9)), torch.tensor([0, 3, 8])
     weights, entries = rng.uniform(size=(200, 2)), rng.normal(size=(2, 200, 4))
-    weights[50:, 1] = 1e-30  # next to nothing
+    weights[50:, 1], entries[1, 50:] = 1e-30, 1e15  # next to nothing: not to be seen, however large what it weighs
     design = Design([X[:70], X[70:]])
     found = design.gram(columns, torch.from_numpy(weights), lambda k, rows: torch.from_numpy(entries[k])[rows]).lower().numpy()
-    parts = [np.column_stack([X[:, columns], np.ones(200)]) * entries[k] for k in range(2)]
+    parts = [np.column_stack([(X - X.mean(0))[:, columns], np.ones(200)]) * entries[k] for k in range(2)]
+    weights[50:, 1] = 0
     expected = sum(part.T @ (weights[:, k, None] * part) for k, part in enumerate(parts))
     np.testing.assert_allclose(np.tril(found), np.tril(expected), rtol=1e-12)
+
+
+def test_what_classes_have_in_common_is_solved_exactly(monkeypatch):
+    """E (E^T H E)^-1 E^T, of H built by hand: E moves a feature's free weights of all classes by one number."""
+    monkeypatch.setattr(sparse, "LIGHT_ROWS_TOGETHER", 0.0)
+    monkeypatch.setattr(sparse, "LEAST_DAMPING", 0.0)
+    rng = np.random.default_rng(0)
+    X, y, row_weights = rng.normal(size=(200, 6)) + 3, torch.from_numpy(rng.integers(4, size=200)), rng.uniform(size=200)
+    loss = Softmax(torch.nn.functional.one_hot(y, 4).double())
+    state = Objective(Design([X]), loss, torch.from_numpy(row_weights), 1.0, 0.25, 1e-9)
+    state.z = torch.from_numpy(rng.normal(size=(200, 4)))
+    is_free = rng.uniform(size=(7, 4)) < 0.6
+    is_free[-1] = [False, True, True, True]  # an intercept is held
+    assert {0, 2, 3, 4} <= set(is_free.sum(1))
+    p = state.z.softmax(1).numpy()
+    rows = np.column_stack([X - X.mean(0), np.ones(200)])
+    hessian = np.einsum("i,ikl,ij,im->jkml", row_weights, p[:, :, None] * np.eye(4) - p[:, :, None] * p[:, None], rows, rows)
+    hessian = hessian.reshape(28, 28) + 0.25 * np.diag(np.repeat(np.arange(7) < 6, 4))
+    together = np.stack([(is_free & (np.arange(7) == j)[:, None]).ravel() for j in range(7) if is_free[j].sum() > 1], 1)
+    v = rng.normal(size=(7, 4)) * is_free
+    expected = together @ np.linalg.solve(together.T @ hessian @ together, together.T @ v.ravel())
+    found = sparse._together(state, torch.from_numpy(is_free).double())(torch.from_numpy(v)).numpy()
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", [Logistic, Softmax])
@@ -201,6 +227,47 @@ def test_float32_features_give_an_objective_as_low_as_float64_ones():
 def test_separable_rows_and_more_features_than_rows_still_converge(l1_ratio, n_classes):
     X, y = data(n_classes, n_rows=60, n_features=200)
     assert sn.LogisticProbe(C=100.0, l1_ratio=l1_ratio, tol=1e-6).fit(X, y).converged_
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_classes", [2, 3, 5])
+def test_separable_rows_and_a_large_c_reach_a_tight_gap(n_classes, dtype):
+    """All that is left of the loss is in the last digits of the margins."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 10))
+    y = (X @ rng.normal(size=(10, n_classes))).argmax(1)
+    for probe in sn.LogisticProbe(tol=1e-8, max_iter=30).fit_path(X.astype(dtype), y, [1e2, 1e4]):
+        assert probe.converged_
+
+
+@pytest.mark.parametrize("kind", [Logistic, Softmax])
+def test_a_loss_keeps_its_digits_where_a_row_is_sure_and_right(kind):
+    """log(1 + e^-d), and log(1 + 2 e^-d): nearly e^-d and 2 e^-d."""
+    for d in (20.0, 35.0, 60.0):
+        if kind is Logistic:
+            values, n_others = Logistic(torch.tensor([[0.0], [1.0]]).double()).value(torch.tensor([[-d], [d]]).double()), 1
+        else:
+            z = torch.tensor([[1.0, 1.0 + d, 1.0]]).double()
+            values, n_others = Softmax(torch.tensor([[0.0, 1.0, 0.0]]).double()).value(z), 2
+        np.testing.assert_allclose(values, n_others * np.exp(-d), rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_features_far_from_0_that_are_sums_of_others_take_no_longer(n_classes, l1_ratio, dtype):
+    rng = np.random.default_rng(1)
+    X = np.round(64 * rng.normal(size=(120, 20))) / 64  # float32 has all their digits, 100 further as well
+    X[:, 15:] = X[:, :5] + X[:, 5:10]
+    y = (X @ rng.normal(size=(20, n_classes)) + rng.gumbel(size=(120, n_classes))).argmax(1)
+    near, far = (
+        sn.LogisticProbe(C=1e4, l1_ratio=l1_ratio, max_iter=40, tol=1e-6).fit((X + shift).astype(dtype), y)
+        for shift in (0, 100)
+    )
+    assert near.converged_
+    assert far.converged_
+    assert far.n_iter_ <= near.n_iter_ + 5
+    np.testing.assert_allclose(far.predict_proba(X + 100), near.predict_proba(X), atol=0.01)
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])

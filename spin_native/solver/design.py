@@ -1,4 +1,4 @@
-"""The features of all rows, read in blocks: what the solver multiplies."""
+"""The features of all rows, centred and read in blocks: what the solver multiplies."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,9 @@ class Design:
     """The features of all rows [row, feature]: one array, or several that follow one another, such as a store's shards.
 
     change: what is done to a block after it was read, such as standardising; the array itself is never copied.
+
+    X, in all products, are the features less their means, which free intercepts allow. Far from 0 a feature's square would
+    hide its spread, and features would all look like the intercept and each other; near it, as a rule, nothing changes.
     """
 
     def __init__(self, arrays: Sequence[Float[Array, "_ feature"]], change: Callable[[Array], Array] | None = None) -> None:
@@ -34,6 +37,8 @@ class Design:
         self._change = change
         self._small = self._cut(arrays, COPIED_BYTES // (8 * self.n_features))
         self._large = self._cut(arrays, READ_BYTES // (self.dtype.itemsize * self.n_features))
+        self.means = torch.zeros(self.n_features, dtype=self.dtype)
+        self.means = self.transposed_times(torch.full((self.n_rows, 1), 1 / self.n_rows, dtype=self.dtype))[:, 0]
 
     @staticmethod
     def _cut(arrays: Sequence[Array], n_rows: int) -> list[tuple[slice, Array]]:
@@ -59,13 +64,17 @@ class Design:
             features = features if is_read is None else features[is_read[rows]]
             yield rows, (features if columns is None else features.index_select(1, columns)).to(dtype)
 
+    def _means_of(self, columns: Int[Tensor, "column"] | None, dtype: torch.dtype) -> Float[Tensor, "column"]:
+        return (self.means if columns is None else self.means[columns]).to(dtype)
+
     def times(
         self, weights: Float[Tensor, "column output"], columns: Int[Tensor, "column"] | None = None
     ) -> Float[Tensor, "row output"]:
         """X W in W's precision, of some columns of X."""
         product = weights.new_empty(self.n_rows, weights.shape[1])
+        shift = -self._means_of(columns, weights.dtype) @ weights
         for rows, features in self._read(columns, weights.dtype):
-            torch.mm(features, weights, out=product[rows])
+            torch.addmm(shift, features, weights, out=product[rows])
         return product
 
     def transposed_times(
@@ -73,7 +82,8 @@ class Design:
     ) -> Float[Tensor, "column output"]:
         """X^T V in V's precision, of some columns of X."""
         # (V^T X)^T: the library's product of few columns by many reads X as it lies, and is up to twice as fast as X^T V.
-        total = values.new_zeros(values.shape[1], self.n_features if columns is None else len(columns))
+        means = self._means_of(columns, values.dtype)
+        total = torch.outer(-values.sum(0), means)
         for rows, features in self._read(columns, values.dtype):
             total.addmm_(values[rows].T, features)
         return total.T
@@ -81,11 +91,13 @@ class Design:
     def curved_times(self, v: Float[Tensor, "feature_1 output"], curve: Curve) -> Float[Tensor, "feature_1 output"]:
         """[X 1]^T curve([X 1] v), in one pass through X; the last row of v is the intercepts'."""
         weights, intercepts = v.new_zeros(v.shape[1], self.n_features), v.new_zeros(v.shape[1])
+        means = self.means.to(v.dtype)
+        shift = v[-1] - means @ v[:-1]
         for rows, features in self._read(None, v.dtype):
-            curved = curve(torch.addmm(v[-1], features, v[:-1]), rows)
+            curved = curve(torch.addmm(shift, features, v[:-1]), rows)
             weights.addmm_(curved.T, features)
             intercepts += curved.sum(0)
-        return torch.cat([weights, intercepts[:, None]], 1).T
+        return torch.cat([weights.addr_(intercepts, means, alpha=-1), intercepts[:, None]], 1).T
 
     def gram(
         self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row part"], entries: Entries | None = None
@@ -104,7 +116,7 @@ class Design:
                 chosen = torch.arange(rows.start, rows.stop)
                 chosen = chosen if is_read is None else chosen[is_read[rows]]
                 scaled = features.new_empty(len(features), len(columns) + 1)
-                torch.mul(features, roots[chosen, None], out=scaled[:, :-1])
+                torch.sub(features, self.means[columns], out=scaled[:, :-1]).mul_(roots[chosen, None])
                 scaled[:, -1] = roots[chosen]
                 total.add_product(scaled if entries is None else scaled.mul_(entries(part, chosen)))
         finite = total.diagonal().isfinite()

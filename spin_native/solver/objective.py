@@ -133,7 +133,8 @@ class Objective:
         return 0.0
 
     def solution(self, gap: float, n_iter: int) -> Solution:
-        intercepts = self.intercepts - self.intercepts.mean() if self.is_coupled else self.intercepts
+        intercepts = self.intercepts - self.design.means.double() @ self.weights  # those of the features as they are given
+        intercepts -= intercepts.mean() if self.is_coupled else 0.0
         return Solution(self.weights.numpy().copy(), intercepts.numpy().copy(), max(gap, 0.0), n_iter)  # less is rounding
 
 

@@ -89,38 +89,32 @@ def _newton_directions(
 class _BlockBases:
     """An approximate inverse of every Hessian of a design: of its blocks of neighbouring columns, as if all rows curved alike.
 
-    The Hessian over outputs and columns is then M x X^T X + I (a Kronecker product; M: the rows' summed curvature matrix, X
-    centred as the free intercepts make it), and one eigenbasis of each block of X^T X serves every C and every step.
+    The Hessian over outputs and columns is then M x X^T X + I (a Kronecker product; M: the rows' summed curvature matrix), that
+    of the intercepts M, and one eigenbasis of each block of X^T X serves every C and every step.
     """
 
     def __init__(self, design: Design, n_outputs: int) -> None:
-        widest = min(MAX_BLOCK_COLUMNS, n_outputs * BLOCK_COLUMNS_PER_OUTPUT)
+        n_columns = min(MAX_BLOCK_COLUMNS, n_outputs * BLOCK_COLUMNS_PER_OUTPUT)
         # Of more columns than rows there is nothing to learn together.
-        n_blocks = -(-design.n_features // min(widest, max(design.n_rows, 64)))
-        means, self._blocks = [], []
+        n_blocks = -(-design.n_features // min(n_columns, max(design.n_rows, 64)))
+        self._blocks = []
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
-            gram = design.gram(columns, torch.ones(design.n_rows, 1, dtype=torch.float64)).lower() / design.n_rows
-            means.append(gram[-1, :-1].clone())
-            values, basis = torch.linalg.eigh(gram[:-1, :-1].addr_(means[-1], means[-1], alpha=-1))
+            gram = design.gram(columns, torch.full((design.n_rows, 1), 1 / design.n_rows, dtype=torch.float64)).lower()
+            values, basis = torch.linalg.eigh(gram[:-1, :-1])
             self._blocks.append((slice(int(columns[0]), int(columns[-1]) + 1), values.clamp_(min=0), basis))
-        self._means = torch.cat(means)[:, None]
 
     def inverse(self, states: Sequence[Objective]) -> Callable[[Float[Tensor, "feature_1 column"]], Tensor]:
         """Of the Hessians where some states stand, their outputs side by side; the last row is the intercepts'."""
         curvatures = [state.loss.total_curvature(state.z, state.row_weights) for state in states]
         values, bases = zip(*map(torch.linalg.eigh, curvatures), strict=True)
-        dtype = self._means.dtype
+        dtype = self._blocks[0][2].dtype
         # Softmax's smallest is 0, for what no step goes along.
         sizes = torch.cat([v.clamp(min=1e-3 * float(v[-1])) for v in values]).to(dtype)
         outputs = torch.block_diag(*bases).to(dtype)
 
         def inverse(v: Tensor) -> Tensor:
-            centred = (v[:-1] - self._means * v[-1]) @ outputs
-            parts = [
-                basis @ ((basis.T @ centred[rows]) / (values[:, None] * sizes + 1)) for rows, values, basis in self._blocks
-            ]
-            weights = torch.cat(parts) @ outputs.T
-            intercepts = (v[-1:] @ outputs / sizes) @ outputs.T - (self._means * weights).sum(0, keepdim=True)
-            return torch.cat([weights, intercepts])
+            turned = v @ outputs
+            parts = [basis @ ((basis.T @ turned[rows]) / (values[:, None] * sizes + 1)) for rows, values, basis in self._blocks]
+            return torch.cat([*parts, turned[-1:] / sizes]) @ outputs.T
 
         return inverse

@@ -1,5 +1,6 @@
 """L1 and elastic net: models of few weights, by proximal Newton steps on a working set."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,11 +23,11 @@ from spin_native.solver.objective import (
 )
 from spin_native.solver.symmetric import CholeskyFactor, Symmetric
 
-# While a softmax's gap is wide its model leads astray, and exact joint steps are not worth their time: at most so many over the
-# gap, which is at most 1 where l2 is 0.
-JOINT_CONJUGATE_GRADIENTS = 12
+# While a softmax's gap is wide and F falls its model leads astray, and exact joint steps are not worth their time: at most so
+# many over the gap, which is at most 1 where l2 is 0, or over so many times the share by which F fell in the last round.
+JOINT_CONJUGATE_GRADIENTS, FALLS_LEFT = 12, 100
 # Of softmax's turns, whose models a joint step repairs: the share of an output's curvature that its lightest rows may hold to
-# be left out (where they are most rows), and the least that is added to its Hessian's diagonal, as a share of the spread.
+# be left out (where they are most rows), and the least share that is added to its Hessian's diagonal.
 LIGHT_ROWS, LEAST_DAMPING = 1e-3, 1e-3
 LIGHT_ROWS_TOGETHER = 0.02  # the same share, of rows that are to tell how an output's weights move with the other outputs'
 
@@ -56,12 +57,15 @@ def sparse_path(
         state.begin(C * row_weights)
         trust = _Trust.at_first(state)
         state.fit_intercepts()
+        before = math.inf
         for n_iter in range(1, max_iter + 1):
             state.begin_round()
+            value = state.value(state.z, state.weights)
+            fall, before = before - value, value
             if n_iter == COARSE_STEPS:
                 settle([state])
             ((gradient, gap),) = gradients_and_gaps([state], tol)
-            if gap <= tol:
+            if gap <= tol or n_iter == max_iter:
                 break
             turns: list[_Turn] = []  # which frees the factors of the turns before
             for k in range(loss.n_outputs):
@@ -75,7 +79,7 @@ def sparse_path(
                 trust = _Trust.at_first(state)
             if loss.n_outputs > 1:
                 _centre(state)
-                _joint_newton_step(state, trust, turns, gap)
+                _joint_newton_step(state, trust, turns, gap, fall)
                 state.fit_intercepts()
         yield state.solution(gap, n_iter)
 
@@ -84,8 +88,8 @@ def sparse_path(
 class _Trust:
     """How far quadratic models are believed (Levenberg and Marquardt).
 
-    damping: what is added to a Hessian's diagonal, as a share of a feature's spread, in the turn of each output and, last, in
-    the step for all of them; is_rough: whether the lightest rows of an output may be left out of its turn.
+    damping: the share that is added to a Hessian's diagonal in the turn of each output and, last, in the step for all of them;
+    is_rough: whether the lightest rows of an output may be left out of its turn.
     """
 
     damping: list[float]
@@ -151,12 +155,7 @@ def _newton_step(state: Objective, trust: _Trust, k: int, gradient: Float64[Tens
     gram = state.design.gram(columns, curvature[:, None])
     diagonal = gram.diagonal()
     diagonal[:-1] += state.l2
-    # The intercept is free, so what curves is a feature's spread, however far from 0 it lies.
-    sums = gram.times((torch.arange(len(diagonal)) == len(columns)).to(diagonal.dtype))
-    rounding = 10 * torch.finfo(diagonal.dtype).eps * diagonal
-    spread = torch.maximum(diagonal - sums * (sums / sums[-1].clamp(min=1e-30)), rounding)
-    spread[-1] = 0.0
-    gram.set_diagonal(diagonal + rounding + trust.damping[k] * spread + 1e-30)
+    gram.set_diagonal(diagonal * (1 + 10 * torch.finfo(diagonal.dtype).eps + trust.damping[k]) + 1e-30)
     linear = torch.cat([gradient + state.l1 * sign, slopes.sum()[None]])
     nothing = torch.zeros(1, dtype=torch.float64)  # the intercept: starts anywhere, ends anywhere
     step, free, factor = _step_in_orthant(gram, linear, torch.cat([start, nothing]), torch.cat([sign, nothing]))
@@ -177,7 +176,7 @@ def _heaviest(weights: Float64[Tensor, "row"], share: float) -> Bool[Tensor, "ro
     return torch.zeros_like(weights, dtype=torch.bool).index_fill(0, order[before < share * weights.sum()], True)
 
 
-def _joint_newton_step(state: Objective, trust: _Trust, turns: Sequence[_Turn], gap: float) -> None:
+def _joint_newton_step(state: Objective, trust: _Trust, turns: Sequence[_Turn], gap: float, fall: float) -> None:
     """Newton's step for all outputs at once over the weights that are not zero, which may become zero but no less.
 
     Conjugate gradients, preconditioned by each output's own factor and, of softmax, by what classes have in common. (They never
@@ -192,12 +191,11 @@ def _joint_newton_step(state: Objective, trust: _Trust, turns: Sequence[_Turn], 
     is_free[-1, 0] = not state.is_coupled  # one number added to all of softmax's intercepts changes nothing
     end_sign = torch.cat([sign, torch.zeros_like(slopes)[None]])
     curve = state.loss.curve(state.z, state.row_weights, dtype)
-    diagonals = torch.zeros_like(start, dtype=dtype)
+    inverse = _joint_inverse(state, turns, is_free)
+    ridge = torch.zeros_like(start, dtype=dtype)
+    ridge[:-1] = state.l2
     for k, turn in enumerate(turns):
-        diagonals[turn.columns, k] = turn.factor.diagonal()[:-1]
-    inverse = _joint_inverse(state, turns, is_free, diagonals)
-    ridge = trust.damping[-1] * diagonals
-    ridge[:-1] += state.l2
+        ridge[turn.columns, k] += trust.damping[-1] * turn.factor.diagonal()[:-1]
 
     def hessian(v: Tensor) -> Tensor:
         return design.curved_times(v, curve) + ridge * v
@@ -208,12 +206,11 @@ def _joint_newton_step(state: Objective, trust: _Trust, turns: Sequence[_Turn], 
     def free_inverse(v: Tensor) -> Tensor:
         return inverse(v) * is_free
 
-    step, n_most = torch.zeros_like(start), MAX_CONJUGATE_GRADIENTS
+    step, n_most, value = torch.zeros_like(start), MAX_CONJUGATE_GRADIENTS, state.value(state.z, state.weights)
     if state.is_coupled and not state.l2:
-        n_most = min(n_most, int(JOINT_CONJUGATE_GRADIENTS / min(1.0, gap)))
+        n_most = min(n_most, int(JOINT_CONJUGATE_GRADIENTS / max(1e-9, min(1.0, gap, FALLS_LEFT * fall / value))))
     for _ in range(4):
         right = (-linear.to(dtype) - (hessian(step.to(dtype)) if step.any() else 0)) * is_free
-        value = state.value(state.z, state.weights)
         found = conjugate_gradients(free_hessian, free_inverse, right, 1, value, n_most)
         step = step + found.double()
         crosses = is_free & (end_sign * (start + step) < 0)
@@ -226,13 +223,10 @@ def _joint_newton_step(state: Objective, trust: _Trust, turns: Sequence[_Turn], 
 
 
 def _joint_inverse(
-    state: Objective,
-    turns: Sequence[_Turn],
-    is_free: Bool[Tensor, "feature_1 output"],
-    diagonals: Float[Tensor, "feature_1 output"],
+    state: Objective, turns: Sequence[_Turn], is_free: Bool[Tensor, "feature_1 output"]
 ) -> Callable[[Float[Tensor, "feature_1 output"]], Tensor]:
     """Nearly that of the Hessian over the free weights of all outputs: of each output's block, which its turn has factored."""
-    together = _together(state, is_free.to(state.design.dtype), diagonals) if state.is_coupled else torch.zeros_like
+    together = _together(state, is_free.to(state.design.dtype)) if state.is_coupled else torch.zeros_like
     places = [torch.cat([turn.columns, torch.tensor([state.design.n_features])]) for turn in turns]
 
     def inverse(v: Tensor) -> Tensor:
@@ -244,9 +238,7 @@ def _joint_inverse(
     return inverse
 
 
-def _together(
-    state: Objective, is_free: Float[Tensor, "feature_1 class"], diagonals: Float[Tensor, "feature_1 class"]
-) -> Callable[[Tensor], Tensor]:
+def _together(state: Objective, is_free: Float[Tensor, "feature_1 class"]) -> Callable[[Tensor], Tensor]:
     """What a preconditioner by classes is blind to: steps that move a feature's free weights of all classes by one number.
 
     Softmax hardly sees them (not at all where every class is free), so conjugate gradients alone would need hundreds of steps.
@@ -262,9 +254,7 @@ def _together(
     gram = state.design.gram(shared, weights, lambda k, rows: is_free[places, k] - means[rows] @ is_free[places].T)
     diagonal = gram.diagonal()
     diagonal[:-1] += state.l2 * n_free[shared]
-    # What the classes' own blocks would add up to cancels here, but for its rounding.
-    rounding = 10 * torch.finfo(diagonal.dtype).eps * (diagonals * is_free).sum(1)[places]
-    gram.set_diagonal(diagonal * (1 + LEAST_DAMPING) + rounding + 1e-30)
+    gram.set_diagonal(diagonal * (1 + LEAST_DAMPING) + 1e-30)
     factor = gram.cholesky()
 
     def solve(v: Tensor) -> Tensor:
