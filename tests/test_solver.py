@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.datasets import make_classification, make_regression
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
@@ -133,8 +134,7 @@ def test_rows_that_weigh_nothing_are_not_in_the_gram_matrix(dtype, change):
     X, weights, columns = rng.normal(size=(200, 9)).astype(dtype), rng.uniform(size=200), torch.tensor([0, 3, 8])
     weights[rng.permutation(200)[:150]] = 0
     found = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)[:, None]).lower().numpy()
-    features = (X - X.mean(0) if change is None else change(X - X.mean(0))).astype(np.float64)
-    rows = np.column_stack([features[:, columns], np.ones(200)])
+    rows = np.column_stack([(X if change is None else change(X))[:, columns], np.ones(200)])
     np.testing.assert_allclose(
         np.tril(found), np.tril(rows.T @ (weights[:, None] * rows)), rtol=1e-4 if dtype == np.float32 else 1e-12
     )
@@ -145,7 +145,7 @@ def test_a_gram_matrix_of_parts_and_entries_is_their_sum():
     X, columns = rng.normal(size=(200, 9)), torch.tensor([0, 3, 8])
     weights, entries = rng.uniform(size=(200, 2)), rng.normal(size=(2, 200, 4))
     weights[50:, 1], entries[1, 50:] = 1e-30, 1e15  # next to nothing: not to be seen, however large what it weighs
-    design = Design([X[:70], X[70:]])
+    design = Design([X[:70], X[70:]]).centred(torch.ones(200).double())
     found = design.gram(columns, torch.from_numpy(weights), lambda k, rows: torch.from_numpy(entries[k])[rows]).lower().numpy()
     parts = [np.column_stack([(X - X.mean(0))[:, columns], np.ones(200)]) * entries[k] for k in range(2)]
     weights[50:, 1] = 0
@@ -160,7 +160,7 @@ def test_what_classes_have_in_common_is_solved_exactly(monkeypatch):
     rng = np.random.default_rng(0)
     X, y, row_weights = rng.normal(size=(200, 6)) + 3, torch.from_numpy(rng.integers(4, size=200)), rng.uniform(size=200)
     loss = Softmax(torch.nn.functional.one_hot(y, 4).double())
-    state = Objective(Design([X]), loss, torch.from_numpy(row_weights), 1.0, 0.25, 1e-9)
+    state = Objective(Design([X]).centred(torch.ones(200).double()), loss, torch.from_numpy(row_weights), 1.0, 0.25, 1e-9)
     state.z = torch.from_numpy(rng.normal(size=(200, 4)))
     is_free = rng.uniform(size=(7, 4)) < 0.6
     is_free[-1] = [False, True, True, True]  # an intercept is held
@@ -250,6 +250,18 @@ def test_a_loss_keeps_its_digits_where_a_row_is_sure_and_right(kind):
             z = torch.tensor([[1.0, 1.0 + d, 1.0]]).double()
             values, n_others = Softmax(torch.tensor([[0.0, 1.0, 0.0]]).double()).value(z), 2
         np.testing.assert_allclose(values, n_others * np.exp(-d), rtol=1e-8)
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
+def test_a_row_that_weighs_nothing_does_not_matter_whatever_stands_in_it(l1_ratio):
+    X, y = data(dtype=np.float32)
+    probe = sn.LogisticProbe(l1_ratio=l1_ratio, tol=1e-8)
+    without = clone(probe).fit(X[1:], y[1:])
+    X[0] = 1e12
+    probe.fit(X, y, np.arange(len(y)) > 0)
+    assert probe.converged_
+    np.testing.assert_allclose(probe.coef_, without.coef_, atol=1e-5)
+    np.testing.assert_allclose(probe.intercept_, without.intercept_, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

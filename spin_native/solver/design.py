@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 
 import numpy as np
 import torch
@@ -26,8 +27,7 @@ class Design:
 
     change: what is done to a block after it was read, such as standardising; the array itself is never copied.
 
-    X, in all products, are the features less their means, which free intercepts allow. Far from 0 a feature's square would
-    hide its spread, and features would all look like the intercept and each other; near it, as a rule, nothing changes.
+    X, in all products, are the features less `means` (0, but see centred).
     """
 
     def __init__(self, arrays: Sequence[Float[Array, "_ feature"]], change: Callable[[Array], Array] | None = None) -> None:
@@ -38,7 +38,16 @@ class Design:
         self._small = self._cut(arrays, COPIED_BYTES // (8 * self.n_features))
         self._large = self._cut(arrays, READ_BYTES // (self.dtype.itemsize * self.n_features))
         self.means = torch.zeros(self.n_features, dtype=self.dtype)
-        self.means = self.transposed_times(torch.full((self.n_rows, 1), 1 / self.n_rows, dtype=self.dtype))[:, 0]
+
+    def centred(self, row_weights: Float64[Tensor, "row"]) -> "Design":
+        """The same, less the features' means: free intercepts allow it.
+
+        Features far from 0 would all look like the intercept and each other, and their spread would be lost in the rounding.
+        """
+        shares = (row_weights / row_weights.sum()).to(self.dtype)
+        centred = copy(self)
+        centred.means = self.means + self.transposed_times(shares[:, None])[:, 0]
+        return centred
 
     @staticmethod
     def _cut(arrays: Sequence[Array], n_rows: int) -> list[tuple[slice, Array]]:

@@ -28,9 +28,10 @@ def ridge_path(
 
     Newton's method, its equations solved by conjugate gradients as exactly as the progress is worth.
     """
+    design = design.centred(row_weights)
     states = [Objective(design, loss, C * row_weights, 0.0, 1.0, tol) for C in Cs]
     states[0].checked()
-    bases = _BlockBases(design, loss.n_outputs)
+    bases = _BlockBases(design, row_weights, loss.n_outputs)
     found: dict[int, Solution] = {}
     for n_iter in range(1, max_iter + 1):
         for state in states:
@@ -87,19 +88,19 @@ def _newton_directions(
 
 
 class _BlockBases:
-    """An approximate inverse of every Hessian of a design: of its blocks of neighbouring columns, as if all rows curved alike.
+    """An approximate inverse of every Hessian of a design: of its blocks of neighbouring columns, if a row curved as it weighs.
 
-    The Hessian over outputs and columns is then M x X^T X + I (a Kronecker product; M: the rows' summed curvature matrix), that
-    of the intercepts M, and one eigenbasis of each block of X^T X serves every C and every step.
+    The Hessian over outputs and columns is then M x X^T S X + I (a Kronecker product; S: the rows' weights, of sum 1; M: their
+    summed curvature matrix), that of the intercepts M, and one eigenbasis of each block serves every C and every step.
     """
 
-    def __init__(self, design: Design, n_outputs: int) -> None:
+    def __init__(self, design: Design, row_weights: Float64[Tensor, "row"], n_outputs: int) -> None:
         n_columns = min(MAX_BLOCK_COLUMNS, n_outputs * BLOCK_COLUMNS_PER_OUTPUT)
         # Of more columns than rows there is nothing to learn together.
         n_blocks = -(-design.n_features // min(n_columns, max(design.n_rows, 64)))
         self._blocks = []
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
-            gram = design.gram(columns, torch.full((design.n_rows, 1), 1 / design.n_rows, dtype=torch.float64)).lower()
+            gram = design.gram(columns, (row_weights / row_weights.sum())[:, None]).lower()
             values, basis = torch.linalg.eigh(gram[:-1, :-1])
             self._blocks.append((slice(int(columns[0]), int(columns[-1]) + 1), values.clamp_(min=0), basis))
 

@@ -50,7 +50,7 @@ def sparse_path(
     outputs depend on each other (softmax): a Newton step for all of them together follows, which allows each turn a rougher
     model.
     """
-    state = Objective(design, loss, row_weights, l1, l2, tol).checked()
+    state = Objective(design.centred(row_weights), loss, row_weights, l1, l2, tol).checked()
     precision = state.precision
     for C in Cs:
         state.precision = precision
