@@ -105,9 +105,27 @@ def test_a_feature_of_one_row_whose_curvature_is_light_is_fitted():
     X[:2000, :6] *= 30  # rows that soon are certain: most of the curvature is elsewhere
     y = (X[:, :12] @ rng.normal(size=(12, 3)) + rng.gumbel(size=(3000, 3))).argmax(1)
     y[0] = (y[0] + 1) % 3
-    probe = sn.LogisticProbe(C=5.0, tol=1e-8, max_iter=50).fit(X, y)
+    for probe in sn.LogisticProbe(tol=1e-7, max_iter=30).fit_path(X, y, [5.0, 50.0]):
+        assert probe.converged_
+        assert probe.coef_[:, -1].any()
+
+
+def test_rare_indicators_and_a_large_c_where_f_hardly_falls_while_the_gap_is_wide():
+    rng = np.random.default_rng(4)
+    X = (rng.uniform(size=(120, 20)) < 0.05).astype(float)
+    y = (X @ rng.normal(size=(20, 5)) + rng.gumbel(size=(120, 5))).argmax(1)
+    probe = sn.LogisticProbe(C=1e4, tol=1e-6, max_iter=80).fit(((X - X.mean(0)) / X.std(0)).astype(np.float32), y)
     assert probe.converged_
-    assert probe.coef_[:, -1].any()
+
+
+@pytest.mark.parametrize("l1_ratio", [0.5, 1.0])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_outliers_whose_mean_is_far_from_all_other_rows(n_classes, l1_ratio):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 10))
+    y = (X @ rng.normal(size=(10, n_classes)) + rng.gumbel(size=(200, n_classes))).argmax(1)
+    X[0, :5] = 1e6
+    assert sn.LogisticProbe(l1_ratio=l1_ratio, tol=1e-6, max_iter=30).fit(X, y).converged_
 
 
 @pytest.mark.parametrize(("n_classes", "shape"), [(8, (600, 120)), (12, (1000, 60))])
@@ -142,7 +160,7 @@ def test_rows_that_weigh_nothing_are_not_in_the_gram_matrix(dtype, change):
 
 def test_a_gram_matrix_of_parts_and_entries_is_their_sum():
     rng = np.random.default_rng(0)
-    X, columns = rng.normal(size=(200, 9)), torch.tensor([0, 3, 8])
+    X, columns = rng.normal(size=(200, 9)) + 3, torch.tensor([0, 3, 8])
     weights, entries = rng.uniform(size=(200, 2)), rng.normal(size=(2, 200, 4))
     weights[50:, 1], entries[1, 50:] = 1e-30, 1e15  # next to nothing: not to be seen, however large what it weighs
     design = Design([X[:70], X[70:]]).centred(torch.ones(200).double())
@@ -298,6 +316,19 @@ def test_a_solver_that_was_stopped_says_so(l1_ratio):
     assert probe.dual_gap_ > 1e-3
 
 
+def test_the_gap_of_a_stopped_solver_is_that_of_what_it_returns():
+    X, y = data()
+    with pytest.warns(ConvergenceWarning, match="after 3 iterations"):
+        probe = sn.LogisticProbe(C=10.0, tol=1e-8, max_iter=3).fit(X, y)
+    value = objective(X, y, probe.coef_, probe.intercept_, 10.0, 1.0)
+    slopes = 10.0 * (1 / (1 + np.exp(-probe.decision_function(X))) - y)
+    slopes *= min(1.0, 1.0 / np.abs(slopes @ X).max())  # a dual point: within the L1 norm's dual ball; its sum is 0 already
+    assert slopes.sum() == pytest.approx(0.0, abs=1e-9)
+    share = np.abs(slopes) / 10.0
+    dual = -10.0 * (share * np.log(share) + (1 - share) * np.log1p(-share)).sum()
+    assert probe.dual_gap_ == pytest.approx((value - dual) / value, rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -379,7 +410,7 @@ def test_blocks_of_columns_change_the_way_and_not_the_end(n_classes, monkeypatch
 
 
 def test_one_block_is_the_exact_inverse_of_ridges_equations(monkeypatch):
-    """Whatever the C, and however the features are shifted: one product by the Hessian is enough."""
+    """Whatever the C and the weights of rows, and however the features are shifted: one product by the Hessian is enough."""
     X, y = data()
     products = []
     solve = ridge.conjugate_gradients
@@ -391,6 +422,9 @@ def test_one_block_is_the_exact_inverse_of_ridges_equations(monkeypatch):
     probes = sn.LinearProbe(l1_ratio=0.0, tol=1e-10).fit_path(X + 5, y.astype(float), [0.01, 1.0, 100.0])
     assert all(probe.converged_ for probe in probes)
     assert len(products) == 1
+    weights = np.random.default_rng(0).exponential(size=len(y))
+    assert sn.LinearProbe(l1_ratio=0.0, tol=1e-10).fit(X + 0.5, y.astype(float), weights).converged_
+    assert len(products) == 2
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])

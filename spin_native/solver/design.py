@@ -40,13 +40,18 @@ class Design:
         self.means = torch.zeros(self.n_features, dtype=self.dtype)
 
     def centred(self, row_weights: Float64[Tensor, "row"]) -> "Design":
-        """The same, less the features' means: free intercepts allow it.
+        """The same, less the means of the features that lie farther from 0 than they spread: free intercepts allow it.
 
-        Features far from 0 would all look like the intercept and each other, and their spread would be lost in the rounding.
+        They would all look like the intercept and each other, and their spread would be lost in the rounding. (The mean of a
+        feature with an outlier is far from all of its values, but smaller than its spread.)
         """
-        shares = (row_weights / row_weights.sum()).to(self.dtype)
+        shares = row_weights / row_weights.sum()
+        means, squares = torch.zeros(2, self.n_features, dtype=torch.float64)
+        for rows, features in self._read(None, torch.float64):
+            means += shares[rows] @ features
+            squares += shares[rows] @ features.square()
         centred = copy(self)
-        centred.means = self.means + self.transposed_times(shares[:, None])[:, 0]
+        centred.means = torch.where(2 * means.square() > squares, means, 0.0).to(self.dtype)
         return centred
 
     @staticmethod
@@ -108,6 +113,17 @@ class Design:
             intercepts += curved.sum(0)
         return torch.cat([weights.addr_(intercepts, means, alpha=-1), intercepts[:, None]], 1).T
 
+    def squares(
+        self, columns: Int[Tensor, "column"], weights: Callable[[slice], Float[Tensor, "row column_1"]]
+    ) -> Float[Tensor, "column_1"]:
+        """Sum over rows of the weights times Z^2, where Z is [X 1] of some columns."""
+        total, means = torch.zeros(len(columns) + 1, dtype=self.dtype), self._means_of(columns, self.dtype)
+        for rows, features in self._read(columns, self.dtype):
+            weight = weights(rows)
+            total[:-1] += (features - means).square_().mul_(weight[:, :-1]).sum(0)
+            total[-1] += weight[:, -1].sum()
+        return total
+
     def gram(
         self, columns: Int[Tensor, "column"], weights: Float64[Tensor, "row part"], entries: Entries | None = None
     ) -> Symmetric:
@@ -117,7 +133,7 @@ class Design:
         next to nothing count as nothing (their products would be denormal numbers, ten times as slow); where most rows of a
         part weigh nothing, they are left out of the sums.
         """
-        total = Symmetric.zeros(len(columns) + 1, self.dtype)
+        total, means = Symmetric.zeros(len(columns) + 1, self.dtype), self._means_of(columns, self.dtype)
         for part, roots in enumerate(weights.sqrt().to(self.dtype).T):
             roots = torch.where(roots < 1e-10 * roots.max(), 0.0, roots)
             is_read = roots != 0 if roots.count_nonzero() < self.n_rows / 2 else None
@@ -125,7 +141,7 @@ class Design:
                 chosen = torch.arange(rows.start, rows.stop)
                 chosen = chosen if is_read is None else chosen[is_read[rows]]
                 scaled = features.new_empty(len(features), len(columns) + 1)
-                torch.sub(features, self.means[columns], out=scaled[:, :-1]).mul_(roots[chosen, None])
+                torch.sub(features, means, out=scaled[:, :-1]).mul_(roots[chosen, None])
                 scaled[:, -1] = roots[chosen]
                 total.add_product(scaled if entries is None else scaled.mul_(entries(part, chosen)))
         finite = total.diagonal().isfinite()

@@ -71,19 +71,28 @@ class Squared(Loss):
         return -(slope.square() / 2 + slope * self.targets).sum(1)
 
 
+# Of the two losses below all digits hold where a model is sure and right, which is all that separable rows leave: nothing is
+# taken from 1 or from a large margin, but told by the odds, or the probability, that a row is not of its class.
+
+
 def _log_odds_loss(against: Float64[Tensor, "_"]) -> Float64[Tensor, "_"]:
-    """log(1 + e^z) of the log odds that a row is not of its class: all digits hold, however sure and right a model is."""
+    """log(1 + e^z) of the log odds that a row is not of its class."""
     return torch.nn.functional.softplus(against, threshold=40)
 
 
 class Logistic(Loss):
     """Two classes, one margin: log(1 + e^z) - y z; y [row, 1] is 0 or 1."""
 
+    @property
+    def _away(self) -> Float64[Tensor, "row output"]:
+        """The sign of the margins that speak against a row's class."""
+        return 1 - 2 * self.targets
+
     def value(self, z: Tensor) -> Tensor:
-        return _log_odds_loss(((1 - 2 * self.targets) * z)[:, 0])
+        return _log_odds_loss((self._away * z)[:, 0])
 
     def slope(self, z: Tensor) -> Tensor:
-        return z.sigmoid() - self.targets
+        return self._away * (self._away * z).sigmoid()
 
     def curvature(self, z: Tensor) -> Tensor:
         return z.sigmoid() * (-z).sigmoid()
@@ -93,8 +102,8 @@ class Logistic(Loss):
         return lambda u, rows: curvature[rows] * u
 
     def dual(self, z: Tensor, scale: float) -> Tensor:
-        p = torch.lerp(self.targets, z.sigmoid(), scale)
-        return (torch.special.entr(p) + torch.special.entr(1 - p))[:, 0]
+        q = scale * (self._away * z)[:, 0].sigmoid()
+        return torch.special.entr(q) - torch.special.xlog1py(1 - q, -q)
 
 
 class Softmax(Loss):
@@ -105,7 +114,8 @@ class Softmax(Loss):
         return _log_odds_loss(others - (z * self.targets).sum(1))
 
     def slope(self, z: Tensor) -> Tensor:
-        return z.softmax(1) - self.targets
+        p = z.softmax(1)
+        return torch.where(self.targets > 0, -(p * (1 - self.targets)).sum(1, keepdim=True), p)
 
     def curvature(self, z: Tensor) -> Tensor:
         p = z.softmax(1)
@@ -128,4 +138,5 @@ class Softmax(Loss):
         return torch.diag(weighted.sum(0)) - weighted.T @ p
 
     def dual(self, z: Tensor, scale: float) -> Tensor:
-        return torch.special.entr(torch.lerp(self.targets, z.softmax(1), scale)).sum(1)
+        slope = scale * self.slope(z)
+        return torch.where(self.targets > 0, -torch.special.xlog1py(1 + slope, slope), torch.special.entr(slope)).sum(1)

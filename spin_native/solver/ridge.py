@@ -91,31 +91,37 @@ class _BlockBases:
     """An approximate inverse of every Hessian of a design: of its blocks of neighbouring columns, if a row curved as it weighs.
 
     The Hessian over outputs and columns is then M x X^T S X + I (a Kronecker product; S: the rows' weights, of sum 1; M: their
-    summed curvature matrix), that of the intercepts M, and one eigenbasis of each block serves every C and every step.
+    summed curvature matrix; X centred as the free intercepts make it), and one eigenbasis of each block serves all C and steps.
     """
 
     def __init__(self, design: Design, row_weights: Float64[Tensor, "row"], n_outputs: int) -> None:
         n_columns = min(MAX_BLOCK_COLUMNS, n_outputs * BLOCK_COLUMNS_PER_OUTPUT)
         # Of more columns than rows there is nothing to learn together.
         n_blocks = -(-design.n_features // min(n_columns, max(design.n_rows, 64)))
-        self._blocks = []
+        means, self._blocks = [], []
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
             gram = design.gram(columns, (row_weights / row_weights.sum())[:, None]).lower()
-            values, basis = torch.linalg.eigh(gram[:-1, :-1])
+            means.append(gram[-1, :-1].clone())
+            values, basis = torch.linalg.eigh(gram[:-1, :-1].addr_(means[-1], means[-1], alpha=-1))
             self._blocks.append((slice(int(columns[0]), int(columns[-1]) + 1), values.clamp_(min=0), basis))
+        self._means = torch.cat(means)[:, None]
 
     def inverse(self, states: Sequence[Objective]) -> Callable[[Float[Tensor, "feature_1 column"]], Tensor]:
         """Of the Hessians where some states stand, their outputs side by side; the last row is the intercepts'."""
         curvatures = [state.loss.total_curvature(state.z, state.row_weights) for state in states]
         values, bases = zip(*map(torch.linalg.eigh, curvatures), strict=True)
-        dtype = self._blocks[0][2].dtype
+        dtype = self._means.dtype
         # Softmax's smallest is 0, for what no step goes along.
         sizes = torch.cat([v.clamp(min=1e-3 * float(v[-1])) for v in values]).to(dtype)
         outputs = torch.block_diag(*bases).to(dtype)
 
         def inverse(v: Tensor) -> Tensor:
-            turned = v @ outputs
-            parts = [basis @ ((basis.T @ turned[rows]) / (values[:, None] * sizes + 1)) for rows, values, basis in self._blocks]
-            return torch.cat([*parts, turned[-1:] / sizes]) @ outputs.T
+            centred = (v[:-1] - self._means * v[-1]) @ outputs
+            parts = [
+                basis @ ((basis.T @ centred[rows]) / (values[:, None] * sizes + 1)) for rows, values, basis in self._blocks
+            ]
+            weights = torch.cat(parts) @ outputs.T
+            intercepts = (v[-1:] @ outputs / sizes) @ outputs.T - (self._means * weights).sum(0, keepdim=True)
+            return torch.cat([weights, intercepts])
 
         return inverse

@@ -27,7 +27,7 @@ from spin_native.solver.symmetric import CholeskyFactor, Symmetric
 # many over the gap, which is at most 1 where l2 is 0, or over so many times the share by which F fell in the last round.
 JOINT_CONJUGATE_GRADIENTS, FALLS_LEFT = 12, 100
 # Of softmax's turns, whose models a joint step repairs: the share of an output's curvature that its lightest rows may hold to
-# be left out (where they are most rows), and the least share that is added to its Hessian's diagonal.
+# be left out (where they are most rows), and the least that is added to its Hessian's diagonal, as a share of the spread.
 LIGHT_ROWS, LEAST_DAMPING = 1e-3, 1e-3
 LIGHT_ROWS_TOGETHER = 0.02  # the same share, of rows that are to tell how an output's weights move with the other outputs'
 
@@ -88,8 +88,9 @@ def sparse_path(
 class _Trust:
     """How far quadratic models are believed (Levenberg and Marquardt).
 
-    damping: the share that is added to a Hessian's diagonal in the turn of each output and, last, in the step for all of them;
-    is_rough: whether the lightest rows of an output may be left out of its turn.
+    damping: what is added to a Hessian's diagonal, as a share of the features' spread in the turn of each output and, last, of
+    that turn's whole diagonal in the step for all of them; is_rough: whether the lightest rows of an output may be left out of
+    its turn.
     """
 
     damping: list[float]
@@ -155,7 +156,12 @@ def _newton_step(state: Objective, trust: _Trust, k: int, gradient: Float64[Tens
     gram = state.design.gram(columns, curvature[:, None])
     diagonal = gram.diagonal()
     diagonal[:-1] += state.l2
-    gram.set_diagonal(diagonal * (1 + 10 * torch.finfo(diagonal.dtype).eps + trust.damping[k]) + 1e-30)
+    # The intercept is free, so what curves is a feature's spread, however far from 0 it lies.
+    sums = gram.times((torch.arange(len(diagonal)) == len(columns)).to(diagonal.dtype))
+    rounding = 10 * torch.finfo(diagonal.dtype).eps * diagonal
+    spread = torch.maximum(diagonal - sums * (sums / sums[-1].clamp(min=1e-30)), rounding)
+    spread[-1] = 0.0
+    gram.set_diagonal(diagonal + rounding + trust.damping[k] * spread + 1e-30)
     linear = torch.cat([gradient + state.l1 * sign, slopes.sum()[None]])
     nothing = torch.zeros(1, dtype=torch.float64)  # the intercept: starts anywhere, ends anywhere
     step, free, factor = _step_in_orthant(gram, linear, torch.cat([start, nothing]), torch.cat([sign, nothing]))
@@ -250,9 +256,15 @@ def _together(state: Objective, is_free: Float[Tensor, "feature_1 class"]) -> Ca
     p, row_weights = state.z.softmax(1), state.row_weights[:, None]
     # A row's share in it is the covariance, over classes at their probabilities, of the features that are free.
     heaviest = torch.stack([_heaviest(c, 1 - LIGHT_ROWS_TOGETHER) for c in (row_weights * p * (1 - p)).T], 1)
-    weights, means = row_weights * p * heaviest, p.to(is_free.dtype)
-    gram = state.design.gram(shared, weights, lambda k, rows: is_free[places, k] - means[rows] @ is_free[places].T)
-    diagonal = gram.diagonal()
+    free, p_free = is_free[places], p.to(is_free.dtype)
+
+    def shares(rows: slice) -> Float[Tensor, "row shared_1"]:
+        means = p_free[rows] @ free.T
+        return row_weights[rows].to(means.dtype) * (means - means.square())
+
+    gram = state.design.gram(shared, row_weights * p * heaviest, lambda k, rows: free[:, k] - p_free[rows] @ free.T)
+    # On the diagonal all rows count: a feature may be 0 in all but light ones.
+    diagonal = torch.maximum(gram.diagonal(), state.design.squares(shared, shares))
     diagonal[:-1] += state.l2 * n_free[shared]
     gram.set_diagonal(diagonal * (1 + LEAST_DAMPING) + 1e-30)
     factor = gram.cholesky()
