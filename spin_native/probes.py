@@ -146,7 +146,7 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
     convention: 1 is L1, 0 is L2) with free intercepts. It wants features of similar scale; the probe does not scale.
 
     C: inverse strength of the penalty. tol: where to stop: duality gap over objective, a bound on how far the objective may
-    be above its minimum. max_iter: rounds of Newton steps, the last of which only measures the gap, before a ConvergenceWarning.
+    be above its minimum. max_iter: rounds of Newton steps before a ConvergenceWarning; the last only measures the gap.
 
     After fit: classes_ [class], coef_ [output, feature] and intercept_ [output] (one output for two classes, else one per
     class), n_iter_, dual_gap_ (over the objective), converged_.

@@ -260,14 +260,17 @@ def test_separable_rows_and_a_large_c_reach_a_tight_gap(n_classes, dtype):
 
 @pytest.mark.parametrize("kind", [Logistic, Softmax])
 def test_a_loss_keeps_its_digits_where_a_row_is_sure_and_right(kind):
-    """log(1 + e^-d), and log(1 + 2 e^-d): nearly e^-d and 2 e^-d."""
+    """All others together have the probability e^-d or 2 e^-d, which is nearly the loss as well."""
     for d in (20.0, 35.0, 60.0):
         if kind is Logistic:
-            values, n_others = Logistic(torch.tensor([[0.0], [1.0]]).double()).value(torch.tensor([[-d], [d]]).double()), 1
+            loss, z, n_others = Logistic(torch.tensor([[1.0]]).double()), torch.tensor([[d]]).double(), 1
         else:
+            loss, n_others = Softmax(torch.tensor([[0.0, 1.0, 0.0]]).double()), 2
             z = torch.tensor([[1.0, 1.0 + d, 1.0]]).double()
-            values, n_others = Softmax(torch.tensor([[0.0, 1.0, 0.0]]).double()).value(z), 2
-        np.testing.assert_allclose(values, n_others * np.exp(-d), rtol=1e-8)
+        wrong = n_others * np.exp(-d)
+        assert float(loss.value(z)) == pytest.approx(wrong, rel=1e-8)
+        assert float(loss.slope(z).min()) == pytest.approx(-wrong, rel=1e-8)
+        assert float(loss.dual(z, 1.0)) == pytest.approx(wrong * (d + 1), rel=1e-8)  # -q log q, and -(1 - q) log(1 - q) = q
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
