@@ -105,7 +105,7 @@ class Design:
     def curved_times(self, v: Float[Tensor, "feature_1 output"], curve: Curve) -> Float[Tensor, "feature_1 output"]:
         """[X 1]^T curve([X 1] v), in one pass through X; the last row of v is the intercepts'."""
         weights, intercepts = v.new_zeros(v.shape[1], self.n_features), v.new_zeros(v.shape[1])
-        means = self.means.to(v.dtype)
+        means = self._means_of(None, v.dtype)
         shift = v[-1] - means @ v[:-1]
         for rows, features in self._read(None, v.dtype):
             curved = curve(torch.addmm(shift, features, v[:-1]), rows)
