@@ -23,12 +23,12 @@ from machine import environment
 from sklearn.model_selection import train_test_split
 
 import spin_native as sn
-from spin_native.classifier import SpinClassifier, SpinRegressor
+from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
+from spin_native.classifier.exits import shallowest_within
+from spin_native.classifier.integration import Part, Settings, baseline, integrate, sparsify
 from spin_native.cli.demo import demo_weights
-from spin_native.cli.tables import read_labelled
-from spin_native.exits import shallowest_within
-from spin_native.integration import Part, Settings, baseline, integrate, sparsify
-from spin_native.selection import importance
+from spin_native.probes.importance import importance
+from spin_native.tables import read_labelled
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -31,10 +31,10 @@ from machine import environment
 from torch import Tensor, nn
 
 import spin_native as sn
-from spin_native import pooling
-from spin_native.extract import token_budget
+from spin_native.features import pooling
+from spin_native.features.extract import token_budget
 from spin_native.models import FAMILIES, ModelConfig, Transformer
-from spin_native.text import pack
+from spin_native.text.packing import pack
 
 SHARED = Path(__file__).parents[2] / "shared"
 Rows = list[list[int]]
@@ -450,7 +450,7 @@ def head_of(model: nn.Module) -> dict[str, Tensor]:
 def measure_scores(_n_rounds: int) -> dict[str, Any]:
     """Demand 2: MiniLM's test scores with the base model in float32 and, the same classifier, in bfloat16; and its speed."""
     from spin_native.cli.demo import demo_weights
-    from spin_native.cli.tables import read_labelled
+    from spin_native.tables import read_labelled
 
     found = {}
     for name, metric in (("sst2", "accuracy"), ("edos", "macro_f1")):

@@ -29,8 +29,8 @@ from machine import environment
 
 import spin_native as sn
 from spin_native.cli.demo import demo_weights
-from spin_native.cli.tables import read_labelled
-from spin_native.solver import Design, Logistic, Softmax, Solution, sparse_path
+from spin_native.probes.solver import Design, Logistic, Softmax, Solution, sparse_path
+from spin_native.tables import read_labelled
 
 Fit = Callable[[np.ndarray, np.ndarray, float], Any]
 CS = (0.01, 0.1, 1.0, 10.0, 100.0)

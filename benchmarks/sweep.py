@@ -26,10 +26,10 @@ from accuracy import DATA
 from forward import random_model
 from machine import environment
 
-from spin_native.classifier import SpinClassifier
+from spin_native.classifier.estimators import SpinClassifier
+from spin_native.classifier.exits import Exit, calibrate, replay
 from spin_native.cli.demo import demo_weights
-from spin_native.cli.tables import read_labelled
-from spin_native.exits import Exit, calibrate, replay
+from spin_native.tables import read_labelled
 
 DROP, CONFIDENCE = 0.01, 0.95
 

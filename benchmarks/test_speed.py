@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import spin_native as sn
-from spin_native import pooling
-from spin_native.batch import TokenBatch
 from spin_native.cli.demo import demo_weights
+from spin_native.features import pooling
+from spin_native.text.batch import TokenBatch
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spin_native.batch import TokenBatch
 from spin_native.checkpoints import Checkpoint, Location, load_tokenizer
 from spin_native.errors import InputError
+from spin_native.text.batch import TokenBatch
 
 # float64 against the largest value of the layer (at least 1: GPT-2's residual stream reaches thousands, and rounding grows
 # with it), float32 as a relative Frobenius error.

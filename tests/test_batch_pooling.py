@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spin_native as sn
-from spin_native import pooling
-from spin_native.batch import TokenBatch
+from spin_native.features import pooling
+from spin_native.text.batch import TokenBatch
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 MASKED = {"mean": sn.masked_mean, "max": sn.masked_max, "first": sn.masked_first, "last": sn.masked_last}

@@ -20,11 +20,11 @@ from tiny import (
 )
 
 import spin_native as sn
-from spin_native.batch import TokenBatch
 from spin_native.checkpoints import files
-from spin_native.checkpoints.rules import account
+from spin_native.checkpoints.accounting import account
 from spin_native.models import FAMILIES as CLASSES
 from spin_native.models import ModelConfig
+from spin_native.text.batch import TokenBatch
 
 ROWS = rows_of_every_length()
 PREFIX = {"roberta": "roberta.", "bert": "bert.", "distilbert": "distilbert.", "gpt2": "transformer."}

@@ -168,7 +168,7 @@ def test_the_neurons_of_a_head_that_reads_hidden_states(tiny_model, reviews):
     ],
 )
 def test_settings_are_refused_before_the_work(tiny_model, reviews, settings, message, unchecked, monkeypatch):
-    monkeypatch.setattr("spin_native.training.Extraction.__call__", None)
+    monkeypatch.setattr("spin_native.classifier.training.Extraction.__call__", None)
     with pytest.raises(sn.InputError, match=message):
         sn.SpinClassifier(str(tiny_model), **settings).fit(*reviews)
 

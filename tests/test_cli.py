@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 import spin_native as sn
 from spin_native.cli import main as cli_main
-from spin_native.text import TruncationWarning
+from spin_native.text.tokenizer import TruncationWarning
 
 NASTY = ['a, "quoted" film', "two\nlines", "🎻 wow", "007", "NA", "null", "nan", "good", " spaces ", "1e5"]
 

@@ -12,12 +12,12 @@ from tiny import FAMILIES, checkpoint, our_values, padded, rows_of_every_length
 from torch import nn
 
 import spin_native as sn
-from spin_native import engine
-from spin_native.batch import TokenBatch
+from spin_native.models import fast as engine
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.checkpoints.load import resolved_dtype
-from spin_native.engine import ReorderedLinear
 from spin_native.models.attention import attend
+from spin_native.models.fast import ReorderedLinear
+from spin_native.text.batch import TokenBatch
 
 BOUNDS = {torch.float32: 5e-6, torch.bfloat16: 5e-2}
 works_here = pytest.mark.skipif(not engine._works(torch.float32), reason="this torch or CPU does not reorder weights")
@@ -171,7 +171,7 @@ def test_a_text_that_stands_there_several_times_is_computed_once(tiny_model, mon
 
 def test_blocks_encoded_ahead_and_one_by_one_give_the_same_and_name_the_same_row(tiny_model, monkeypatch, unchecked):
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
-    monkeypatch.setattr(sys.modules["spin_native.extract"], "WINDOW", 7)
+    monkeypatch.setattr(sys.modules["spin_native.features.extract"], "WINDOW", 7)
     texts = ["good " * (row % 9 + 1) for row in range(30)]
     ahead, streamed = (sn.extract(model, tokenizer, given) for given in (texts, iter(texts)))
     for feature in ahead.widths:

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import spin_native as sn
-from spin_native import store as store_module
-from spin_native.batch import TokenBatch
-from spin_native.extract import Extractor, features_of
-from spin_native.pooling import POOLINGS
-from spin_native.store import Feature
+from spin_native.features import store as store_module
+from spin_native.features.extract import Extractor, features_of
+from spin_native.features.pooling import POOLINGS
+from spin_native.features.store import Feature
+from spin_native.text.batch import TokenBatch
 
 WORDS = ["good", "bad", "nice", "awful", "fine", "the", "a", "was", "film", "food"]
 TEXTS = [" ".join(WORDS[(row + i) % len(WORDS)] for i in range(row % 13)) for row in range(40)]
@@ -195,7 +195,7 @@ def test_a_damaged_shard_or_manifest_is_named(parts, tmp_path, small_shards):
 WRITER = """
 import sys, time
 import spin_native as sn
-from spin_native.extract import Extractor
+from spin_native.features.extract import Extractor
 Extractor.rows_per_block = 10
 folder, store = sys.argv[1:]
 def texts():

@@ -14,27 +14,17 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, mean_squared_error, mutual_info_score
 
 import spin_native as sn
-from spin_native import probes, solver
-from spin_native.deployed import Deployed
+from spin_native.probes import probes, solver
+from spin_native.classifier.deployed import Deployed
+from spin_native.classifier.exits import THRESHOLDS, Exit, calibrate, harm_bound, replay
+from spin_native.classifier.integration import Part, integrate, sparsify
+from spin_native.classifier.perceptron import Perceptron
+from spin_native.classifier.training import parted
 from spin_native.errors import LeakWarning, NoNeuronWarning
-from spin_native.exits import THRESHOLDS, Exit, calibrate, harm_bound, replay
-from spin_native.integration import Part, integrate, sparsify
+from spin_native.features.store import Feature
 from spin_native.models import attention
-from spin_native.perceptron import Perceptron
-from spin_native.selection import (
-    Cut,
-    bottom,
-    class_mean_difference,
-    control_task,
-    f_statistic,
-    importance,
-    mutual_information,
-    predictivity,
-    random_neurons,
-    stability,
-)
-from spin_native.store import Feature
-from spin_native.training import parted
+from spin_native.probes.controls import bottom, control_task, random_neurons, stability
+from spin_native.probes.importance import Cut, class_mean_difference, f_statistic, importance, mutual_information, predictivity
 
 HEADS = ("refit", "frozen", "weighted")
 
@@ -189,7 +179,7 @@ def test_a_frozen_head_reads_nothing_but_the_outputs_of_the_layers_probes(tiny_m
 @pytest.mark.parametrize("final_rows", ["all", "training", None])
 def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, values, monkeypatch, final_rows):
     """scikit-learn's ridge regression on the same neurons of the same rows, and on the final hidden state."""
-    monkeypatch.setattr("spin_native.integration.TOL", 1e-10)
+    monkeypatch.setattr("spin_native.classifier.integration.TOL", 1e-10)
     texts, n_train = reviews[0], 44
     parts = (texts[:n_train], values[:n_train]), (texts[n_train:], values[n_train:])
     reg = sn.SpinRegressor(str(tiny_model), poolings=("mean",), etas=(0.9,), final_rows=final_rows)
@@ -248,7 +238,7 @@ def test_the_rows_of_phase_two(tiny_model, reviews, monkeypatch, phase_two, expe
             rows.append(range(64) if part.rows is None else part.rows.tolist())
             return phase(*arguments)
 
-        monkeypatch.setattr(f"spin_native.training.{phase.__name__}", recorded)
+        monkeypatch.setattr(f"spin_native.classifier.training.{phase.__name__}", recorded)
     sn.SpinClassifier(str(tiny_model), head="frozen", phase_two=phase_two).fit(*reviews)
     assert tuple(map(len, rows)) == expected
     assert set(rows[0]).isdisjoint(rows[1]) == (phase_two == "unseen")
@@ -362,7 +352,7 @@ def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_
 
 
 def test_probes_that_did_not_converge_are_warned_of_and_recorded(tiny_model, reviews, tmp_path, monkeypatch):
-    monkeypatch.setattr("spin_native.integration.TOL", 1e-300)
+    monkeypatch.setattr("spin_native.classifier.integration.TOL", 1e-300)
     monkeypatch.setattr(probes, "ridge_path", lambda *a, **k: [replace(s, gap=1.0) for s in solver.ridge_path(*a, **k)])
     with pytest.warns(
         ConvergenceWarning, match="linear models did not converge: baseline, probe on activation mean of layer 0"

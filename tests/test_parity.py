@@ -21,9 +21,9 @@ from tiny import (
 )
 
 import spin_native as sn
-from spin_native.batch import TokenBatch
 from spin_native.models import layers, roberta
 from spin_native.models.weights import Transposed
+from spin_native.text.batch import TokenBatch
 
 ROWS = rows_of_every_length()
 

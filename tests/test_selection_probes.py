@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import spin_native as sn
-from spin_native.exits import shallowest_within
-from spin_native.integration import Rows, Standardizer, smallest_useful_C
-from spin_native.selection import importance, salient
+from spin_native.classifier.exits import shallowest_within
+from spin_native.classifier.integration import Rows, Standardizer, smallest_useful_C
+from spin_native.probes.importance import importance, salient
 
 
 def test_importance_is_the_squared_norm_of_outgoing_weights():

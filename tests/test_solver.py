@@ -11,8 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
 import spin_native as sn
-from spin_native.solver import Design, Logistic, Softmax, Squared, ridge, sparse
-from spin_native.solver.objective import Objective
+from spin_native.probes.solver import Design, Logistic, Softmax, Squared, ridge, sparse
+from spin_native.probes.solver.objective import Objective
 
 
 def data(n_classes=2, n_rows=250, n_features=40, dtype=np.float64):
@@ -388,7 +388,7 @@ def test_slopes_curvatures_and_conjugates_are_those_of_the_loss(kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_store_is_probed_as_it_lies_on_the_disk(dtype, tiny_model, reviews, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["spin_native.extract"], "BLOCK_BYTES", 0)  # shards of 64 rows
+    monkeypatch.setattr(sys.modules["spin_native.features.extract"], "BLOCK_BYTES", 0)  # shards of 64 rows
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
     store = sn.extract(model, tokenizer, reviews[0], store=tmp_path / "store", dtype=dtype)
     where = {"site": "activation", "pooling": "mean", "layer": 1}
@@ -405,7 +405,7 @@ def test_blocks_of_columns_change_the_way_and_not_the_end(n_classes, monkeypatch
     X, y = data(n_classes)
     ends = []
     for n_columns in (3072, 16, 1):
-        monkeypatch.setattr("spin_native.solver.ridge.MAX_BLOCK_COLUMNS", n_columns)
+        monkeypatch.setattr("spin_native.probes.solver.ridge.MAX_BLOCK_COLUMNS", n_columns)
         probes = sn.LogisticProbe(l1_ratio=0.0, tol=1e-12).fit_path(X, y, [0.01, 1.0, 100.0])
         ends.append(np.stack([np.hstack([probe.coef_, probe.intercept_[:, None]]) for probe in probes]))
     np.testing.assert_allclose(ends[1], ends[0], atol=1e-6)

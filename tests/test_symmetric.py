@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spin_native.solver.symmetric import PANEL_COLUMNS, Symmetric
+from spin_native.probes.solver.symmetric import PANEL_COLUMNS, Symmetric
 
 SIZES = (1, PANEL_COLUMNS, PANEL_COLUMNS + 1, 3 * PANEL_COLUMNS - 5)
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tiny import SHARED, checkpoint
 
 import spin_native as sn
-from spin_native.text import Tokenizer, TruncationWarning, pack, windows
+from spin_native.text.packing import pack, windows
+from spin_native.text.tokenizer import Tokenizer, TruncationWarning
 
 NASTY = [
     "A plain tweet, with @user and #tags.",

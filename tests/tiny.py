@@ -9,9 +9,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from spin_native.batch import TokenBatch
 from spin_native.models import Transformer
 from spin_native.parity import activation_functions
+from spin_native.text.batch import TokenBatch
 
 N_VOCAB, MAX_TOKENS = 50, 9
 FAMILIES = ("roberta", "bert", "distilbert", "gpt2")

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from spin_native.checkpoints.accounting import account, take
 from spin_native.checkpoints.files import Reader, open_tensors
 from spin_native.checkpoints.hub import Location
-from spin_native.checkpoints.rules import account, take
-from spin_native.engine import PRODUCTS, Prepack, is_worth_it, reorder
 from spin_native.errors import InputError
 from spin_native.models import FAMILIES, ModelConfig, Transformer
+from spin_native.models.fast import PRODUCTS, Prepack, is_worth_it, reorder
 from spin_native.models.layers import PostNormBlock, PreNormBlock
-from spin_native.text import Tokenizer
+from spin_native.text.tokenizer import Tokenizer
 
 Dtype = torch.dtype | Literal["auto"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")

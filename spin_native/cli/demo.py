@@ -10,7 +10,7 @@ from time import perf_counter
 
 import click
 
-from spin_native.classifier import SpinClassifier
+from spin_native.classifier.estimators import SpinClassifier
 from spin_native.cli import render
 from spin_native.errors import InputError
 from spin_native.models import ModelConfig

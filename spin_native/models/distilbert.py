@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spin_native.batch import TokenBatch
 from spin_native.models.config import ModelConfig
 from spin_native.models.layers import Embedding, PostNormBlock
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
+from spin_native.text.batch import TokenBatch
 
 
 class DistilBert(Transformer):

@@ -3,11 +3,11 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spin_native.batch import TokenBatch
 from spin_native.models.config import ModelConfig
 from spin_native.models.layers import Embedding, PreNormBlock
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, Third, Transposed, WeightTable
+from spin_native.text.batch import TokenBatch
 
 
 class Gpt2(Transformer):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spin_native.batch import TokenBatch
 from spin_native.models.attention import attend
 from spin_native.models.config import ActivationFunction, ModelConfig
+from spin_native.text.batch import TokenBatch
 
 ACTIVATIONS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spin_native.batch import TokenBatch
 from spin_native.errors import InputError
 from spin_native.models.config import ModelConfig
 from spin_native.models.layers import PostNormBlock, PreNormBlock
 from spin_native.models.weights import WeightTable
+from spin_native.text.batch import TokenBatch
 
 Keep = Callable[[int], Int[Tensor, "kept"] | None]
 Edit = Callable[[int, Float[Tensor, "token d_ffn"]], Float[Tensor, "token d_ffn"]]

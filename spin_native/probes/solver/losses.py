@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from spin_native.solver.design import Curve
+from spin_native.probes.solver.design import Curve
 
 
 def _normal(values: Float64[Tensor, "row output"], dtype: torch.dtype) -> Float[Tensor, "row output"]:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from spin_native.batch import TokenBatch, checked_mask
 from spin_native.errors import InputError
+from spin_native.text.batch import TokenBatch, checked_mask
 
 Pooling = Literal["mean", "max", "first", "last"]
 

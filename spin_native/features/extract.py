@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spin_native.batch import TokenBatch
 from spin_native.errors import InputError
+from spin_native.features.pooling import POOLINGS, Pooling
+from spin_native.features.store import ActivationStore, Feature, FeatureDtype, Features, FeatureSpec
 from spin_native.models import Layer, Transformer, checked_depth
-from spin_native.pooling import POOLINGS, Pooling
-from spin_native.store import ActivationStore, Feature, FeatureDtype, Features, FeatureSpec
-from spin_native.text import WINDOW, Encoded, Tokenizer, check_text, pack, windows
+from spin_native.text.batch import TokenBatch
+from spin_native.text.packing import WINDOW, pack, windows
+from spin_native.text.tokenizer import Encoded, Tokenizer, check_text
 
 Site = Literal["activation", "hidden"]
 # Which columns of each feature are wanted: all (None), or these neurons.

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spin_native.checkpoints import Checkpoint, Dtype, load_tokenizer
+from spin_native.classifier.exits import Exit, Leaving
+from spin_native.classifier.integration import Head
 from spin_native.errors import InputError
-from spin_native.exits import Exit, Leaving
-from spin_native.extract import Extractor
-from spin_native.integration import Head
-from spin_native.store import Feature
+from spin_native.features.extract import Extractor
+from spin_native.features.store import Feature
 
 Array = np.ndarray
 Read = Callable[[Feature], Float[Array, "row _"]]  # the extracted neurons of a feature

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from spin_native.solver.conjugate_gradients import MAX_CONJUGATE_GRADIENTS, conjugate_gradients
-from spin_native.solver.design import Design
-from spin_native.solver.losses import Loss
-from spin_native.solver.objective import (
+from spin_native.probes.solver.conjugate_gradients import MAX_CONJUGATE_GRADIENTS, conjugate_gradients
+from spin_native.probes.solver.design import Design
+from spin_native.probes.solver.losses import Loss
+from spin_native.probes.solver.objective import (
     COARSE_STEPS,
     MAX_BLIND_ROUNDS,
     Objective,
@@ -21,7 +21,7 @@ from spin_native.solver.objective import (
     gradients_and_gaps,
     settle,
 )
-from spin_native.solver.symmetric import CholeskyFactor, Symmetric
+from spin_native.probes.solver.symmetric import CholeskyFactor, Symmetric
 
 # While a softmax's gap is wide and F falls its model leads astray, and exact joint steps are not worth their time: at most so
 # many over the gap, which is at most 1 where l2 is 0, or over so many times the share by which F fell in the last round.

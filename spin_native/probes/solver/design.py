@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from spin_native.errors import InputError
-from spin_native.solver.symmetric import Symmetric
+from spin_native.probes.solver.symmetric import Symmetric
 
 Array = np.ndarray
 # Of features that are copied (to float64, or some of their columns): small beside the data. And of those that are multiplied as

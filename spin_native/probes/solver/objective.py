@@ -16,8 +16,8 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 
 from spin_native.errors import InputError
-from spin_native.solver.design import Design
-from spin_native.solver.losses import Loss, Softmax
+from spin_native.probes.solver.design import Design
+from spin_native.probes.solver.losses import Loss, Softmax
 
 Array = np.ndarray
 # To reach a gap below this, float32's products are too coarse. (Whether any gap was reached is found out in float64.)

@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from spin_native.errors import InputError
-from spin_native.solver import Design, Logistic, Loss, Softmax, Solution, Squared, ridge_path, sparse_path
+from spin_native.probes.solver import Design, Logistic, Loss, Softmax, Solution, Squared, ridge_path, sparse_path
 
 Array = np.ndarray
 Probe = TypeVar("Probe", bound="_LinearModel")

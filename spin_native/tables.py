@@ -14,13 +14,12 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from spin_native.errors import InputError
-from spin_native.labels import Label
 
 BLOCK_ROWS = 8192
 KINDS = {".csv": "CSV", ".jsonl": "JSONL", ".ndjson": "JSONL", ".parquet": "Parquet"}
 
 
-def read_labelled(path: Path, text: str, label: str) -> tuple[list[str], list[Label]]:
+def read_labelled(path: Path, text: str, label: str) -> tuple[list[str], list[Any]]:
     """All texts and labels of a file; InputError, naming the row, for a missing one."""
     texts: list[str] = []
     labels: list[Any] = []

@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from spin_native.checkpoints import Location
+from spin_native.classifier.integration import Head, Standardizer
+from spin_native.classifier.perceptron import Perceptron
+from spin_native.disk import write_bytes, write_json
 from spin_native.errors import InputError
-from spin_native.integration import Head, Standardizer
-from spin_native.perceptron import Perceptron
-from spin_native.probes import LinearProbe, LogisticProbe
-from spin_native.selection import Cut
-from spin_native.store import Feature, write_bytes, write_json
+from spin_native.features.store import Feature
+from spin_native.probes.importance import Cut
+from spin_native.probes.probes import LinearProbe, LogisticProbe
 
 DESCRIPTION, TENSORS = "spin_classifier.json", "head.safetensors"
 FORMAT = 2

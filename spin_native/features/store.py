@@ -1,27 +1,23 @@
 """Pooled features of many texts, in memory or on disk.
 
-On disk: a folder of safetensors shards and `manifest.json`, which says what they hold and lists the finished ones. A shard is
-written under another name, flushed, renamed, and only then listed: whatever happens (a killed process, a full disk), the
-listed shards are whole, and the same extraction goes on after the last of them.
+On disk: a folder of safetensors shards and `manifest.json`, which says what they hold and lists the finished ones
+(`spin_native.disk`). An interrupted extraction resumes after the last finished shard.
 """
 
-import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Float32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from spin_native.disk import MANIFEST, Manifest, is_unused, writer
 from spin_native.errors import InputError
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 FeatureDtype = Literal["float32", "float16"]
 
@@ -118,14 +114,13 @@ class ActivationStore(Features):
         self.folder = Path(folder)
         path = self.folder / MANIFEST
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            if manifest["format"] != FORMAT:
-                raise InputError(f"{path}: format {manifest['format']}; this version of spin_native reads format {FORMAT}")
-            self._shards: list[dict[str, Any]] = manifest["shards"]
-            self.is_complete: bool = manifest["complete"]
-            self.spec = FeatureSpec.from_json(manifest)
+            self._manifest = Manifest.read(self.folder)
+            found = self._manifest.description["format"]
+            if found != FORMAT:
+                raise InputError(f"{path}: format {found}; this version of spin_native reads format {FORMAT}")
+            self.spec = FeatureSpec.from_json(self._manifest.description)
             super().__init__(self.spec.widths)
-            self.n_rows = sum(shard["rows"] for shard in self._shards)
+            self.n_rows = sum(shard["rows"] for shard in self._manifest.shards)
         except InputError:
             raise
         except OSError as error:
@@ -135,7 +130,7 @@ class ActivationStore(Features):
 
     @classmethod
     def create(cls, folder: str | Path, spec: FeatureSpec) -> "ActivationStore":
-        """A new store, or the one that is there if it was made from the very same things; InputError otherwise."""
+        """A new store, or the existing one if its specification is the same; InputError otherwise."""
         folder = Path(folder)
         if (folder / MANIFEST).exists():
             store = cls(folder)
@@ -147,41 +142,35 @@ class ActivationStore(Features):
                     f"{_short(getattr(spec, name))}); choose another folder, or delete this one"
                 )
             return store
-        if folder.exists() and any(name for name in os.listdir(folder) if name != ".lock" and not name.endswith(".partial")):
+        if not is_unused(folder):
             raise InputError(f"{folder}: not empty and no activation store; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / MANIFEST, {"format": FORMAT, "complete": False, "shards": [], **spec.to_json()})
+        Manifest(folder, {"format": FORMAT, **spec.to_json()}).write()
         return cls(folder)
 
     @staticmethod
-    @contextmanager
-    def writer(folder: str | Path) -> Iterator[None]:
-        """Hold the folder for writing; InputError if another process does. A killed process holds nothing."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(Path(folder) / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise InputError(f"{folder}: another process is writing here; wait for it, or choose another folder") from None
+    def writer(folder: str | Path) -> AbstractContextManager[None]:
+        """Lock the folder for writing; InputError if another process holds the lock."""
+        return writer(Path(folder))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the extraction has finished."""
+        return self._manifest.is_complete
 
     @property
     def texts_digests(self) -> list[str]:
         """Which texts each finished shard was made from."""
-        return [shard["texts"] for shard in self._shards]
+        return [shard["texts"] for shard in self._manifest.shards]
 
     def append(self, block: Mapping[Feature, Float[np.ndarray, "row _"]], texts_digest: str = "") -> None:
         """Write the next rows as one shard; InputError if the disk does not take it, with all finished shards kept."""
         rows = len(next(iter(block.values())))
+        tensors = {_key(feature): np.ascontiguousarray(array) for feature, array in block.items()}
         name = f"rows-{self.n_rows:010d}.safetensors"
-        partial = self.folder / f"{name}.partial"
         try:
-            save_file({_key(feature): np.ascontiguousarray(array) for feature, array in block.items()}, partial)
-            _flush(partial)
-            os.replace(partial, self.folder / name)
-            _flush(self.folder)
-            self._list(shards=[*self._shards, {"file": name, "rows": rows, "texts": texts_digest}])
+            self._manifest.add(name, lambda path: save_file(tensors, path), rows=rows, texts=texts_digest)
         except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
             raise InputError(
                 f"{self.folder}: rows {self.n_rows} to {self.n_rows + rows - 1} could not be written ({error}); the "
                 f"{self.n_rows} rows before them are safe: make room and run the same command again"
@@ -190,16 +179,10 @@ class ActivationStore(Features):
 
     def finish(self) -> None:
         """Mark the store complete: these are all the texts."""
-        if not self.is_complete:
-            self._list(complete=True)
-
-    def _list(self, *, shards: list[dict[str, Any]] | None = None, complete: bool = False) -> None:
-        shards = self._shards if shards is None else shards
-        write_json(self.folder / MANIFEST, {"format": FORMAT, "complete": complete, "shards": shards, **self.spec.to_json()})
-        self._shards, self.is_complete = shards, complete
+        self._manifest.finish()
 
     def _read(self, feature: Feature) -> Iterator[Float[np.ndarray, "row width"]]:
-        for shard in self._shards:
+        for shard in self._manifest.shards:
             path = self.folder / shard["file"]
             try:
                 # The torch reader maps the file; the numpy one would copy it.
@@ -211,31 +194,6 @@ class ActivationStore(Features):
             if array.shape != (shard["rows"], self.widths[feature]):
                 raise InputError(f"{path}: {_key(feature)} is {list(array.shape)}, not what {MANIFEST} says; extract again")
             yield array
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON for people to read, as `write_bytes` does."""
-    write_bytes(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that the old one or the whole new one is there, whatever happens."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    _flush(partial)
-    os.replace(partial, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold what was written (or renamed, for a folder)."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot flush a folder
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _key(feature: Feature) -> str:

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from spin_native.solver.conjugate_gradients import conjugate_gradients
-from spin_native.solver.design import Design
-from spin_native.solver.losses import Loss
-from spin_native.solver.objective import COARSE_STEPS, Objective, Solution, gradients_and_gaps, settle, widest
+from spin_native.probes.solver.conjugate_gradients import conjugate_gradients
+from spin_native.probes.solver.design import Design
+from spin_native.probes.solver.losses import Loss
+from spin_native.probes.solver.objective import COARSE_STEPS, Objective, Solution, gradients_and_gaps, settle, widest
 
 # Whose eigenbasis is worth finding: for each output, since all share it, and in all.
 BLOCK_COLUMNS_PER_OUTPUT, MAX_BLOCK_COLUMNS = 512, 3072

@@ -11,10 +11,8 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from spin_native.checkpoints import Checkpoint, Dtype, load_tokenizer
-from spin_native.errors import NoNeuronWarning
-from spin_native.exits import shallowest_within
-from spin_native.extract import Extractor
-from spin_native.integration import (
+from spin_native.classifier.exits import shallowest_within
+from spin_native.classifier.integration import (
     Controls,
     CurveRow,
     Head,
@@ -30,9 +28,11 @@ from spin_native.integration import (
     layer_curve,
     sparsify,
 )
-from spin_native.labels import check_all_there
-from spin_native.rows import LabelledRows
-from spin_native.store import Feature
+from spin_native.classifier.labels import check_all_there
+from spin_native.classifier.rows import LabelledRows
+from spin_native.errors import NoNeuronWarning
+from spin_native.features.extract import Extractor
+from spin_native.features.store import Feature
 
 Array = np.ndarray
 Wanted = dict[Feature, Int[Array, "_"] | None]

@@ -9,9 +9,17 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from sklearn.model_selection import train_test_split
 
+from spin_native.classifier.labels import (
+    Label,
+    check_all_there,
+    check_can_split,
+    checked_labels,
+    checked_values,
+    classes_of,
+    encoded,
+)
 from spin_native.errors import InputError, LeakWarning
-from spin_native.labels import Label, check_all_there, check_can_split, checked_labels, checked_values, classes_of, encoded
-from spin_native.text import checked_texts
+from spin_native.text.tokenizer import checked_texts
 
 TextsAndLabels = tuple[Iterable[str], Iterable[Any]]
 

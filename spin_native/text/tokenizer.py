@@ -5,18 +5,16 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from spin_native.batch import TokenBatch
 from spin_native.errors import InputError
+from spin_native.text.batch import TokenBatch
+from spin_native.text.packing import MAX_TOKENS, WINDOW, pack, windows
 
-MAX_TOKENS = 1024  # tokens per batch, where nothing is known of the model
-WINDOW = 8192  # texts that are sorted by length together: enough for batches of near-equal rows, little to hold
 END_OF_TEXT = "<|endoftext|>"
 # First, last token around every text of a family, and the unknown token of its WordPiece vocabulary.
 SPECIAL_TOKENS = {"roberta": ("<s>", "</s>"), "bert": ("[CLS]", "[SEP]"), "distilbert": ("[CLS]", "[SEP]")}
@@ -152,30 +150,6 @@ def checked_texts(texts: Iterable[object], what: str) -> list[str]:
     for row, text in enumerate(listed):
         check_text(text, row)
     return cast("list[str]", listed)
-
-
-def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Consecutive lists of `size` texts (the last may be shorter), taken one list at a time."""
-    if isinstance(texts, (str, bytes)):
-        raise InputError(f"texts is one {type(texts).__name__}; expected several texts, for example [text]")
-    stream = iter(texts)
-    while block := list(islice(stream, size)):
-        yield block
-
-
-def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Row numbers, longest first, cut into batches of at most `max_tokens` tokens and at least one row."""
-    if max_tokens < 1:
-        raise InputError(f"max_tokens is {max_tokens}; expected at least 1")
-    batches: list[list[int]] = []
-    filled = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if not batches or filled + lengths[row] > max_tokens:
-            batches.append([])
-            filled = 0
-        batches[-1].append(row)
-        filled += lengths[row]
-    return batches
 
 
 def _is_unicode(text: str) -> bool:

@@ -17,11 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from spin_native.checkpoints import Checkpoint, Dtype, Location
-from spin_native.deployed import Deployed
-from spin_native.errors import InputError
-from spin_native.exits import Exit, ExitBy, Promise, calibrate, rows_needed, shallowest_within
-from spin_native.extract import Site, check_choices
-from spin_native.integration import (
+from spin_native.classifier.deployed import Deployed
+from spin_native.classifier.exits import Exit, ExitBy, Promise, calibrate, rows_needed, shallowest_within
+from spin_native.classifier.integration import (
     METRICS,
     Controls,
     CurveRow,
@@ -35,14 +33,16 @@ from spin_native.integration import (
     Settings,
     Task,
 )
-from spin_native.labels import checked_labels, checked_values, encoded
+from spin_native.classifier.labels import checked_labels, checked_values, encoded
+from spin_native.classifier.perceptron import Perceptron
+from spin_native.classifier.rows import LabelledRows, TextsAndLabels, labelled_rows, valued_rows
+from spin_native.classifier.saved import describe_head, head_tensors, read_classifier, read_head, write_classifier
+from spin_native.classifier.training import Extraction, Training
+from spin_native.errors import InputError
+from spin_native.features.extract import Site, check_choices
+from spin_native.features.pooling import Pooling
 from spin_native.models import ModelConfig, checked_depth
-from spin_native.perceptron import Perceptron
-from spin_native.pooling import Pooling
-from spin_native.rows import LabelledRows, TextsAndLabels, labelled_rows, valued_rows
-from spin_native.saved import describe_head, head_tensors, read_classifier, read_head, write_classifier
-from spin_native.selection import RANKERS, WEIGHTINGS, Cut, CutBy
-from spin_native.training import Extraction, Training
+from spin_native.probes.importance import RANKERS, WEIGHTINGS, Cut, CutBy
 from spin_native.version import __version__
 
 Array = np.ndarray

@@ -17,10 +17,11 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_squared_error
 from tqdm.auto import tqdm
 
-from spin_native.perceptron import Perceptron
-from spin_native.probes import LinearProbe, LogisticProbe, probabilities
-from spin_native.selection import RANKERS, Cut, bottom, control_task, importance, random_neurons
-from spin_native.store import Feature, Features
+from spin_native.classifier.perceptron import Perceptron
+from spin_native.features.store import Feature, Features
+from spin_native.probes.controls import bottom, control_task, random_neurons
+from spin_native.probes.importance import RANKERS, Cut, importance
+from spin_native.probes.probes import LinearProbe, LogisticProbe, probabilities
 
 Array = np.ndarray
 Task = Literal["classification", "regression"]

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
-from spin_native.probes import probabilities
+from spin_native.probes.probes import probabilities
 
 Array = np.ndarray
 HIDDEN = (64, 32)

@@ -1,0 +1,1 @@
+"""A model and texts to pooled features, in memory or on disk."""

@@ -1,0 +1,9 @@
+"""Sparse and dense linear models, solved to a proven gap: the arithmetic behind the probes."""
+
+from spin_native.probes.solver.design import Design
+from spin_native.probes.solver.losses import Logistic, Loss, Softmax, Squared
+from spin_native.probes.solver.objective import Solution
+from spin_native.probes.solver.ridge import ridge_path
+from spin_native.probes.solver.sparse import sparse_path
+
+__all__ = ["Design", "Logistic", "Loss", "Softmax", "Solution", "Squared", "ridge_path", "sparse_path"]

@@ -1,9 +1,0 @@
-"""Sparse and dense linear models, solved to a proven gap: the arithmetic behind the probes."""
-
-from spin_native.solver.design import Design
-from spin_native.solver.losses import Logistic, Loss, Softmax, Squared
-from spin_native.solver.objective import Solution
-from spin_native.solver.ridge import ridge_path
-from spin_native.solver.sparse import sparse_path
-
-__all__ = ["Design", "Logistic", "Loss", "Softmax", "Solution", "Squared", "ridge_path", "sparse_path"]

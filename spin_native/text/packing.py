@@ -1,0 +1,33 @@
+"""Texts and rows into batches: windows of a stream, then rows of similar length under a token budget."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from spin_native.errors import InputError
+
+MAX_TOKENS = 1024  # default batch size in tokens, used where no model is known
+WINDOW = 8192  # texts sorted by length together: enough for batches of near-equal rows, and cheap to hold
+
+
+def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Consecutive lists of `size` texts (the last may be shorter), taken one list at a time."""
+    if isinstance(texts, (str, bytes)):
+        raise InputError(f"texts is one {type(texts).__name__}; expected several texts, for example [text]")
+    stream = iter(texts)
+    while block := list(islice(stream, size)):
+        yield block
+
+
+def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row numbers, longest first, cut into batches of at most `max_tokens` tokens and at least one row."""
+    if max_tokens < 1:
+        raise InputError(f"max_tokens is {max_tokens}; expected at least 1")
+    batches: list[list[int]] = []
+    filled = 0
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if not batches or filled + lengths[row] > max_tokens:
+            batches.append([])
+            filled = 0
+        batches[-1].append(row)
+        filled += lengths[row]
+    return batches
