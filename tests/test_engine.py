@@ -12,9 +12,9 @@ from tiny import FAMILIES, checkpoint, our_values, padded, rows_of_every_length
 from torch import nn
 
 import spin_native as sn
-from spin_native.models import fast as engine
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.checkpoints.load import resolved_dtype
+from spin_native.models import fast as engine
 from spin_native.models.attention import attend
 from spin_native.models.fast import ReorderedLinear
 from spin_native.text.batch import TokenBatch
@@ -57,7 +57,7 @@ def test_reordered_weights_refuse_gradients_and_moves_and_say_what_to_do():
     batch = TokenBatch.from_rows([[5, 6, 7]])
 
     def run(model):
-        *_, last = model.layers(batch, edit=lambda index, activation: activation.clone().requires_grad_())
+        *_, last = model.layers(batch, edit=lambda layer: layer.activation.clone().requires_grad_())
         return last.hidden
 
     model = sn.load_model(folder, prepack=True)

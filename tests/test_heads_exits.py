@@ -14,7 +14,6 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, mean_squared_error, mutual_info_score
 
 import spin_native as sn
-from spin_native.probes import probes, solver
 from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.exits import THRESHOLDS, Exit, calibrate, harm_bound, replay
 from spin_native.classifier.integration import Part, integrate, sparsify
@@ -23,6 +22,7 @@ from spin_native.classifier.training import parted
 from spin_native.errors import LeakWarning, NoNeuronWarning
 from spin_native.features.store import Feature
 from spin_native.models import attention
+from spin_native.probes import probes, solver
 from spin_native.probes.controls import bottom, control_task, random_neurons, stability
 from spin_native.probes.importance import Cut, class_mean_difference, f_statistic, importance, mutual_information, predictivity
 

@@ -82,7 +82,7 @@ def test_gradients_of_a_neuron_equal_finite_differences():
     batch = TokenBatch.from_rows([[5, 6, 7], [8, 9]])
 
     def final(shift: torch.Tensor) -> torch.Tensor:
-        *_, last = model.layers(batch, edit=lambda index, activation: activation + shift if index == 1 else activation)
+        *_, last = model.layers(batch, edit=lambda layer: layer.activation + shift if layer.index == 1 else layer.activation)
         return last.hidden.square().sum()
 
     torch.autograd.gradcheck(final, torch.zeros(5, model.config.d_ffn, dtype=torch.float64, requires_grad=True))
@@ -93,7 +93,7 @@ def test_an_edit_changes_what_is_written_not_what_is_yielded():
     batch = TokenBatch.from_rows(ROWS)
     plain, edited = our_values(model, batch), {}
     with torch.inference_mode():
-        for layer in model.layers(batch, edit=lambda index, activation: activation * (index != 1)):
+        for layer in model.layers(batch, edit=lambda layer: layer.activation * (layer.index != 1)):
             edited[layer.index] = layer
     assert torch.equal(edited[1].activation, plain["activation", 1])
     silenced = model.blocks[1].feed_forward_norm(

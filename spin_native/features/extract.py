@@ -201,24 +201,20 @@ class Extractor:
         rows: where the batch's rows stand in `kept` and `depths`, which are filled.
         """
         # Who may leave is asked at every layer; otherwise nothing past the last wanted one is run.
-        last, stay = max(self._by_layer) if leave is None else self.model.depth - 1, None
-
-        def keep(_layer: int) -> Tensor | None:
-            return stay
-
-        for layer in self.model.layers(batch, keep=keep):
+        last = max(self._by_layer) if leave is None else self.model.depth - 1
+        for layer in self.model.layers(batch):
             for feature, columns in self._by_layer.get(layer.index, ()):
                 with np.errstate(over="ignore"):  # what float16 cannot hold is refused later, by name
                     kept[feature][rows] = _pool(layer, feature, columns, layer.batch).cpu().numpy()
             depths[rows] = layer.index + 1
             if layer.index == last:
                 return
-            stay = None
             leaves = None if leave is None else leave(layer.index, partial(_take, kept, rows))
             if leaves is not None and leaves.any():
                 if leaves.all():
                     return
-                rows, stay = rows[~leaves], torch.from_numpy(np.flatnonzero(~leaves)).to(self._device)
+                rows = rows[~leaves]
+                layer.keep(torch.from_numpy(np.flatnonzero(~leaves)).to(self._device))
             del layer  # one layer's activation alive at a time
 
     def _run_into(self, store: ActivationStore, texts: Iterable[str], progress: bool | None) -> ActivationStore:

@@ -14,24 +14,29 @@ from spin_native.models.layers import PostNormBlock, PreNormBlock
 from spin_native.models.weights import WeightTable
 from spin_native.text.batch import TokenBatch
 
-Keep = Callable[[int], Int[Tensor, "kept"] | None]
-Edit = Callable[[int, Float[Tensor, "token d_ffn"]], Float[Tensor, "token d_ffn"]]
 
-
-@dataclass(frozen=True)
+@dataclass
 class Layer:
     """What can be seen at one layer.
 
     index: the layer, from 0; `n_layers` for the final hidden state.
     hidden: what enters the layer (transformers' `hidden_states[index]`).
     activation: the FFN's neurons; None at the final hidden state, which no FFN reads.
-    batch: the rows that are still there.
+    batch: the rows that are still running.
     """
 
     index: int
     hidden: Float[Tensor, "token d_model"]
     activation: Float[Tensor, "token d_ffn"] | None
     batch: TokenBatch
+    kept: Int[Tensor, "kept"] | None = None
+
+    def keep(self, rows: Int[Tensor, "kept"]) -> None:
+        """Continue with these rows of `batch` only (ascending indices): the others exit here, and no later layer runs them."""
+        self.kept = rows
+
+
+Edit = Callable[[Layer], Float[Tensor, "token d_ffn"]]
 
 
 class Source(Protocol):
@@ -94,32 +99,35 @@ class Transformer(nn.Module):
         """Post-norm blocks have normalised already."""
         return hidden
 
-    def layers(self, batch: TokenBatch, *, edit: Edit | None = None, keep: Keep | None = None) -> Iterator[Layer]:
-        """Run the model layer by layer; stop reading, and the rest is never computed.
+    def layers(
+        self, batch: TokenBatch, *, edit: Edit | None = None, embedded: Float[Tensor, "token d_model"] | None = None
+    ) -> Iterator[Layer]:
+        """Run the model layer by layer. `break`, and later layers never run.
 
         Each layer is yielded as soon as its activation is known: stopping after layer k-1 costs k attentions, k
-        up-projections and k-1 down-projections. A whole model ends with the final hidden state.
+        up-projections and k-1 down-projections. A whole model ends with the final hidden state. A caller may make the batch
+        smaller on the way: see `Layer.keep`.
 
-        edit: called with (layer index, activation); what it returns is what the layer writes. The yielded activation is the
-            one before the edit.
-        keep: called with the layer index; the rows (numbered as in that layer's batch, ascending) that go on. The others leave,
-            and the batch is smaller from there on; None: all go on.
+        embedded: start from these vectors instead of the embedding of `batch.ids` (soft prompts).
+        edit: called with the Layer after it was yielded; the layer writes the activation that it returns.
         Gradients flow or not as the caller's grad mode says.
         """
         self.check(batch)
-        hidden = self.embed(batch)  # [token, d_model]
+        hidden = self.embed(batch) if embedded is None else embedded  # [token, d_model]
         for index, block in enumerate(cast("list[PreNormBlock]", self.blocks)):
             attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
-            yield Layer(index, hidden, activation, batch)
+            layer = Layer(index, hidden, activation, batch)
+            yield layer
             if index == self.depth - 1 and not self.is_whole:
                 return
-            if keep is not None and (rows := keep(index)) is not None:
-                batch, tokens = batch.only(rows)
-                attended, activation = attended[tokens], activation[tokens]
             if edit is not None:
-                activation = edit(index, activation)
+                activation = edit(layer)
+            if layer.kept is not None:
+                batch, tokens = batch.only(layer.kept)
+                attended, activation = attended[tokens], activation[tokens]
+            del layer  # free its tensors before the next layer needs the room
             hidden = block.write(attended, activation)  # [token, d_model]
-            del attended, activation  # the next layer's are as large
+            del attended, activation
         yield Layer(self.config.n_layers, self.final_norm(hidden), None, batch)
 
     def check(self, batch: TokenBatch) -> None:
