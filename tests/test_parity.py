@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny import (
     FAMILIES,
     MAX_TOKENS,
@@ -21,7 +20,9 @@ from tiny import (
 )
 
 import spin_native as sn
-from spin_native.models import layers, roberta
+from spin_native.models import layers
+from spin_native.models.attention import Attention
+from spin_native.models.families import bert, roberta
 from spin_native.models.weights import Transposed
 from spin_native.text.batch import TokenBatch
 
@@ -29,11 +30,12 @@ ROWS = rows_of_every_length()
 
 
 @pytest.mark.parametrize("side", ["none", "right", "left"])
+@pytest.mark.parametrize("prepack", ["auto", False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_layer_equals_transformers_in_float64(family, shape, side):
+def test_every_layer_equals_transformers_in_float64(family, shape, prepack, side):
     folder, reference = checkpoint(family, shape)
-    ours = our_values(sn.load_model(folder, dtype=torch.float64), padded(ROWS, side))
+    ours = our_values(sn.load_model(folder, dtype=torch.float64, prepack=prepack), padded(ROWS, side))
     assert largest_error(ours, reference_values(reference, ROWS)) <= 1e-12
 
 
@@ -105,44 +107,41 @@ def test_an_edit_changes_what_is_written_not_what_is_yielded():
 # Planted bugs: each must be seen by the comparison above.
 
 
-def _error(family, side="left"):
+def _error(family, side="left", prepack=False):
     folder, reference = checkpoint(family)
     return largest_error(
-        our_values(sn.load_model(folder, dtype=torch.float64), padded(ROWS, side)), reference_values(reference, ROWS)
+        our_values(sn.load_model(folder, dtype=torch.float64, prepack=prepack), padded(ROWS, side)),
+        reference_values(reference, ROWS),
     )
 
 
 def _swap_gelus(patch):
-    patch.setitem(layers.ACTIVATIONS, "gelu", lambda x: F.gelu(x, approximate="tanh"))
-    patch.setitem(layers.ACTIVATIONS, "gelu_tanh", F.gelu)
+    patch.setitem(layers.ACTIVATIONS, "gelu", layers.gelu_tanh)
+    patch.setitem(layers.ACTIVATIONS, "gelu_tanh", layers.gelu)
 
 
 def _wrong_eps(patch):
-    true_norm = layers.nn.LayerNorm
-    patch.setattr(layers.nn, "LayerNorm", lambda width, eps: true_norm(width, eps * 2))
+    true_init = layers.LayerNorm.__init__
+    patch.setattr(layers.LayerNorm, "__init__", lambda self, width, eps: true_init(self, width, eps * 2))
 
 
 def _positions_from_zero(patch):
-    patch.setattr(roberta.Roberta, "positions", lambda _self, batch: batch.positions)
+    patch.setattr(roberta.RobertaEmbedding, "positions", lambda _self, batch: batch.positions)
 
 
 def _no_token_type(patch):
-    true_embed = roberta.Roberta.embed
+    true_forward = bert.BertEmbedding.forward
 
-    def embed(self, batch):
-        self.token_type_embedding.weight.data.zero_()
-        return true_embed(self, batch)
+    def forward(self, batch):
+        self.token_type.weight.data.zero_()
+        return true_forward(self, batch)
 
-    patch.setattr(roberta.Roberta, "embed", embed)
+    patch.setattr(bert.BertEmbedding, "forward", forward)
 
 
 def _no_causal_mask(patch):
-    true_attention = F.scaled_dot_product_attention
-
-    def attention(query, key, value, mask, is_causal, scale):
-        return true_attention(query, key, value, mask, scale=scale)
-
-    patch.setattr(layers.F, "scaled_dot_product_attention", attention)
+    true_init = Attention.__init__
+    patch.setattr(Attention, "__init__", lambda self, n_heads, *, scale, **_: true_init(self, n_heads, scale=scale))
 
 
 def _untransposed_projection(patch):
@@ -204,7 +203,7 @@ def test_the_activations_that_mingpt_recorded():
     model = sn.load_model(str(folder))
     idx = recorded("idx", torch.float32 if len(base64.b64decode(record["idx"]["data"])) == 132 else torch.int64).round().long()
     batch = TokenBatch.from_rows(idx.tolist())
-    hidden = model.embed(batch)
+    hidden = model.embedding(batch)
     for index, block in enumerate(model.blocks):
         attended, activation = block.read(hidden, batch)
         if index == 0:

@@ -14,7 +14,7 @@ from spin_native.parity import activation_functions
 from spin_native.text.batch import TokenBatch
 
 N_VOCAB, MAX_TOKENS = 50, 9
-FAMILIES = ("roberta", "bert", "distilbert", "gpt2")
+FAMILIES = ("roberta", "bert", "distilbert", "gpt2", "mpnet", "xlm-roberta")
 
 
 class Shape(NamedTuple):
@@ -40,11 +40,12 @@ def reference_model(family: str, shape: Shape = USUAL, **settings: object) -> nn
         "intermediate_size": shape.d_ffn,
         "max_position_embeddings": MAX_TOKENS,
     }
+    roberta = {**bert, "max_position_embeddings": MAX_TOKENS + 2, "layer_norm_eps": 1e-5}
     config = {
         "bert": lambda: transformers.BertConfig(**{**bert, **settings}),
-        "roberta": lambda: transformers.RobertaConfig(
-            **{**bert, "max_position_embeddings": MAX_TOKENS + 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5, **settings}
-        ),
+        "roberta": lambda: transformers.RobertaConfig(**{**roberta, "type_vocab_size": 1, **settings}),
+        "xlm-roberta": lambda: transformers.XLMRobertaConfig(**{**roberta, "type_vocab_size": 1, **settings}),
+        "mpnet": lambda: transformers.MPNetConfig(**{**roberta, **settings}),
         "distilbert": lambda: transformers.DistilBertConfig(
             vocab_size=N_VOCAB,
             dim=shape.d_model,

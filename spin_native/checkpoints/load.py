@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from spin_native.checkpoints.accounting import account, take
 from spin_native.checkpoints.files import Reader, open_tensors
 from spin_native.checkpoints.hub import Location
 from spin_native.errors import InputError
-from spin_native.models import FAMILIES, ModelConfig, Transformer
-from spin_native.models.fast import PRODUCTS, Prepack, is_worth_it, reorder
-from spin_native.models.layers import PostNormBlock, PreNormBlock
+from spin_native.models import FAMILIES, ModelConfig, Transformer, new_model, read_config
+from spin_native.models.fast import PRODUCTS, Prepack, is_worth_it, reorder, use_kernels
 from spin_native.text.tokenizer import Tokenizer
 
 Dtype = torch.dtype | Literal["auto"]
+ALIGNMENT = 64  # bytes
+# Settings that every family's config once had. A fingerprint still counts them, so that those already saved stay valid.
+ONCE_OF_ALL_FAMILIES = {"n_token_types": 0, "scales_attention": True, "scales_attention_by_layer": False}
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
 
 
@@ -41,7 +43,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> ModelConfig:
-        return ModelConfig.from_huggingface(self.location.read_json("config.json"), f"{self.name}/config.json")
+        return read_config(self.location.read_json("config.json"), f"{self.name}/config.json")
 
     @cached_property
     def readers(self) -> dict[str, Reader]:
@@ -54,7 +56,7 @@ class Checkpoint:
     def build(self, depth: int | None) -> Transformer:
         """The model without its numbers (on torch's meta device)."""
         with torch.device("meta"):
-            return FAMILIES[self.config.family](self.config, depth)
+            return new_model(self.config, depth)
 
     def load(
         self,
@@ -75,13 +77,15 @@ class Checkpoint:
         dtype = resolved_dtype(dtype, device)
         reordered = is_worth_it(prepack, dtype, device)
         model = self.build(depth)
+        if prepack is not False:
+            use_kernels(model)
         own = [name for name, _ in model.named_parameters() if not name.startswith("blocks.")]
         self._fill(model, own, dtype, device)
-        for index, block in enumerate(cast("list[PreNormBlock | PostNormBlock]", model.blocks)):
+        for index, block in enumerate(model.blocks):
             for product in PRODUCTS[:-1] if block.feed_forward.down is None else PRODUCTS:
                 # One product at a time: what it was made from is let go before the next one needs the room.
                 names = [f"blocks.{index}.{product}.{name}" for name, _ in block.get_submodule(product).named_parameters()]
-                self._fill(model, names, dtype, device)
+                self._fill(model, names, dtype, device, aligns=not reordered)
                 if product == "feed_forward.up" and block.feed_forward.down is None and last_neurons is not None:
                     block.feed_forward.keep(torch.as_tensor(last_neurons, device=device))
                 if reordered:
@@ -91,17 +95,25 @@ class Checkpoint:
         model.source = self
         return model.eval().requires_grad_(False)
 
-    def _fill(self, model: Transformer, names: Iterable[str], dtype: torch.dtype, device: torch.device | str) -> None:
-        """Give parameters their numbers."""
+    def _fill(
+        self, model: Transformer, names: Iterable[str], dtype: torch.dtype, device: torch.device | str, *, aligns: bool = False
+    ) -> None:
+        """Give parameters their numbers.
+
+        aligns: copy a weight that lies at another address than a multiple of ALIGNMENT, as one mapped from a file may: MKL's
+            products give other last bits there.
+        """
         for name in names:
             rule, shape = model.weights.rule(name), tuple(model.get_parameter(name).shape)
             tensor = take(rule, self.readers[rule.stored](), shape, self.name).to(device=device, dtype=dtype)
+            if aligns and tensor.data_ptr() % ALIGNMENT:
+                tensor = tensor.clone()
             module, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
 
     def fingerprint(self, depth: int) -> str:
         """sha256 over the config and the stored bytes of every tensor that the first `depth` layers use."""
-        digest = hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps({**ONCE_OF_ALL_FAMILIES, **asdict(self.config)}, sort_keys=True).encode())
         model = self.build(depth)
         for stored in sorted({model.weights.rule(name).stored for name, _ in model.named_parameters()}):
             tensor = self.readers[stored]().contiguous()
@@ -120,14 +132,15 @@ def load_model(
     revision: str | None = None,
     allow_pickle: bool = False,
 ) -> Transformer:
-    """Load a RoBERTa, BERT, DistilBERT or GPT-2 checkpoint for reading its neurons.
+    """Load a checkpoint of one of the families (RoBERTa, BERT, DistilBERT, GPT-2, MPNet, XLM-RoBERTa) for reading its neurons.
 
     name: a folder, or a Hub name ("roberta-base"); `revision` picks a branch, tag or commit there.
     depth: how many layers to load (1 to n_layers), None for all. Only their tensors are read from the file.
     dtype: torch.float32, float64, bfloat16 or float16; stored numbers are converted. "auto" is bfloat16 where the machine has
         instructions for it, which makes it several times as fast and moves scores by less than their noise, else float32.
-    prepack: keep the weights in the order in which the CPU multiplies fastest ("auto": float32 and bfloat16 where it has
-        AVX-512). Such a model gives no gradients and cannot be moved; False keeps the weights as stored, mapped into memory.
+    prepack: use fused kernels, and keep the weights in the order in which the CPU multiplies fastest ("auto": float32 and
+        bfloat16 where it has AVX-512). A model with reordered weights gives no gradients and cannot be moved. False: the plain
+        parts of `models/`, on weights as stored; slower, and made to be read.
     allow_pickle: also read a legacy pytorch_model.bin (with torch's weights_only unpickler).
 
     Parameters do not require gradients (activations still can); dropout does not exist.
@@ -153,11 +166,11 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> Tokenizer:
     Raises InputError where there is none, it is damaged, or its ids do not fit the model's embedding.
     """
     location = Location(name, revision)
-    config = ModelConfig.from_huggingface(location.read_json("config.json"), f"{name}/config.json")
+    config = read_config(location.read_json("config.json"), f"{name}/config.json")
     files = {filename: path for filename in TOKENIZER_FILES if (path := location.find(filename))}
     if files.keys() <= {"tokenizer_config.json"}:
         raise location.lacks("tokenizer.json, vocab.json with merges.txt, or vocab.txt")
-    tokenizer = Tokenizer.from_files(files, config.family, config.max_tokens)
+    tokenizer = Tokenizer.from_files(files, config.max_tokens, FAMILIES[config.family].special_tokens)
     if tokenizer.n_vocab > config.n_vocab:
         raise InputError(
             f"model {name!r}: the tokenizer has ids up to {tokenizer.n_vocab - 1}, the embedding has rows 0 to "

@@ -1,15 +1,17 @@
-"""The engine: a model's matrix products at the speed of the machine, without a word of it in the forward pass.
+"""The same arithmetic at the machine's speed: parts that replace the plain ones after a model is loaded.
 
-oneDNN multiplies fastest by weights that lie in blocks cut for the processor's registers. `reorder` brings every weight of a
-block into that order once, and puts modules in the place of the `nn.Linear`s that do the same with three savings: nothing is
-reordered again at every call; the activation function, or the residual sum, is applied while a product is in registers; and
-query, key and value are one product. Each weight is held once. Results are those of the plain path but for rounding.
+- `use_kernels`: torch's fused attention, norms and activation functions, on any device and in any dtype.
+- `reorder`: oneDNN multiplies fastest by weights that lie in blocks cut for the processor's registers. Every weight of a block
+  is brought into that order once. Three things are saved: nothing is reordered at every call; the activation function or the
+  residual sum is applied while a product is in registers; query, key and value are one product. Each weight is held once.
 
-Such a product has no gradient, stays on the CPU and in its dtype; `load_model(..., prepack=False)` gives the plain path.
+Results equal those of the plain parts but for rounding, and on reordered weights a row's bits do not depend on its batch.
+A reordered product has no gradient, stays on the CPU and in its dtype. `load_model(..., prepack=False)` keeps the plain parts.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +19,192 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spin_native.errors import InputError
+from spin_native.models.attention import Attention
 from spin_native.models.config import ActivationFunction
-from spin_native.models.layers import PostNormBlock, PreNormBlock, Projections
+from spin_native.models.layers import ACTIVATIONS, Block, FeedForward, LayerNorm, Projections
+from spin_native.models.transformer import Transformer
+from spin_native.text.batch import TokenBatch
 
 Prepack = Literal["auto"] | bool
 REMEDY = "load the model with prepack=False for gradients, other devices or other dtypes"
+
+# CPU kernels vectorise over 16 keys; a remainder runs scalar and doubles the time.
+KEYS_AT_A_TIME = 16
+
+KERNELS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def use_kernels(model: Transformer) -> None:
+    """Replace attention, norms and activation functions by torch's fused kernels, in place. Gradients and moves still work."""
+    shared = _Masks()
+    for module in list(model.modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, LayerNorm):
+                setattr(module, name, FusedLayerNorm(part))
+            elif isinstance(part, Attention):
+                setattr(module, name, FusedAttention(part, shared))
+        if isinstance(module, FeedForward) and module.activation_function is ACTIVATIONS[model.config.activation_function]:
+            module.activation_function = KERNELS[model.config.activation_function]
+
+
+class FusedLayerNorm(nn.LayerNorm):
+    """LayerNorm as one kernel, over the plain one's parameters."""
+
+    def __init__(self, plain: LayerNorm) -> None:
+        super().__init__(len(plain.weight), plain.eps, device="meta")
+        self.weight, self.bias = plain.weight, plain.bias
+
+
+class FusedAttention(Attention):
+    """Attention by torch's kernels, over runs of rows of one length.
+
+    Rows of one length stand side by side (`TokenBatch.runs`), so a run is a [row, position] view for one kernel. A batch whose
+    rows do not stand longest first is brought into that order and back, by copying.
+    """
+
+    def __init__(self, plain: Attention, masks: "_Masks") -> None:
+        super().__init__(plain.n_heads, scale=plain.scale, causal=plain.causal)
+        self.bias, self._masks = plain.bias, masks
+
+    def forward(
+        self,
+        query: Float[Tensor, "token d_model"],
+        key: Float[Tensor, "token d_model"],
+        value: Float[Tensor, "token d_model"],
+        batch: TokenBatch,
+    ) -> Float[Tensor, "token d_model"]:
+        query, key, value = (x.unflatten(-1, (self.n_heads, -1)) for x in (query, key, value))  # [token, head, d_head]
+        if query.is_cuda and self.bias is None and _varlen_works(query.dtype, query.shape[-1]):
+            return _varlen(query, key, value, batch, causal=self.causal, scale=self.scale)
+        if batch.longest_first is not None:
+            query, key, value = (x[batch.longest_first] for x in (query, key, value))
+        widens = query.dtype in (torch.float32, torch.bfloat16) and not (query.is_cuda or torch.is_grad_enabled())
+        mixed = self._over_runs(query, key, value, batch, widens=widens, may_see_next=True)
+        if widens and not mixed.sum(dtype=torch.float32).isfinite():
+            # A window's hidden keys weigh 0, but 0 times infinity is NaN: keep every row to its own keys.
+            mixed = self._over_runs(query, key, value, batch, widens=True, may_see_next=False)
+        return mixed if batch.input_order is None else mixed[batch.input_order]
+
+    def _over_runs(
+        self,
+        query: Float[Tensor, "token head d_head"],
+        key: Float[Tensor, "token head d_head"],
+        value: Float[Tensor, "token head d_head"],
+        batch: TokenBatch,
+        *,
+        widens: bool,
+        may_see_next: bool,
+    ) -> Float[Tensor, "token d_model"]:
+        """Every run; on a CPU over windows of keys whose width is a multiple of KEYS_AT_A_TIME.
+
+        A window wider than its row covers the next row's first tokens, which a mask (or causality) hides. The batch's last
+        rows have nothing after them and are padded with zeros; so is every row where it may not see the next one. The hidden
+        keys weigh exactly 0: a row's bits are the same either way. float16 overflows easily and gets no windows.
+        """
+        parts = []
+        for run in batch.runs:
+            width, n_windows = run.length, run.n_rows
+            if widens:
+                width = -(-run.length // KEYS_AT_A_TIME) * KEYS_AT_A_TIME
+                n_followed = max(0, (len(query) - run.start - width) // run.length + 1)  # rows whose window the batch covers
+                n_windows = min(n_followed if may_see_next or width == run.length else 0, run.n_rows)
+            mask = self._masks.get(self, batch, run.length, width, query)
+            for first, last, n_keys in ((0, n_windows, width), (n_windows, run.n_rows, run.length)):
+                if first < last:
+                    start, n_rows = run.start + first * run.length, last - first
+                    q = _rows(query, start, n_rows, run.length, run.length)  # [row, head, position, d_head]
+                    k, v = (_rows(x, start, n_rows, run.length, n_keys) for x in (key, value))
+                    if n_keys < width:
+                        k, v = (F.pad(x, (0, 0, 0, width - n_keys)) for x in (k, v))
+                    is_causal = self.causal and mask is None
+                    heads = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale)
+                    parts.append(heads.transpose(1, 2).flatten(2).flatten(0, 1))
+        return torch.cat(parts)
+
+
+class _Masks:
+    """What is added to the attention scores: the position bias, and minus infinity on the keys after a row's end.
+
+    The layers of a model share one: masks with a bias are built once per batch, not once per layer.
+    """
+
+    def __init__(self) -> None:
+        self._batch: TokenBatch | None = None
+        self._biased: dict[tuple[int, int], Tensor] = {}
+
+    def get(
+        self, attention: Attention, batch: TokenBatch, length: int, width: int, like: Tensor
+    ) -> Float[Tensor, "1 _ _ width"] | None:
+        """The mask of rows of one length over windows of `width` keys, as `like` in dtype and device; None: none is needed."""
+        if attention.bias is None:
+            return None if attention.causal or width == length else _beyond(length, width, like.dtype)
+        if self._batch is not batch or torch.is_grad_enabled():
+            self._batch, self._biased = batch, {}
+        if (length, width) not in self._biased:
+            bias = attention.bias(length).to(like.dtype)
+            if attention.causal:
+                bias = bias.masked_fill(torch.ones_like(bias[0], dtype=torch.bool).triu(1), float("-inf"))
+            self._biased[length, width] = F.pad(bias, (0, width - length), value=float("-inf"))[None]
+        return self._biased[length, width]
+
+
+def _rows(
+    x: Float[Tensor, "token head d_head"], start: int, n_rows: int, length: int, n_positions: int
+) -> Float[Tensor, "row head position d_head"]:
+    """A view: `n_positions` tokens from the beginning of each of some rows of one length."""
+    token, head, number = x.stride()
+    size, stride = (n_rows, x.shape[1], n_positions, x.shape[2]), (length * token, head, token, number)
+    return x.as_strided(size, stride, x.storage_offset() + start * token)
+
+
+@lru_cache(maxsize=1024)
+def _beyond(length: int, width: int, dtype: torch.dtype) -> Float[Tensor, "1 1 1 width"]:
+    """0 for a row's own keys, minus infinity for those after its end. On the CPU: elsewhere no window is wider than its row."""
+    with torch.inference_mode(False):  # cached, and a later call may need gradients
+        return torch.zeros(1, 1, 1, width, dtype=dtype).masked_fill(torch.arange(width) >= length, float("-inf"))
+
+
+def _varlen(
+    query: Float[Tensor, "token head d_head"],
+    key: Float[Tensor, "token head d_head"],
+    value: Float[Tensor, "token head d_head"],
+    batch: TokenBatch,
+    *,
+    causal: bool,
+    scale: float,
+) -> Float[Tensor, "token d_model"]:
+    """CUDA's kernel for ragged batches. Imported here: it is slow to import."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds, longest, window = batch.bounds, max(batch.lengths), (-1, 0) if causal else (-1, -1)
+    mixed = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=window)
+    assert isinstance(mixed, Tensor)  # a pair only where the normaliser is asked for
+    return mixed.flatten(1)
+
+
+@lru_cache
+def _varlen_works(dtype: torch.dtype, d_head: int) -> bool:
+    """Whether this torch on this GPU has the ragged kernel, and it is right: tried once on a small product."""
+    if dtype not in (torch.float16, torch.bfloat16) or d_head % 8:
+        return False
+    with torch.inference_mode(False), torch.no_grad():
+        batch = TokenBatch.from_rows([[0] * 3, [0] * 5], device="cuda")
+        query, key, value = torch.linspace(-1, 1, 8 * 3 * 2 * d_head, device="cuda", dtype=dtype).view(3, 8, 2, d_head)
+        for causal in (False, True):
+            plain = Attention(2, scale=d_head**-0.5, causal=causal)
+            expected = plain(*(x.double().flatten(1) for x in (query, key, value)), batch)
+            try:
+                result = _varlen(query, key, value, batch, causal=causal, scale=d_head**-0.5).double()
+            except Exception:  # whatever a missing, other or unsupported kernel raises: the other kernels serve
+                return False
+            if not (result - expected).norm() <= 2e-2 * expected.norm():
+                return False
+    return True
+
 
 PRODUCTS = ("attention.project", "attention.output", "feed_forward.up", "feed_forward.down")
 
@@ -85,22 +268,22 @@ class ReorderedProjections(nn.Module):
         return query, key, value
 
 
-def reorder(block: PreNormBlock | PostNormBlock, product: str, function: ActivationFunction) -> None:
-    """Replace one of a block's PRODUCTS, in place; `function` is the model's activation function."""
+def reorder(block: Block, product: str, function: ActivationFunction) -> None:
+    """Replace one of a block's PRODUCTS by its reordered one, in place; `function` is the model's activation function."""
     owner_name, name = product.split(".")
     owner = block.get_submodule(owner_name)
     plain = owner.get_submodule(name)
     if isinstance(plain, Projections):
         setattr(owner, name, ReorderedProjections(plain))
     else:
-        linear = cast(nn.Linear, plain)
-        setattr(owner, name, ReorderedLinear(linear.weight, linear.bias, function if name == "up" else None))
+        assert isinstance(plain, nn.Linear)
+        setattr(owner, name, ReorderedLinear(plain.weight, plain.bias, function if name == "up" else None))
     if name == "up":
         block.feed_forward.activation_function = nn.Identity()  # fused into `up`
 
 
 def is_worth_it(prepack: Prepack, dtype: torch.dtype, device: torch.device | str) -> bool:
-    """Whether to reorder: "auto" where it works and gains; True is refused, with the reason, where it does not work."""
+    """Whether to reorder: "auto" where it works and is faster; True raises InputError where it does not work."""
     if prepack not in ("auto", True, False):
         raise InputError(f"prepack is {prepack!r}; expected 'auto', True or False")
     if prepack is False:
@@ -111,20 +294,20 @@ def is_worth_it(prepack: Prepack, dtype: torch.dtype, device: torch.device | str
             f"prepack=True, but {dtype} weights on {device} cannot be reordered here: expected float32 or bfloat16 on a CPU, "
             "and a torch with oneDNN; use prepack='auto'"
         )
-    # Measured: with AVX-512 it gains; held to AVX2, the same CPU lost a tenth on large batches. Elsewhere nobody has looked.
+    # Measured: faster with AVX-512; restricted to AVX2, the same CPU was a tenth slower on large batches.
     return works and (prepack is True or torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 
 @lru_cache
 def _works(dtype: torch.dtype) -> bool:
-    """Whether this torch on this CPU multiplies by reordered weights, and rightly: tried on a small product."""
+    """Whether this torch on this CPU multiplies by reordered weights, and is right: tried once on a small product."""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = (torch.linspace(-1, 1, n, dtype=dtype) for n in (3 * 32, 48 * 32, 48))
     x, weight = x.view(3, 32), weight.view(48, 32)
     expected = F.gelu(F.linear(x.double(), weight.double(), bias.double()))
     try:
-        found = ReorderedLinear(weight, bias, "gelu")(x).double()
+        result = ReorderedLinear(weight, bias, "gelu")(x).double()
     except (AttributeError, RuntimeError, NotImplementedError):  # the operator is missing, or refuses
         return False
-    return bool((found - expected).norm() <= (1e-5 if dtype == torch.float32 else 2e-2) * expected.norm())
+    return bool((result - expected).norm() <= (1e-5 if dtype == torch.float32 else 2e-2) * expected.norm())

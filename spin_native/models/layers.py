@@ -1,35 +1,63 @@
-"""The parts of a transformer block: attention, the feed-forward network in which a neuron lives, and the two block orders.
+"""The parts of a transformer block, each as its equation says it, and the two block orders.
 
-A block is cut where its neurons can be seen: `read` goes as far as the FFN activation, `write` goes on from it.
+A block is cut where its neurons can be seen: `read` runs up to the FFN activation, `write` continues from it.
 Geva et al. (2021) call the two halves of an FFN keys and values: a neuron reads a pattern, then writes a vector.
+`fast.py` replaces parts by faster ones after loading; these are what they must equal.
 """
 
+import math
 from collections.abc import Callable
 
-import torch.nn.functional as F
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from spin_native.models.attention import attend
+from spin_native.models.attention import Attention
 from spin_native.models.config import ActivationFunction, ModelConfig
 from spin_native.text.batch import TokenBatch
 
-ACTIVATIONS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
+
+def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x times the share of a standard normal distribution below x (Hendrycks & Gimpel 2016): exact GELU."""
+    return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def gelu_tanh(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """GPT-2's approximation of GELU. It differs from the exact one by up to 5e-4: they must not be confused."""
+    return x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def relu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return x.clamp(min=0)
+
+
+ACTIVATIONS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
+
+
+class LayerNorm(nn.Module):
+    """Each token's numbers to mean 0 and variance 1, then a learned gain and bias (Ba et al. 2016)."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(d_model))
+        self.bias = nn.Parameter(torch.empty(d_model))
+
+    def forward(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        centred = x - x.mean(-1, keepdim=True)
+        variance = centred.square().mean(-1, keepdim=True)
+        return self.weight * centred / (variance + self.eps).sqrt() + self.bias
 
 
 class Embedding(nn.Embedding):
-    """One vector per index. No numbers are drawn for it: to do that on the meta device torch would load its compiler."""
+    """One vector per index. Skips initialisation: weights are overwritten, and on meta it would import torch's compiler."""
 
     def reset_parameters(self) -> None:
         pass
 
 
 class ResidualLinear(nn.Linear):
-    """A sublayer's last product, which is added to the residual stream."""
+    """A sublayer's last product, added to the residual stream."""
 
     def forward(  # type: ignore[override]
         self, x: Float[Tensor, "token d_in"], residual: Float[Tensor, "token d_out"]
@@ -38,13 +66,13 @@ class ResidualLinear(nn.Linear):
 
 
 class Projections(nn.Module):
-    """What a token looks for (query), what it offers to be found by (key), and what it passes on (value)."""
+    """What a token looks for (query), what it offers to be matched (key), and what it passes on (value)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.query = nn.Linear(config.d_model, config.d_model)
-        self.key = nn.Linear(config.d_model, config.d_model)
-        self.value = nn.Linear(config.d_model, config.d_model)
+        self.query = nn.Linear(d_model, d_model)
+        self.key = nn.Linear(d_model, d_model)
+        self.value = nn.Linear(d_model, d_model)
 
     def forward(
         self, hidden: Float[Tensor, "token d_model"]
@@ -53,21 +81,20 @@ class Projections(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over a ragged batch: a token sees its own row only, and only its past when causal."""
+    """Multi-head self-attention over a ragged batch: a token sees only the tokens of its own row."""
 
-    def __init__(self, config: ModelConfig, *, causal: bool, scale: float) -> None:
+    def __init__(self, d_model: int, attend: Attention) -> None:
         super().__init__()
-        self.n_heads, self.causal, self.scale = config.n_heads, causal, scale
-        self.project = Projections(config)
-        self.output = ResidualLinear(config.d_model, config.d_model)
+        self.project = Projections(d_model)
+        self.attend = attend
+        self.output = ResidualLinear(d_model, d_model)
 
     def forward(
         self, x: Float[Tensor, "token d_model"], batch: TokenBatch, residual: Float[Tensor, "token d_model"]
     ) -> Float[Tensor, "token d_model"]:
         """`residual` plus what the tokens gather from their rows."""
         query, key, value = self.project(x)
-        mixed = attend(query, key, value, batch, n_heads=self.n_heads, causal=self.causal, scale=self.scale)
-        return self.output(mixed, residual)
+        return self.output(self.attend(query, key, value, batch), residual)
 
 
 class FeedForward(nn.Module):
@@ -86,27 +113,47 @@ class FeedForward(nn.Module):
     def write(
         self, activation: Float[Tensor, "token d_ffn"], residual: Float[Tensor, "token d_model"]
     ) -> Float[Tensor, "token d_model"]:
-        """`residual` plus what the neurons add up to: A W2^T + b2."""
-        assert self.down is not None, "the last layer of a model loaded at a smaller depth has nothing to write to"
+        """`residual` plus what the neurons write: A W2^T + b2."""
+        assert self.down is not None, "the last layer of a model loaded at a smaller depth has no down-projection"
         return self.down(activation, residual)
 
     def keep(self, neurons: Int[Tensor, "kept"]) -> None:
-        """Read these neurons only: where nothing is written, the others need not be multiplied."""
-        kept = nn.Linear(self.up.in_features, len(neurons), device="meta")
-        kept.weight = nn.Parameter(self.up.weight[neurons], requires_grad=False)
-        kept.bias = nn.Parameter(self.up.bias[neurons], requires_grad=False)
-        self.up = kept
+        """Compute these neurons only. For a last layer that writes nothing, where the others are not needed."""
+        up = nn.Linear(self.up.in_features, len(neurons), device="meta")
+        up.weight = nn.Parameter(self.up.weight[neurons], requires_grad=False)
+        up.bias = nn.Parameter(self.up.bias[neurons], requires_grad=False)
+        self.up = up
 
 
-class PostNormBlock(nn.Module):
-    """RoBERTa, BERT, DistilBERT: normalise after each residual sum."""
+class Block(nn.Module):
+    """One layer, from parts that its family hands it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, attention: SelfAttention, attention_norm: LayerNorm, feed_forward: FeedForward, feed_forward_norm: LayerNorm
+    ) -> None:
         super().__init__()
-        self.attention = SelfAttention(config, causal=False, scale=config.d_head**-0.5)
-        self.attention_norm = nn.LayerNorm(config.d_model, config.norm_eps)
-        self.feed_forward = FeedForward(config)
-        self.feed_forward_norm: nn.LayerNorm | None = nn.LayerNorm(config.d_model, config.norm_eps)
+        self.attention, self.attention_norm = attention, attention_norm
+        self.feed_forward, self.feed_forward_norm = feed_forward, feed_forward_norm
+
+    def read(
+        self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch
+    ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_ffn"]]:
+        """The residual stream after attention, and the FFN activation."""
+        raise NotImplementedError
+
+    def write(
+        self, attended: Float[Tensor, "token d_model"], activation: Float[Tensor, "token d_ffn"]
+    ) -> Float[Tensor, "token d_model"]:
+        """What enters the next layer."""
+        raise NotImplementedError
+
+    def drop_write(self) -> None:
+        """Drop the parts that only `write` uses: the block becomes the last one of a shallower model."""
+        self.feed_forward.down = None
+
+
+class PostNormBlock(Block):
+    """RoBERTa, BERT, DistilBERT, MPNet: normalise after each residual sum."""
 
     def read(
         self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch
@@ -117,26 +164,15 @@ class PostNormBlock(nn.Module):
     def write(
         self, attended: Float[Tensor, "token d_model"], activation: Float[Tensor, "token d_ffn"]
     ) -> Float[Tensor, "token d_model"]:
-        assert self.feed_forward_norm is not None
         return self.feed_forward_norm(self.feed_forward.write(activation, residual=attended))
 
     def drop_write(self) -> None:
-        """Keep the reading half only: the block becomes the last one of a shallower model."""
-        self.feed_forward.down = self.feed_forward_norm = None
+        super().drop_write()
+        del self.feed_forward_norm
 
 
-class PreNormBlock(nn.Module):
+class PreNormBlock(Block):
     """GPT-2: normalise what each sublayer reads, and leave the residual stream alone."""
-
-    def __init__(self, config: ModelConfig, layer_index: int) -> None:
-        super().__init__()
-        scale = config.d_head**-0.5 if config.scales_attention else 1.0
-        if config.scales_attention_by_layer:
-            scale /= layer_index + 1
-        self.attention_norm = nn.LayerNorm(config.d_model, config.norm_eps)
-        self.attention = SelfAttention(config, causal=True, scale=scale)
-        self.feed_forward_norm = nn.LayerNorm(config.d_model, config.norm_eps)
-        self.feed_forward = FeedForward(config)
 
     def read(
         self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch
@@ -148,7 +184,3 @@ class PreNormBlock(nn.Module):
         self, attended: Float[Tensor, "token d_model"], activation: Float[Tensor, "token d_ffn"]
     ) -> Float[Tensor, "token d_model"]:
         return self.feed_forward.write(activation, residual=attended)
-
-    def drop_write(self) -> None:
-        """Keep the reading half only: the block becomes the last one of a shallower model."""
-        self.feed_forward.down = None

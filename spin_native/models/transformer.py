@@ -1,16 +1,16 @@
 """The one loop over layers that every family shares."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spin_native.errors import InputError
-from spin_native.models.config import ModelConfig
-from spin_native.models.layers import PostNormBlock, PreNormBlock
+from spin_native.models.config import ConfigFile, ModelConfig
+from spin_native.models.layers import Block
 from spin_native.models.weights import WeightTable
 from spin_native.text.batch import TokenBatch
 
@@ -54,22 +54,39 @@ class Source(Protocol):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks behind an embedding. Families say how to embed, which block to use, and where weights stand.
+    """A stack of blocks behind an embedding; each family hands over its parts.
 
     depth: how many layers are held: all (None), or 1 to n_layers. A model of smaller depth has no down-projection in its
     last layer and no final hidden state: nobody would read them.
+    embedding: token ids of a batch -> [token, d_model]. block: layer index -> Block. final_norm: of the last hidden state.
     """
 
-    weights: WeightTable  # each family's own
+    model_type: ClassVar[str]  # as config.json names the family
+    special_tokens: ClassVar[tuple[str, str] | None]  # around every text: the first token and the last
+    weights: ClassVar[WeightTable]
     source: Source | None = None  # set by the loader
 
-    def __init__(self, config: ModelConfig, depth: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        depth: int | None,
+        embedding: nn.Module,
+        block: Callable[[int], Block],
+        final_norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.depth = checked_depth(depth, config.n_layers)
-        self.blocks = nn.ModuleList(self.block(index) for index in range(self.depth))
+        self.embedding = embedding
+        self.blocks: Sequence[Block] = nn.ModuleList(map(block, range(self.depth)))  # type: ignore[assignment]
+        self.final_norm = nn.Identity() if final_norm is None or not self.is_whole else final_norm
         if not self.is_whole:
-            cast(PreNormBlock, self.blocks[-1]).drop_write()
+            self.blocks[-1].drop_write()
+
+    @classmethod
+    def read_config(cls, file: ConfigFile) -> ModelConfig:
+        """The family's sizes and choices; InputError, by key, for what is missing or not supported."""
+        raise NotImplementedError
 
     @property
     def is_whole(self) -> bool:
@@ -87,17 +104,7 @@ class Transformer(nn.Module):
         """How many numbers a token has at a site of a layer ("hidden" or "activation")."""
         if site == "hidden":
             return self.config.d_model
-        return cast(PreNormBlock, self.blocks[layer]).feed_forward.up.out_features
-
-    def block(self, index: int) -> PreNormBlock | PostNormBlock:
-        raise NotImplementedError
-
-    def embed(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
-        raise NotImplementedError
-
-    def final_norm(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        """Post-norm blocks have normalised already."""
-        return hidden
+        return self.blocks[layer].feed_forward.up.out_features
 
     def layers(
         self, batch: TokenBatch, *, edit: Edit | None = None, embedded: Float[Tensor, "token d_model"] | None = None
@@ -113,8 +120,8 @@ class Transformer(nn.Module):
         Gradients flow or not as the caller's grad mode says.
         """
         self.check(batch)
-        hidden = self.embed(batch) if embedded is None else embedded  # [token, d_model]
-        for index, block in enumerate(cast("list[PreNormBlock]", self.blocks)):
+        hidden = self.embedding(batch) if embedded is None else embedded  # [token, d_model]
+        for index, block in enumerate(self.blocks):
             attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
             layer = Layer(index, hidden, activation, batch)
             yield layer

@@ -1,11 +1,12 @@
 """Weight tables: where each parameter of a model stands in a published checkpoint, as data.
 
-A family lists its parameters with `{layer}` for the layer index; each rule names the stored tensor and how it is laid out.
+A family lists its parameters with `{layer}` for the layer index and `{part}` for weight and bias; each rule names the stored
+tensor and how it is laid out.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from jaxtyping import Shaped
@@ -62,25 +63,27 @@ Rule = Copied | Transposed | Third
 class WeightTable:
     """How one family's checkpoints are read.
 
-    prefix: what stands before the model's own tensors in files that also hold a head; other files have no prefix.
-    rules: parameter -> rule, with `{layer}` in both.
-    ignorable: patterns of tensors that are known and not needed (heads, buffers), as they are without the prefix.
+    prefix: stands before the model's own tensors in files that also hold a head; other files have no prefix.
+    rules: parameter -> rule, with `{layer}` and `{part}` in both.
+    buffers, heads: patterns of known tensors that the forward pass does not read: constants that were stored, and the heads
+        that a checkpoint may hold. Names as they are without the prefix.
     """
 
     prefix: str
     rules: Mapping[str, Rule]
-    ignorable: tuple[str, ...]
+    buffers: tuple[str, ...]
+    heads: tuple[str, ...]
 
     def rule(self, parameter: str) -> Rule:
-        """The rule of one parameter, its layer index filled in."""
-        layer = re.search(r"(?<=^blocks\.)\d+", parameter)
-        if layer is None:
-            return self.rules[parameter]
-        template = self.rules[parameter.replace(f"blocks.{layer[0]}.", "blocks.{layer}.", 1)]
-        return type(template)(**{**vars(template), "stored": template.stored.format(layer=layer[0])})
+        """The rule of one parameter, its layer index and part filled in."""
+        layer = re.match(r"blocks\.(\d+)\.", parameter)
+        name = parameter if layer is None else "blocks.{layer}." + parameter[layer.end() :]
+        stem, _, part = name.rpartition(".")
+        template = self.rules[name] if name in self.rules else self.rules[stem + ".{part}"]
+        return replace(template, stored=template.stored.format(layer=layer and layer[1], part=part))
 
     def is_ignorable(self, canonical: str) -> bool:
-        return any(fnmatchcase(canonical, pattern) for pattern in self.ignorable)
+        return any(fnmatchcase(canonical, pattern) for pattern in (*self.buffers, *self.heads))
 
     def canonical(self, stored: str) -> str:
         """A stored name without the prefix, and with today's names for a LayerNorm's gain and bias (once gamma, beta)."""

@@ -16,8 +16,7 @@ from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import MAX_TOKENS, WINDOW, pack, windows
 
 END_OF_TEXT = "<|endoftext|>"
-# First, last token around every text of a family, and the unknown token of its WordPiece vocabulary.
-SPECIAL_TOKENS = {"roberta": ("<s>", "</s>"), "bert": ("[CLS]", "[SEP]"), "distilbert": ("[CLS]", "[SEP]")}
+SpecialTokens = tuple[str, str] | None  # the first and the last token of every text
 
 
 class TruncationWarning(UserWarning):
@@ -99,11 +98,12 @@ class Tokenizer:
         return token_id
 
     @classmethod
-    def from_files(cls, files: Mapping[str, Path], family: str, max_tokens: int) -> "Tokenizer":
-        """From tokenizer.json; or vocab.json and merges.txt (GPT-2, RoBERTa); or vocab.txt (BERT, DistilBERT).
+    def from_files(cls, files: Mapping[str, Path], max_tokens: int, special_tokens: SpecialTokens) -> "Tokenizer":
+        """From tokenizer.json; or vocab.json and merges.txt (GPT-2, RoBERTa); or vocab.txt (BERT, DistilBERT, MPNet).
 
         files: name -> path of those that exist, `tokenizer_config.json` included (its do_lower_case,
             tokenize_chinese_chars, strip_accents and add_prefix_space count).
+        special_tokens: around every text, where no tokenizer.json says so.
         Raises InputError if no complete set is there, or one cannot be read.
         """
         used = hashlib.sha256()
@@ -114,9 +114,9 @@ class Tokenizer:
             if "tokenizer.json" in files:
                 backend = tokenizers.Tokenizer.from_file(str(files["tokenizer.json"]))
             elif "vocab.json" in files and "merges.txt" in files:
-                backend = _byte_level_bpe(files["vocab.json"], files["merges.txt"], family, settings)
+                backend = _byte_level_bpe(files["vocab.json"], files["merges.txt"], special_tokens, settings)
             elif "vocab.txt" in files:
-                backend = _word_piece(files["vocab.txt"], family, settings)
+                backend = _word_piece(files["vocab.txt"], special_tokens, settings)
             else:
                 raise InputError(
                     f"no tokenizer in {', '.join(sorted(files)) or 'no files'}: expected tokenizer.json, or vocab.json and "
@@ -168,14 +168,16 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings if isinstance(settings, dict) else {}
 
 
-def _byte_level_bpe(vocab: Path, merges: Path, family: str, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _byte_level_bpe(
+    vocab: Path, merges: Path, special_tokens: SpecialTokens, settings: Mapping[str, Any]
+) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     add_prefix_space = bool(settings.get("add_prefix_space", False))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    return _with_special_tokens(backend, family, vocab)
+    return _with_special_tokens(backend, special_tokens, vocab)
 
 
-def _word_piece(vocab: Path, family: str, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _word_piece(vocab: Path, special_tokens: SpecialTokens, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -184,16 +186,16 @@ def _word_piece(vocab: Path, family: str, settings: Mapping[str, Any]) -> tokeni
         lowercase=settings.get("do_lower_case", True),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return _with_special_tokens(backend, family, vocab)
+    return _with_special_tokens(backend, special_tokens, vocab)
 
 
-def _with_special_tokens(backend: tokenizers.Tokenizer, family: str, vocab: Path) -> tokenizers.Tokenizer:
-    if family not in SPECIAL_TOKENS:
+def _with_special_tokens(backend: tokenizers.Tokenizer, special_tokens: SpecialTokens, vocab: Path) -> tokenizers.Tokenizer:
+    if special_tokens is None:
         return backend
-    ids = [(token, backend.token_to_id(token)) for token in SPECIAL_TOKENS[family]]
+    ids = [(token, backend.token_to_id(token)) for token in special_tokens]
     for token, token_id in ids:
         if token_id is None:
-            raise InputError(f"{vocab}: holds no {token}, which every {family} text needs: is it this model's vocabulary?")
-    first, last = SPECIAL_TOKENS[family]
+            raise InputError(f"{vocab}: holds no {token}, which every text of this model needs: is it this model's vocabulary?")
+    first, last = special_tokens
     backend.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ids)
     return backend

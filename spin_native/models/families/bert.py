@@ -1,0 +1,89 @@
+"""BERT (Devlin et al. 2019): learned positions, token types, post-norm blocks."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spin_native.models.attention import Attention
+from spin_native.models.config import ConfigFile, ModelConfig
+from spin_native.models.layers import Embedding, FeedForward, LayerNorm, PostNormBlock, SelfAttention
+from spin_native.models.transformer import Transformer
+from spin_native.models.weights import Copied, WeightTable
+from spin_native.text.batch import TokenBatch
+
+
+@dataclass(frozen=True)
+class BertConfig(ModelConfig):
+    n_token_types: int
+
+
+class BertEmbedding(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word = Embedding(config.n_vocab, config.d_model)
+        self.position = Embedding(config.n_positions, config.d_model)
+        self.token_type = Embedding(config.n_token_types, config.d_model)
+        self.norm = LayerNorm(config.d_model, config.norm_eps)
+
+    def forward(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
+        token_type = self.token_type.weight[0]  # every token of a single text has type 0
+        return self.norm(self.word(batch.ids) + self.position(self.positions(batch)) + token_type)
+
+    def positions(self, batch: TokenBatch) -> Tensor:
+        return batch.positions
+
+
+def post_norm_block(config: ModelConfig, attend: Attention | None = None) -> PostNormBlock:
+    """BERT's block; RoBERTa and DistilBERT have the same."""
+    return PostNormBlock(
+        SelfAttention(config.d_model, attend or Attention(config.n_heads, scale=config.d_head**-0.5)),
+        LayerNorm(config.d_model, config.norm_eps),
+        FeedForward(config),
+        LayerNorm(config.d_model, config.norm_eps),
+    )
+
+
+class Bert(Transformer):
+    model_type = "bert"
+    special_tokens = ("[CLS]", "[SEP]")
+
+    def __init__(self, config: BertConfig, depth: int | None = None) -> None:
+        super().__init__(config, depth, BertEmbedding(config), lambda index: post_norm_block(config))
+
+    @classmethod
+    def read_config(cls, file: ConfigFile) -> BertConfig:
+        file.refuse_unsupported()
+        return BertConfig(
+            family=cls.model_type,
+            n_layers=file.size("num_hidden_layers"),
+            n_heads=file.size("num_attention_heads"),
+            d_model=file.size("hidden_size"),
+            d_ffn=file.size("intermediate_size"),
+            n_vocab=file.size("vocab_size"),
+            n_positions=file.size("max_position_embeddings"),
+            n_token_types=file.size("type_vocab_size", 2),
+            norm_eps=file.norm_eps("layer_norm_eps", 1e-12),
+            activation_function=file.activation_function("hidden_act", "gelu"),
+            pad_id=file.pad_id(),
+        )
+
+    weights = WeightTable(
+        prefix="bert.",
+        rules={
+            "embedding.word.weight": Copied("embeddings.word_embeddings.weight"),
+            "embedding.position.weight": Copied("embeddings.position_embeddings.weight"),
+            "embedding.token_type.weight": Copied("embeddings.token_type_embeddings.weight"),
+            "embedding.norm.{part}": Copied("embeddings.LayerNorm.{part}"),
+            "blocks.{layer}.attention.project.query.{part}": Copied("encoder.layer.{layer}.attention.self.query.{part}"),
+            "blocks.{layer}.attention.project.key.{part}": Copied("encoder.layer.{layer}.attention.self.key.{part}"),
+            "blocks.{layer}.attention.project.value.{part}": Copied("encoder.layer.{layer}.attention.self.value.{part}"),
+            "blocks.{layer}.attention.output.{part}": Copied("encoder.layer.{layer}.attention.output.dense.{part}"),
+            "blocks.{layer}.attention_norm.{part}": Copied("encoder.layer.{layer}.attention.output.LayerNorm.{part}"),
+            "blocks.{layer}.feed_forward.up.{part}": Copied("encoder.layer.{layer}.intermediate.dense.{part}"),
+            "blocks.{layer}.feed_forward.down.{part}": Copied("encoder.layer.{layer}.output.dense.{part}"),
+            "blocks.{layer}.feed_forward_norm.{part}": Copied("encoder.layer.{layer}.output.LayerNorm.{part}"),
+        },
+        buffers=("embeddings.position_ids",),
+        heads=("pooler.*", "cls.*", "classifier.*", "qa_outputs.*"),
+    )
