@@ -22,12 +22,18 @@ from tiny import (
 import spin_native as sn
 from spin_native.checkpoints import files
 from spin_native.checkpoints.accounting import account
-from spin_native.models import FAMILIES as CLASSES
-from spin_native.models import ModelConfig
+from spin_native.models import new_model, read_config
 from spin_native.text.batch import TokenBatch
 
 ROWS = rows_of_every_length()
-PREFIX = {"roberta": "roberta.", "bert": "bert.", "distilbert": "distilbert.", "gpt2": "transformer."}
+PREFIX = {
+    "roberta": "roberta.",
+    "bert": "bert.",
+    "distilbert": "distilbert.",
+    "gpt2": "transformer.",
+    "mpnet": "mpnet.",
+    "xlm-roberta": "roberta.",
+}
 EXTRA = {
     "roberta": [
         "lm_head.dense.weight",
@@ -45,6 +51,13 @@ EXTRA = {
         "qa_outputs.bias",
     ],
     "gpt2": ["lm_head.weight", "score.weight", "transformer.h.0.attn.bias", "transformer.h.1.attn.masked_bias"],
+    "mpnet": [
+        "lm_head.decoder.weight",
+        "classifier.dense.weight",
+        "mpnet.pooler.dense.weight",
+        "mpnet.embeddings.position_ids",
+    ],
+    "xlm-roberta": ["lm_head.layer_norm.weight", "classifier.dense.bias", "roberta.embeddings.position_ids"],
 }
 
 
@@ -103,10 +116,18 @@ def test_gamma_and_beta_are_gain_and_bias_of_a_layer_norm(family, folder):
 
 @pytest.mark.parametrize(
     "kind",
-    ["RobertaForMaskedLM", "BertForPreTraining", "DistilBertForMaskedLM", "GPT2LMHeadModel", "BertForSequenceClassification"],
+    [
+        "RobertaForMaskedLM",
+        "BertForPreTraining",
+        "DistilBertForMaskedLM",
+        "GPT2LMHeadModel",
+        "BertForSequenceClassification",
+        "MPNetForMaskedLM",
+        "XLMRobertaForMaskedLM",
+    ],
 )
 def test_what_transformers_saves_of_models_with_heads_loads(kind, tmp_path):
-    family = kind.lower().split("for")[0].replace("lmheadmodel", "")
+    family = kind.lower().split("for")[0].replace("lmheadmodel", "").replace("xlm", "xlm-")
     config = reference_model(family).config
     config.pad_token_id = config.pad_token_id or 0
     getattr(transformers, kind)(config).save_pretrained(tmp_path)
@@ -186,6 +207,8 @@ NAMES = {
     "bert": "encoder.layer.1.intermediate.dense.weight",
     "distilbert": "transformer.layer.1.ffn.lin1.weight",
     "gpt2": "h.1.mlp.c_fc.weight",
+    "mpnet": "encoder.layer.1.intermediate.dense.weight",
+    "xlm-roberta": "encoder.layer.1.intermediate.dense.weight",
 }
 
 
@@ -267,7 +290,7 @@ def test_a_config_that_cannot_be_read_is_refused(family, folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'; supported are roberta, bert, distilbert, gpt2"),
+        ({"model_type": "llama"}, "model_type is 'llama'; supported are roberta, bert, distilbert, gpt2, mpnet, xlm-roberta"),
         ({"model_type": ["bert"]}, "model_type is"),
         (
             {"position_embedding_type": "relative_key"},
@@ -398,9 +421,8 @@ BERT_BASE = {
 def test_every_tensor_of_the_published_checkpoints_is_accounted_for(names, config):
     stored = json.loads((SHARED / "configs" / "state_dicts" / f"{names}.json").read_text())["tensors"]
     settings = json.loads((SHARED / "configs" / config).read_text()) if config else BERT_BASE
-    parsed = ModelConfig.from_huggingface(settings, names)
     with torch.device("meta"):
-        model = CLASSES[parsed.family](parsed)
+        model = new_model(read_config(settings, names))
     stored_as = account(stored, dict(model.named_parameters()), model.weights, names)
     for parameter, tensor in model.named_parameters():
         rule = model.weights.rule(parameter)

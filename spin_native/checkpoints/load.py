@@ -16,7 +16,7 @@ from spin_native.checkpoints.files import Reader, open_tensors
 from spin_native.checkpoints.hub import Location
 from spin_native.errors import InputError
 from spin_native.models import FAMILIES, ModelConfig, Transformer, new_model, read_config
-from spin_native.models.fast import PRODUCTS, Prepack, is_worth_it, reorder, use_kernels
+from spin_native.models.fast import IMMOVABLE, PRODUCTS, Prepack, is_worth_it, reorder, use_kernels
 from spin_native.text.tokenizer import Tokenizer
 
 Dtype = torch.dtype | Literal["auto"]
@@ -92,7 +92,7 @@ class Checkpoint:
                     reorder(block, product, self.config.activation_function)
             norms = [name for name, parameter in block.named_parameters() if parameter.is_meta]
             self._fill(model, [f"blocks.{index}.{name}" for name in norms], dtype, device)
-        model.source = self
+        model.source, model.immovable = self, IMMOVABLE if reordered else None
         return model.eval().requires_grad_(False)
 
     def _fill(

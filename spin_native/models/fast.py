@@ -27,6 +27,7 @@ from spin_native.text.batch import TokenBatch
 
 Prepack = Literal["auto"] | bool
 REMEDY = "load the model with prepack=False for gradients, other devices or other dtypes"
+IMMOVABLE = f"a model with reordered weights cannot be moved or converted: {REMEDY}"
 
 # CPU kernels vectorise over 16 keys; a remainder runs scalar and doubles the time.
 KEYS_AT_A_TIME = 16
@@ -78,7 +79,7 @@ class FusedAttention(Attention):
         batch: TokenBatch,
     ) -> Float[Tensor, "token d_model"]:
         query, key, value = (x.unflatten(-1, (self.n_heads, -1)) for x in (query, key, value))  # [token, head, d_head]
-        if query.is_cuda and self.bias is None and _varlen_works(query.dtype, query.shape[-1]):
+        if query.is_cuda and self.bias is None and _varlen_works(query.device.type, query.dtype, query.shape[-1]):
             return _varlen(query, key, value, batch, causal=self.causal, scale=self.scale)
         if batch.longest_first is not None:
             query, key, value = (x[batch.longest_first] for x in (query, key, value))
@@ -187,13 +188,13 @@ def _varlen(
 
 
 @lru_cache
-def _varlen_works(dtype: torch.dtype, d_head: int) -> bool:
-    """Whether this torch on this GPU has the ragged kernel, and it is right: tried once on a small product."""
+def _varlen_works(device: str, dtype: torch.dtype, d_head: int) -> bool:
+    """Whether this torch has the ragged kernel for this device, and it is right: tried once on a small product."""
     if dtype not in (torch.float16, torch.bfloat16) or d_head % 8:
         return False
     with torch.inference_mode(False), torch.no_grad():
-        batch = TokenBatch.from_rows([[0] * 3, [0] * 5], device="cuda")
-        query, key, value = torch.linspace(-1, 1, 8 * 3 * 2 * d_head, device="cuda", dtype=dtype).view(3, 8, 2, d_head)
+        batch = TokenBatch.from_rows([[0] * 3, [0] * 5], device=device)
+        query, key, value = torch.linspace(-1, 1, 8 * 3 * 2 * d_head, device=device, dtype=dtype).view(3, 8, 2, d_head)
         for causal in (False, True):
             plain = Attention(2, scale=d_head**-0.5, causal=causal)
             expected = plain(*(x.double().flatten(1) for x in (query, key, value)), batch)
@@ -250,7 +251,7 @@ class ReorderedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._reordered, self.bias, kind, [], variant)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        raise InputError(f"a model with reordered weights cannot be moved or converted: {REMEDY}")
+        raise InputError(IMMOVABLE)
 
 
 class ReorderedProjections(nn.Module):

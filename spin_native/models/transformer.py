@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -65,6 +65,7 @@ class Transformer(nn.Module):
     special_tokens: ClassVar[tuple[str, str] | None]  # around every text: the first token and the last
     weights: ClassVar[WeightTable]
     source: Source | None = None  # set by the loader
+    immovable: str | None = None  # set by the loader: why the model cannot be moved or converted, and what to do
 
     def __init__(
         self,
@@ -82,6 +83,12 @@ class Transformer(nn.Module):
         self.final_norm = nn.Identity() if final_norm is None or not self.is_whole else final_norm
         if not self.is_whole:
             self.blocks[-1].drop_write()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        """What `.to`, `.double` and the like call; refused before the first parameter is touched."""
+        if self.immovable is not None:
+            raise InputError(self.immovable)
+        return super()._apply(fn, recurse)
 
     @classmethod
     def read_config(cls, file: ConfigFile) -> ModelConfig:

@@ -1,9 +1,10 @@
 """A ragged batch: the real tokens of all rows, end to end, and how many belong to each row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import groupby, pairwise
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Int, Shaped
@@ -11,10 +12,23 @@ from torch import Tensor
 
 from spin_native.errors import InputError
 
+Result = TypeVar("Result")
+
+
+def outside_inference_mode(compute: Callable[["TokenBatch"], Result]) -> Callable[["TokenBatch"], Result]:
+    """For what a batch caches: a tensor made in torch's inference mode could not take part in a later backward pass."""
+
+    @wraps(compute)
+    def computed(batch: "TokenBatch") -> Result:
+        with torch.inference_mode(False):
+            return compute(batch)
+
+    return computed
+
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring rows of one length, once the rows stand longest first: `n_rows` of them, from token `start` on."""
+    """`n_rows` neighbouring rows of one length, in a batch sorted longest first; the first begins at token `start`."""
 
     start: int
     n_rows: int
@@ -25,12 +39,12 @@ class Run:
 class TokenBatch:
     """The tokens of several texts (rows), end to end.
 
-    Everything in a transformer but attention treats each token by itself, so no padding is carried: there is nothing to
-    pollute a mean and no arithmetic on nothing.
+    Only attention lets tokens meet; every other operation treats each token by itself. So no padding is carried: it cannot
+    leak into a mean, and no arithmetic is spent on it.
 
     ids: token ids of all rows, one after the other.
     lengths: tokens per row; every row has at least one.
-    mask: where the tokens stood in the padded tensor the batch came from, if it came from one.
+    mask: which positions of the padded tensor held the tokens, if the batch came from one.
     """
 
     ids: Int[Tensor, "token"]
@@ -43,6 +57,10 @@ class TokenBatch:
                 f"TokenBatch: got {len(self.ids)} token ids for rows of {list(self.lengths)[:8]} tokens; expected at least "
                 "one row, at least one token in each, and lengths that add up to the number of ids"
             )
+        with torch.inference_mode(False):
+            for name, tensor in (("ids", self.ids), ("mask", self.mask)):
+                if tensor is not None and tensor.is_inference():
+                    object.__setattr__(self, name, tensor.clone())  # the way to set a field of a frozen dataclass
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> "TokenBatch":
@@ -54,7 +72,7 @@ class TokenBatch:
     def from_padded(
         cls, input_ids: Int[Tensor, "row position"], attention_mask: Shaped[Tensor, "row position"]
     ) -> "TokenBatch":
-        """The usual padded tensors without their padding, which may stand on either side.
+        """The usual padded tensors without their padding, which may be on either side.
 
         Raises InputError for a mask that is not 0/1, has a hole inside a row, or leaves a row without a token.
         """
@@ -84,29 +102,34 @@ class TokenBatch:
         return len(self.ids)
 
     @cached_property
+    @outside_inference_mode
     def starts(self) -> Int[Tensor, "row"]:
-        """Where each row's first token stands."""
+        """The index of each row's first token."""
         lengths = torch.tensor(self.lengths, device=self.ids.device)
         return lengths.cumsum(0) - lengths
 
     @cached_property
+    @outside_inference_mode
     def bounds(self) -> Int[Tensor, "bound"]:
-        """Where each row starts, and after them where the last one ends; int32, as CUDA's kernels take it."""
+        """Where each row starts, and where the last one ends; int32, as CUDA's kernels expect."""
         lengths = torch.tensor((0, *self.lengths), device=self.ids.device)
         return lengths.cumsum(0).to(torch.int32)
 
     @cached_property
+    @outside_inference_mode
     def row_of_token(self) -> Int[Tensor, "token"]:
         """Which row each token belongs to."""
         lengths = torch.tensor(self.lengths, device=self.ids.device)
         return torch.repeat_interleave(torch.arange(self.n_rows, device=self.ids.device), lengths)
 
     @cached_property
+    @outside_inference_mode
     def positions(self) -> Int[Tensor, "token"]:
-        """Each token's place within its row, from 0."""
+        """Each token's position within its row, from 0."""
         return torch.arange(self.n_tokens, device=self.ids.device) - self.starts[self.row_of_token]
 
     @cached_property
+    @outside_inference_mode
     def runs(self) -> tuple[Run, ...]:
         """The rows, longest first, as runs of one length."""
         runs, start = [], 0
@@ -117,23 +140,25 @@ class TokenBatch:
         return tuple(runs)
 
     @cached_property
+    @outside_inference_mode
     def longest_first(self) -> Int[Tensor, "token"] | None:
-        """The tokens in the order of `runs`; None where they stand so already."""
+        """Token indices that sort the rows longest first, the order of `runs`; None if they are sorted already."""
         if all(above >= below for above, below in pairwise(self.lengths)):
             return None
         lengths = torch.tensor(self.lengths, device=self.ids.device)
         return torch.argsort(lengths[self.row_of_token], descending=True, stable=True)
 
     @cached_property
+    @outside_inference_mode
     def input_order(self) -> Int[Tensor, "token"] | None:
-        """What undoes `longest_first`."""
+        """Token indices that undo `longest_first`."""
         return None if self.longest_first is None else torch.argsort(self.longest_first)
 
     def only(self, rows: Int[Tensor, "kept"]) -> tuple["TokenBatch", Int[Tensor, "kept_token"]]:
-        """Some of the rows, in their order, and where their tokens stand here."""
+        """Some of the rows, in their order, and the indices of their tokens in this batch."""
         is_kept = torch.zeros(self.n_rows, dtype=torch.bool, device=self.ids.device).index_fill_(0, rows, True)
         tokens = is_kept[self.row_of_token].nonzero()[:, 0]
-        lengths = tuple(length for length, kept in zip(self.lengths, is_kept.tolist(), strict=True) if kept)
+        lengths = tuple(length for length, stays in zip(self.lengths, is_kept.tolist(), strict=True) if stays)
         return TokenBatch(self.ids[tokens], lengths), tokens
 
     def to_padded(self, x: Shaped[Tensor, "token *rest"]) -> Shaped[Tensor, "row position *rest"]:

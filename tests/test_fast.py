@@ -1,6 +1,7 @@
-"""The engine: reordered weights, attention on views, shallow last layers, blocks encoded ahead; against plain torch."""
+"""The fast parts against the plain ones: reordered weights, fused attention on views, shallow last layers."""
 
 import math
+import shutil
 import sys
 
 import numpy as np
@@ -8,19 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, checkpoint, our_values, padded, rows_of_every_length
 from torch import nn
 
 import spin_native as sn
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.checkpoints.load import resolved_dtype
-from spin_native.models import fast as engine
-from spin_native.models.attention import attend
-from spin_native.models.fast import ReorderedLinear
+from spin_native.models import fast
+from spin_native.models.attention import Attention, PositionBias
+from spin_native.models.fast import FusedAttention, ReorderedLinear
 from spin_native.text.batch import TokenBatch
 
 BOUNDS = {torch.float32: 5e-6, torch.bfloat16: 5e-2}
-works_here = pytest.mark.skipif(not engine._works(torch.float32), reason="this torch or CPU does not reorder weights")
+works_here = pytest.mark.skipif(not fast._works(torch.float32), reason="this torch or CPU does not reorder weights")
 
 
 @works_here
@@ -77,7 +79,7 @@ def test_where_reordering_does_not_work_auto_is_plain_and_true_is_refused(monkey
         sn.load_model(folder, dtype=torch.float64, prepack=True)
     with pytest.raises(sn.InputError, match=r"prepack is 1\.5; expected 'auto', True or False"):
         sn.load_model(folder, prepack=1.5)
-    engine._works.cache_clear()
+    fast._works.cache_clear()
 
     def missing(weight):
         raise NotImplementedError
@@ -86,27 +88,41 @@ def test_where_reordering_does_not_work_auto_is_plain_and_true_is_refused(monkey
     try:
         assert isinstance(sn.load_model(folder).blocks[0].attention.output, nn.Linear)
     finally:
-        engine._works.cache_clear()
+        fast._works.cache_clear()
 
 
 @works_here
 def test_an_operator_that_computes_something_else_is_not_trusted(monkeypatch):
-    engine._works.cache_clear()
+    fast._works.cache_clear()
     true = torch.ops.mkldnn._linear_pointwise
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *given: true(*given) * 1.001)
     try:
-        assert not engine._works(torch.float32)
+        assert not fast._works(torch.float32)
     finally:
-        engine._works.cache_clear()
+        fast._works.cache_clear()
 
 
-def attended_by_hand(query, key, value, lengths, n_heads, causal):
-    """softmax(q k^T / sqrt(d_head)) v, one row and one head at a time, in float64."""
+class Steps(PositionBias):
+    """A bias that differs for every head and distance, in both directions."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, length: int) -> torch.Tensor:
+        position = torch.arange(length, dtype=self.dtype)
+        return torch.stack([0.3 * (position[None, :] - position[:, None]), 0.1 * (position[None, :] - position[:, None]).abs()])
+
+
+def attended_by_hand(query, key, value, lengths, causal, bias):
+    """softmax(q k^T / sqrt(d_head) + bias) v with 2 heads, one row and one head at a time, in float64."""
     rows = []
     for q, k, v in zip(*(x.double().split(lengths) for x in (query, key, value)), strict=True):
         heads = []
-        for qh, kh, vh in zip(*(x.chunk(n_heads, 1) for x in (q, k, v)), strict=True):
+        for head, (qh, kh, vh) in enumerate(zip(*(x.chunk(2, 1) for x in (q, k, v)), strict=True)):
             scores = qh @ kh.T / math.sqrt(qh.shape[1])
+            if bias is not None:
+                scores = scores + bias(len(q))[head].double()
             if causal:
                 scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf)
             heads.append(scores.softmax(-1) @ vh)
@@ -114,27 +130,106 @@ def attended_by_hand(query, key, value, lengths, n_heads, causal):
     return torch.cat(rows)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=80)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=10),
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
 )
-def test_attention_over_a_ragged_batch_equals_attention_row_by_row(lengths, longest_first, causal, one_product, dtype):
+def test_attention_over_a_ragged_batch_equals_attention_row_by_row(
+    lengths, longest_first, causal, one_product, has_bias, dtype
+):
     if longest_first:
         lengths = sorted(lengths, reverse=True)
     generator = torch.Generator().manual_seed(sum(lengths))
-    joined = torch.randn(sum(lengths), 3 * 32, generator=generator).to(dtype)
+    joined = torch.randn(sum(lengths), 3 * 16, generator=generator).to(dtype)
     parts = joined.chunk(3, dim=1) if one_product else [part.contiguous() for part in joined.chunk(3, dim=1)]
     batch = TokenBatch.from_rows([[1] * n for n in lengths])
-    expected = attended_by_hand(*parts, lengths, 4, causal)
+    bias = Steps(dtype) if has_bias else None
+    expected = attended_by_hand(*parts, lengths, causal, bias)
     bound = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 2e-2}[dtype]
-    for inference in (True, False):  # with gradients in reach, keys are not read past their row
-        with torch.inference_mode(inference):
-            found = attend(*parts, batch, n_heads=4, causal=causal, scale=8**-0.5)
-        assert (found.double() - expected).norm() / expected.norm() <= bound
+    plain = Attention(2, scale=8**-0.5, causal=causal, bias=bias)
+    fused = FusedAttention(plain, fast._Masks())
+    for inference in (True, False):  # where gradients may be asked for, no window reaches past its row
+        for attention in (plain, fused):
+            with torch.inference_mode(inference):
+                result = attention(*parts, batch)
+            assert (result.double() - expected).norm() / expected.norm() <= bound
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_changes_no_bit_of_its_neighbours(spoilt, causal, has_bias):
+    lengths = (21, 17, 17, 5, 5, 3)  # windows of 32, 32 and 16 keys reach into the next rows
+    batch = TokenBatch.from_rows([[1] * n for n in lengths])
+    attention = FusedAttention(Attention(2, scale=0.3, causal=causal, bias=Steps() if has_bias else None), fast._Masks())
+    query, key, value = torch.randn(3, sum(lengths), 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        healthy = attention(query, key, value, batch).split(lengths)
+        for row in range(len(lengths)):
+            tokens = slice(sum(lengths[:row]), sum(lengths[: row + 1]))
+            sick_key, sick_value = key.clone(), value.clone()
+            sick_key[tokens], sick_value[tokens] = spoilt, spoilt
+            after = attention(query, sick_key, sick_value, batch).split(lengths)
+            for other in range(len(lengths)):
+                assert other == row or torch.equal(after[other], healthy[other]), (row, other)
+
+
+def test_the_ragged_gpu_kernel_is_trusted_only_where_it_is_right(monkeypatch):
+    def right(query, key, value, batch, *, causal, scale):
+        return Attention(2, scale=scale, causal=causal)(*(x.flatten(1) for x in (query, key, value)), batch)
+
+    def fails(*given, **named):
+        raise NotImplementedError
+
+    for kernel, is_trusted in (
+        (right, True),
+        (lambda *given, **named: 1.1 * right(*given, **named), False),
+        (lambda *given, causal, **named: right(*given, causal=False, **named), False),
+        (fails, False),
+    ):
+        fast._varlen_works.cache_clear()
+        monkeypatch.setattr(fast, "_varlen", kernel)
+        assert fast._varlen_works("cpu", torch.bfloat16, 8) is is_trusted
+    assert not fast._varlen_works("cpu", torch.float32, 8)
+    assert not fast._varlen_works("cpu", torch.bfloat16, 12)
+    fast._varlen_works.cache_clear()
+
+
+@pytest.mark.parametrize("prepack", ["auto", False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_work_after_an_extraction_on_the_same_batch(family, prepack):
+    model = sn.load_model(checkpoint(family)[0], dtype=torch.float64, prepack=prepack)
+    with torch.inference_mode():
+        batch = TokenBatch.from_rows(rows_of_every_length())
+        for layer in model.layers(batch):
+            if layer.activation is not None:
+                sn.pooling.max(layer.activation, batch)
+    embedded = model.embedding(batch).requires_grad_()
+    *_, last = model.layers(batch, embedded=embedded)
+    (sn.pooling.mean(last.hidden, batch) ** 2).sum().backward()
+    assert (embedded.grad != 0).any(1).all()  # every token matters
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_that_lie_askew_in_their_file_are_aligned_and_give_the_same_bits(family, tmp_path):
+    folder = shutil.copytree(checkpoint(family)[0], tmp_path / "askew")
+    tensors = load_file(folder / "model.safetensors")
+    batch = padded(rows_of_every_length(), "none")
+    results = []
+    for padding in range(0, 64, 8):  # the header's length moves the weights
+        save_file(tensors, folder / "model.safetensors", {"format": "pt", "padding": "x" * padding})
+        model = sn.load_model(str(folder), dtype=torch.float64)
+        weights = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+        assert weights
+        assert all(weight.data_ptr() % 64 == 0 for weight in weights)
+        results.append(our_values(model, batch))
+    for other in results[1:]:
+        assert all(torch.equal(other[key], values) for key, values in results[0].items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
