@@ -2,6 +2,7 @@
 
 import base64
 import json
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import (
     MAX_TOKENS,
     SHAPES,
     SHARED,
+    Shape,
     checkpoint,
     largest_error,
     our_values,
@@ -23,6 +25,7 @@ import spin_native as sn
 from spin_native.models import layers
 from spin_native.models.attention import Attention
 from spin_native.models.families import bert, roberta
+from spin_native.models.families.mpnet import MAX_DISTANCE, DistanceBias
 from spin_native.models.weights import Transposed
 from spin_native.text.batch import TokenBatch
 
@@ -67,6 +70,18 @@ def test_a_pad_id_inside_a_roberta_text_shifts_positions_as_in_transformers():
     rows = [[5, 1, 7, 8], [1, 9, 1, 1, 12], [6, 7]]
     ours = our_values(sn.load_model(folder, dtype=torch.float64), TokenBatch.from_rows(rows))
     assert largest_error(ours, reference_values(reference, rows)) <= 1e-12
+
+
+def test_mpnet_rows_longer_than_its_farthest_bucket_equal_transformers():
+    longest = 2 * MAX_DISTANCE + 5
+    reference = reference_model("mpnet", Shape(1, 2, 16, 20), max_position_embeddings=longest + 2)
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randint(4, 50, (n,), generator=generator).tolist() for n in (longest, MAX_DISTANCE, 40)]
+    with TemporaryDirectory() as folder:
+        reference.save_pretrained(folder)
+        for prepack in ("auto", False):
+            ours = our_values(sn.load_model(folder, dtype=torch.float64, prepack=prepack), TokenBatch.from_rows(rows))
+            assert largest_error(ours, reference_values(reference, rows)) <= 1e-12
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"])
@@ -139,6 +154,16 @@ def _no_token_type(patch):
     patch.setattr(bert.BertEmbedding, "forward", forward)
 
 
+def _no_distance_bias(patch):
+    true_forward = DistanceBias.forward
+    patch.setattr(DistanceBias, "forward", lambda self, length: 0 * true_forward(self, length))
+
+
+def _distances_mirrored(patch):
+    true_bucket = DistanceBias.bucket
+    patch.setattr(DistanceBias, "bucket", lambda self, distance: true_bucket(self, -distance))
+
+
 def _no_causal_mask(patch):
     true_init = Attention.__init__
     patch.setattr(Attention, "__init__", lambda self, n_heads, *, scale, **_: true_init(self, n_heads, scale=scale))
@@ -179,6 +204,8 @@ def _swap(first, second):
         *((family, _wrong_eps) for family in FAMILIES),
         ("roberta", _positions_from_zero),
         ("roberta", _no_token_type),
+        ("mpnet", _no_distance_bias),
+        ("mpnet", _distances_mirrored),
         ("gpt2", _no_causal_mask),
         ("gpt2", _untransposed_projection),
         *((family, _swap("query", "key")) for family in FAMILIES),
