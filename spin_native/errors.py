@@ -1,16 +1,16 @@
-"""The one error the package raises on purpose, and what it warns of."""
+"""The one error that the package raises on purpose, and its warnings."""
 
 
 class InputError(ValueError):
     """Something the caller gave cannot be used.
 
-    The message is one sentence that names what, where, what was got, what was expected, and the remedy.
-    The command line prints it as it is; nothing finished before it is lost.
+    The message is one sentence: what, where, got, expected, remedy. The command line prints it without a traceback; work
+    finished before it is not lost.
     """
 
 
 class LeakWarning(UserWarning):
-    """The same text stands in two parts of the data: its score there says less than it seems."""
+    """The same text is in two parts of the data, so the score on the held-out part is too good."""
 
 
 class NoNeuronWarning(UserWarning):

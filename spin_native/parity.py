@@ -85,7 +85,7 @@ def _reference(
     except ImportError:
         raise InputError("comparing with transformers needs it installed: pip install transformers") from None
     location = checkpoint.location
-    logging.set_verbosity_error()  # heads that AutoModel leaves out are no news here
+    logging.set_verbosity_error()  # AutoModel reports the heads it leaves out
     logging.disable_progress_bar()
     model = AutoModel.from_pretrained(
         location.folder or location.name, revision=checkpoint.revision, dtype=dtype, attn_implementation="eager"
@@ -100,7 +100,7 @@ def _reference(
             hidden_states = model(torch.tensor([row]), output_hidden_states=True).hidden_states
             for layer, hidden in enumerate(hidden_states):
                 values.setdefault(("hidden", layer), []).append(hidden[0])
-    return {key: torch.cat(found) for key, found in values.items()}
+    return {key: torch.cat(rows) for key, rows in values.items()}
 
 
 def activation_functions(model: nn.Module) -> list[nn.Module]:

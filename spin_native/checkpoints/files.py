@@ -32,7 +32,7 @@ def open_tensors(location: Location, *, allow_pickle: bool) -> dict[str, Reader]
         return _sharded(location, INDEX, _SafetensorsFile)
     if not allow_pickle:
         raise InputError(
-            f"{location.lacks(SINGLE)}; where there is a legacy {LEGACY}, which is a pickle, and you trust it, pass "
+            f"{location.lacks(SINGLE)}; if it has a legacy {LEGACY}, which is a pickle, and you trust it, pass "
             "allow_pickle=True (--allow-pickle)"
         )
     if path := location.find(LEGACY):
@@ -58,7 +58,7 @@ class _SafetensorsFile:
         self.path = path
 
     def read(self, name: str) -> Tensor:
-        # Mapped anew for every tensor: what is copied and let go must not stay in memory as long as the file is open.
+        # Opened anew for every tensor: as long as a file stays open, pages of tensors already copied stay in memory.
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(name)
 

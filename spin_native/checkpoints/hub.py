@@ -18,7 +18,7 @@ LFS_POINTER = b"version https://git-lfs"
 class Location:
     """A folder, or a repository on the HuggingFace Hub (read through huggingface_hub: its cache, variables, offline mode).
 
-    Files are fetched one by one, when they are needed. All come from one commit: that of the first file fetched.
+    Files are downloaded one by one, when they are needed. All come from one commit: that of the first file downloaded.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Location:
             )
 
     def find(self, filename: str) -> Path | None:
-        """The file on this machine, downloaded if need be; None if there is no such file, or none can be had offline."""
+        """The file on this machine, downloaded if needed; None if it does not exist, or is not cached and the Hub is offline."""
         if self.folder is not None:
             path = self.folder / filename
             return path if path.is_file() else None
@@ -45,7 +45,7 @@ class Location:
             downloaded = huggingface_hub.hf_hub_download(
                 self.name, filename, revision=self.revision, local_files_only=self.offline
             )
-        except errors.LocalEntryNotFoundError:  # not cached, and the Hub cannot be asked: do not ask it again
+        except errors.LocalEntryNotFoundError:  # not cached, and the Hub is out of reach: do not try again
             self.offline = True
             return None
         except errors.EntryNotFoundError:
@@ -63,7 +63,7 @@ class Location:
         except OSError as error:
             raise InputError(f"model {self.name!r}: {filename} could not be downloaded ({error})") from error
         path = Path(downloaded)
-        self.revision = path.parts[path.parts.index("snapshots") + 1]  # stay with this commit from now on
+        self.revision = path.parts[path.parts.index("snapshots") + 1]  # from now on, this commit
         return path
 
     def need(self, filename: str) -> Path:

@@ -28,7 +28,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "t
 
 @dataclass
 class Checkpoint:
-    """A checkpoint whose tensors are all accounted for, and read when asked for."""
+    """A checkpoint: every tensor accounted for, and read when it is needed."""
 
     location: Location
     allow_pickle: bool = False
@@ -54,7 +54,7 @@ class Checkpoint:
         return {canonical: stored[name] for canonical, name in stored_as.items()}
 
     def build(self, depth: int | None) -> Transformer:
-        """The model without its numbers (on torch's meta device)."""
+        """The model without its weights (on torch's meta device)."""
         with torch.device("meta"):
             return new_model(self.config, depth)
 
@@ -66,9 +66,9 @@ class Checkpoint:
         prepack: Prepack = "auto",
         last_neurons: np.ndarray | None = None,
     ) -> Transformer:
-        """The model with its numbers: only the tensors that `depth` layers use are read.
+        """The model with its weights: only the tensors that `depth` layers use are read.
 
-        last_neurons: those of the last layer to read; None for all. Only for a model that is not whole: nothing is written.
+        last_neurons: compute only these neurons of the last layer (None: all). Only for a model whose last layer does not write.
         """
         try:
             torch.empty(0, device=device)
@@ -83,11 +83,11 @@ class Checkpoint:
         self._fill(model, own, dtype, device)
         for index, block in enumerate(model.blocks):
             for product in PRODUCTS[:-1] if block.feed_forward.down is None else PRODUCTS:
-                # One product at a time: what it was made from is let go before the next one needs the room.
+                # One product at a time: its plain weights are freed before the next ones are read.
                 names = [f"blocks.{index}.{product}.{name}" for name, _ in block.get_submodule(product).named_parameters()]
                 self._fill(model, names, dtype, device, aligns=not reordered)
                 if product == "feed_forward.up" and block.feed_forward.down is None and last_neurons is not None:
-                    block.feed_forward.keep(torch.as_tensor(last_neurons, device=device))
+                    block.feed_forward.restrict_to(torch.as_tensor(last_neurons, device=device))
                 if reordered:
                     reorder(block, product, self.config.activation_function)
             norms = [name for name, parameter in block.named_parameters() if parameter.is_meta]
@@ -98,7 +98,7 @@ class Checkpoint:
     def _fill(
         self, model: Transformer, names: Iterable[str], dtype: torch.dtype, device: torch.device | str, *, aligns: bool = False
     ) -> None:
-        """Give parameters their numbers.
+        """Read parameters from the file.
 
         aligns: copy a weight that lies at another address than a multiple of ALIGNMENT, as one mapped from a file may: MKL's
             products give other last bits there.
@@ -163,7 +163,7 @@ def resolved_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
 def load_tokenizer(name: str, *, revision: str | None = None) -> Tokenizer:
     """Load the tokenizer of a folder or Hub name; texts are cut to what that model holds.
 
-    Raises InputError where there is none, it is damaged, or its ids do not fit the model's embedding.
+    Raises InputError if it is missing or damaged, or if its ids do not fit the model's embedding.
     """
     location = Location(name, revision)
     config = read_config(location.read_json("config.json"), f"{name}/config.json")

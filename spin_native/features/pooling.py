@@ -25,7 +25,7 @@ def mean(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "r
 
 def max(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:
     """Largest value over each row's tokens."""
-    if batch.n_rows == 1:  # the same number, sooner
+    if batch.n_rows == 1:  # the same number, computed faster
         return _wide(x.amax(0, keepdim=True))
     row_of_value = batch.row_of_token[:, None].expand_as(x)
     return _wide(x.new_empty(batch.n_rows, x.shape[1]).scatter_reduce(0, row_of_value, x, "amax", include_self=False))

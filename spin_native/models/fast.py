@@ -3,7 +3,7 @@
 - `use_kernels`: torch's fused attention, norms and activation functions, on any device and in any dtype.
 - `reorder`: oneDNN multiplies fastest by weights that lie in blocks cut for the processor's registers. Every weight of a block
   is brought into that order once. Three things are saved: nothing is reordered at every call; the activation function or the
-  residual sum is applied while a product is in registers; query, key and value are one product. Each weight is held once.
+  residual sum is applied while a product is in registers; query, key and value are one product. Each weight is in memory once.
 
 Results equal those of the plain parts but for rounding, and on reordered weights a row's bits do not depend on its batch.
 A reordered product has no gradient, stays on the CPU and in its dtype. `load_model(..., prepack=False)` keeps the plain parts.
@@ -63,8 +63,8 @@ class FusedLayerNorm(nn.LayerNorm):
 class FusedAttention(Attention):
     """Attention by torch's kernels, over runs of rows of one length.
 
-    Rows of one length stand side by side (`TokenBatch.runs`), so a run is a [row, position] view for one kernel. A batch whose
-    rows do not stand longest first is brought into that order and back, by copying.
+    In a batch sorted longest first, rows of one length are neighbours (`TokenBatch.runs`), so that a run of them is a
+    [row, position] view for one kernel. Other batches are sorted first, and the result is brought back, by copying.
     """
 
     def __init__(self, plain: Attention, masks: "_Masks") -> None:
@@ -209,7 +209,7 @@ def _varlen_works(device: str, dtype: torch.dtype, d_head: int) -> bool:
 
 PRODUCTS = ("attention.project", "attention.output", "feed_forward.up", "feed_forward.down")
 
-# oneDNN's name of what is applied to a product, and its variant.
+# oneDNN's name of the function applied to a product, and its variant.
 _FUSED: dict[ActivationFunction | None, tuple[str, str]] = {
     None: ("none", ""),
     "gelu": ("gelu", "none"),

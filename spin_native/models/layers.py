@@ -117,7 +117,7 @@ class FeedForward(nn.Module):
         assert self.down is not None, "the last layer of a model loaded at a smaller depth has no down-projection"
         return self.down(activation, residual)
 
-    def keep(self, neurons: Int[Tensor, "kept"]) -> None:
+    def restrict_to(self, neurons: Int[Tensor, "kept"]) -> None:
         """Compute these neurons only. For a last layer that writes nothing, where the others are not needed."""
         up = nn.Linear(self.up.in_features, len(neurons), device="meta")
         up.weight = nn.Parameter(self.up.weight[neurons], requires_grad=False)

@@ -17,7 +17,7 @@ from spin_native.text.batch import TokenBatch
 
 @dataclass
 class Layer:
-    """What can be seen at one layer.
+    """One layer, as seen from outside.
 
     index: the layer, from 0; `n_layers` for the final hidden state.
     hidden: what enters the layer (transformers' `hidden_states[index]`).
@@ -29,11 +29,11 @@ class Layer:
     hidden: Float[Tensor, "token d_model"]
     activation: Float[Tensor, "token d_ffn"] | None
     batch: TokenBatch
-    kept: Int[Tensor, "kept"] | None = None
+    rows_kept: Int[Tensor, "kept"] | None = None
 
     def keep(self, rows: Int[Tensor, "kept"]) -> None:
         """Continue with these rows of `batch` only (ascending indices): the others exit here, and no later layer runs them."""
-        self.kept = rows
+        self.rows_kept = rows
 
 
 Edit = Callable[[Layer], Float[Tensor, "token d_ffn"]]
@@ -56,8 +56,8 @@ class Source(Protocol):
 class Transformer(nn.Module):
     """A stack of blocks behind an embedding; each family hands over its parts.
 
-    depth: how many layers are held: all (None), or 1 to n_layers. A model of smaller depth has no down-projection in its
-    last layer and no final hidden state: nobody would read them.
+    depth: the number of layers: all (None), or 1 to n_layers. A model of smaller depth has no down-projection in its
+    last layer and no final hidden state: no later layer reads them.
     embedding: token ids of a batch -> [token, d_model]. block: layer index -> Block. final_norm: of the last hidden state.
     """
 
@@ -108,7 +108,7 @@ class Transformer(nn.Module):
         return next(self.parameters()).device
 
     def width(self, site: str, layer: int) -> int:
-        """How many numbers a token has at a site of a layer ("hidden" or "activation")."""
+        """Width of a site ("hidden" or "activation") of a layer."""
         if site == "hidden":
             return self.config.d_model
         return self.blocks[layer].feed_forward.up.out_features
@@ -136,8 +136,8 @@ class Transformer(nn.Module):
                 return
             if edit is not None:
                 activation = edit(layer)
-            if layer.kept is not None:
-                batch, tokens = batch.only(layer.kept)
+            if layer.rows_kept is not None:
+                batch, tokens = batch.only(layer.rows_kept)
                 attended, activation = attended[tokens], activation[tokens]
             del layer  # free its tensors before the next layer needs the room
             hidden = block.write(attended, activation)  # [token, d_model]

@@ -1,4 +1,4 @@
-"""Weight tables: where each parameter of a model stands in a published checkpoint, as data.
+"""Weight tables: which stored tensor each parameter of a model is, as data.
 
 A family lists its parameters with `{layer}` for the layer index and `{part}` for weight and bias; each rule names the stored
 tensor and how it is laid out.
@@ -63,7 +63,7 @@ Rule = Copied | Transposed | Third
 class WeightTable:
     """How one family's checkpoints are read.
 
-    prefix: stands before the model's own tensors in files that also hold a head; other files have no prefix.
+    prefix: of the model's own tensors in files that also hold a head; other files have none.
     rules: parameter -> rule, with `{layer}` and `{part}` in both.
     buffers, heads: patterns of known tensors that the forward pass does not read: constants that were stored, and the heads
         that a checkpoint may hold. Names as they are without the prefix.

@@ -20,7 +20,7 @@ SpecialTokens = tuple[str, str] | None  # the first and the last token of every 
 
 
 class TruncationWarning(UserWarning):
-    """Some texts were longer than the model holds, and were cut."""
+    """Some texts were longer than the model holds, and were truncated."""
 
 
 class Encoded(NamedTuple):
@@ -33,10 +33,10 @@ class Encoded(NamedTuple):
 class Tokenizer:
     """Token ids as the model was trained on them, special tokens included.
 
-    Text is never interpreted: a literal `</s>` in a tweet stays text. A text longer than `max_tokens` is cut. An empty text
-    is its special tokens; GPT-2, which has none, reads `<|endoftext|>`.
+    Special tokens in a text are not interpreted: a literal `</s>` in a tweet stays text. A text longer than `max_tokens` is
+    truncated. An empty text becomes the special tokens alone; GPT-2, which has none, reads `<|endoftext|>`.
 
-    fingerprint: sha256 of the files it was made from.
+    fingerprint: sha256 of the files it was read from.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, max_tokens: int, fingerprint: str) -> None:
@@ -53,7 +53,7 @@ class Tokenizer:
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, texts: Sequence[str], first_row: int = 0) -> Encoded:
-        """Token ids of each text; `first_row` numbers the first one in errors. Every text has at least one token."""
+        """Token ids of each text, at least one per text. `first_row`: the number of the first text in errors."""
         for row, text in enumerate(texts, first_row):
             check_text(text, row)
         try:
