@@ -37,7 +37,7 @@ class Location:
             )
 
     def find(self, filename: str) -> Path | None:
-        """The file on this machine, downloaded if needed; None if it does not exist, or is not cached and the Hub is offline."""
+        """The file on this machine, downloaded if needed; None if it does not exist, or is neither cached nor in reach."""
         if self.folder is not None:
             path = self.folder / filename
             return path if path.is_file() else None

@@ -68,7 +68,7 @@ class Checkpoint:
     ) -> Transformer:
         """The model with its weights: only the tensors that `depth` layers use are read.
 
-        last_neurons: compute only these neurons of the last layer (None: all). Only for a model whose last layer does not write.
+        last_neurons: compute only these neurons of the last layer (None: all); only for a last layer that does not write.
         """
         try:
             torch.empty(0, device=device)
