@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test nightly check bench clean
 
 demo: .venv/ready
 	$(BIN)/spin-native demo
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+nightly: .venv/ready
+	$(BIN)/python -m pytest -m ""
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

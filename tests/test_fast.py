@@ -209,7 +209,7 @@ def test_gradients_work_after_an_extraction_on_the_same_batch(family, prepack):
         for layer in model.layers(batch):
             if layer.activation is not None:
                 sn.pooling.max(layer.activation, batch)
-    embedded = model.embedding(batch).requires_grad_()
+    embedded = model.embed(batch).requires_grad_()
     *_, last = model.layers(batch, embedded=embedded)
     (sn.pooling.mean(last.hidden, batch) ** 2).sum().backward()
     assert (embedded.grad != 0).any(1).all()  # every token matters

@@ -119,6 +119,18 @@ def test_an_edit_changes_what_is_written_not_what_is_yielded():
     torch.testing.assert_close(edited[2].hidden, silenced, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loop_starts_from_given_vectors(family):
+    model = sn.load_model(checkpoint(family)[0], dtype=torch.float64)
+    one, other = (TokenBatch.from_rows(rows) for rows in ([[5, 6, 7], [8, 9]], [[9, 8, 7], [6, 5]]))
+    with torch.inference_mode():
+        *_, expected = model.layers(other)
+        *_, last = model.layers(one, embedded=model.embed(other))
+        assert torch.equal(last.hidden, expected.hidden)
+        with pytest.raises(sn.InputError, match=r"embedded is \[4, 16\]; expected \[5, 16\]: one vector per token"):
+            next(model.layers(one, embedded=model.embed(other)[:4]))
+
+
 # Planted bugs: each must be seen by the comparison above.
 
 
@@ -230,7 +242,7 @@ def test_the_activations_that_mingpt_recorded():
     model = sn.load_model(str(folder))
     idx = recorded("idx", torch.float32 if len(base64.b64decode(record["idx"]["data"])) == 132 else torch.int64).round().long()
     batch = TokenBatch.from_rows(idx.tolist())
-    hidden = model.embedding(batch)
+    hidden = model.embed(batch)
     for index, block in enumerate(model.blocks):
         attended, activation = block.read(hidden, batch)
         if index == 0:

@@ -122,12 +122,12 @@ class Transformer(nn.Module):
         up-projections and k-1 down-projections. A whole model ends with the final hidden state. A caller may make the batch
         smaller on the way: see `Layer.keep`.
 
-        embedded: start from these vectors instead of the embedding of `batch.ids` (soft prompts).
+        embedded: start from these vectors instead of `embed(batch)` (soft prompts); the ids still fix lengths and positions.
         edit: called with the Layer after it was yielded; the layer writes the activation that it returns.
         Gradients flow or not as the caller's grad mode says.
         """
         self.check(batch)
-        hidden = self.embedding(batch) if embedded is None else embedded  # [token, d_model]
+        hidden = self.embed(batch) if embedded is None else self.checked_embedded(embedded, batch)  # [token, d_model]
         for index, block in enumerate(self.blocks):
             attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
             layer = Layer(index, hidden, activation, batch)
@@ -144,8 +144,21 @@ class Transformer(nn.Module):
             del attended, activation
         yield Layer(self.config.n_layers, self.final_norm(hidden), None, batch)
 
+    def embed(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
+        """What enters layer 0: the words' vectors with their positions, normalised where the family does that."""
+        return self.embedding(batch)
+
+    def checked_embedded(self, embedded: Tensor, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
+        """`embedded` itself; InputError unless it holds one vector per token of the batch."""
+        expected = (batch.n_tokens, self.config.d_model)
+        if tuple(embedded.shape) != expected:
+            raise InputError(
+                f"embedded is {list(embedded.shape)}; expected {list(expected)}: one vector per token of the batch"
+            )
+        return embedded
+
     def check(self, batch: TokenBatch) -> None:
-        """Refuse ids outside the vocabulary and rows longer than the position table."""
+        """InputError for ids outside the vocabulary and for rows longer than the position table."""
         low, high = (int(bound) for bound in batch.ids.aminmax())
         if low < 0 or high >= self.config.n_vocab:
             raise InputError(
