@@ -127,7 +127,7 @@ def test_the_loop_starts_from_given_vectors(family):
         *_, expected = model.layers(other)
         *_, last = model.layers(one, embedded=model.embed(other))
         assert torch.equal(last.hidden, expected.hidden)
-        with pytest.raises(sn.InputError, match=r"embedded is \[4, 16\]; expected \[5, 16\]: one vector per token"):
+        with pytest.raises(sn.InputError, match=r"embedded is \[4, 16\]; expected \[5, 16\]: a vector per token"):
             next(model.layers(one, embedded=model.embed(other)[:4]))
 
 
