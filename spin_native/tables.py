@@ -1,4 +1,4 @@
-"""CSV, JSONL and Parquet files: read block by block, written whole or not at all."""
+"""CSV, JSONL and Parquet files: read block by block, and written whole or not at all."""
 
 import json
 import os
@@ -13,61 +13,73 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from spin_native.disk import PARTIAL, flush
 from spin_native.errors import InputError
 
 BLOCK_ROWS = 8192
-KINDS = {".csv": "CSV", ".jsonl": "JSONL", ".ndjson": "JSONL", ".parquet": "Parquet"}
+FORMATS = {".csv": "CSV", ".jsonl": "JSONL", ".ndjson": "JSONL", ".parquet": "Parquet"}  # by the ending of the file's name
 
 
 def read_labelled(path: Path, text: str, label: str) -> tuple[list[str], list[Any]]:
-    """All texts and labels of a file; InputError, naming the row, for a missing one."""
+    """All texts and labels of a file, in two lists of the same length.
+
+    text, label: names of their columns. CSV labels that are all whole numbers are returned as int.
+    Raises InputError, naming the row, for a missing text or label and for a text that is not a string; and as read_blocks does.
+    """
     texts: list[str] = []
     labels: list[Any] = []
-    for block in blocks(path, (text, label)):
+    for block in read_blocks(path, (text, label)):
         texts += block[text].to_pylist()
         labels += block[label].to_pylist()
-    if KINDS[path.suffix.lower()] == "CSV":  # where a missing label may have been written as NaN, and numbers are text
+    if _format_of(path) == "CSV":  # a CSV has only text: a missing label may be written as NaN, and numbers are digits
         labels = [None if value is None or value.lower() == "nan" else value for value in labels]
         if all(value is not None and re.fullmatch(r"-?\d+", value) for value in labels):
             labels = [int(value) for value in labels]
     for column, values in ((text, texts), (label, labels)):
         for row, value in enumerate(values):
-            missing = value is None or value != value  # NaN differs from itself
-            if missing or (column == text and not isinstance(value, str)):
-                got = "nothing" if missing else f"{value!r} ({type(value).__name__})"
+            is_missing = value is None or value != value  # NaN differs from itself
+            if is_missing or (column == text and not isinstance(value, str)):
+                got = "no value" if is_missing else f"{value!r} ({type(value).__name__})"
+                expected = "a text" if column == text else "a label"
                 raise InputError(
-                    f"{path}: row {row} (the first is 0) has {got} in column {column!r}; expected a value"
-                    f"{', as text' if column == text else ''}: mend or drop the row"
+                    f"{path}: row {row} (the first is 0) has {got} in column {column!r}; expected {expected}: fix or remove it"
                 )
     return texts, labels
 
 
-def blocks(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The file's rows, some thousands at a time, all columns; every CSV column is text, an empty unquoted field is missing.
+def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The file's rows with all their columns, a few thousand rows at a time.
 
-    Raises InputError for a file that is not there, empty, unreadable or of unknown kind, and for a missing column.
+    columns: names of columns that the file must have. Every CSV column is text; an empty CSV field without quotes is null.
+    Raises InputError for a file that does not exist, has no rows, cannot be read or is of an unknown format, and for a missing
+    column.
     """
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"{path}: unknown kind of file; expected a name that ends in {', '.join(KINDS)}")
+    file_format = _format_of(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    reader = {"CSV": _csv_blocks, "JSONL": _jsonl_blocks, "Parquet": _parquet_blocks}[kind]
     n_rows = 0
     try:
-        for block in reader(path):
+        for block in READERS[file_format](path):
             for column in columns:
                 if column not in block.column_names:
                     raise InputError(f"{path}: no column {column!r}; it has {', '.join(map(repr, block.column_names))}")
             n_rows += block.num_rows
             yield block
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not readable as {kind} ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: not readable as {file_format} ({str(error).splitlines()[0]})") from error
     if not n_rows:
-        raise InputError(f"{path}: holds no rows")
+        raise InputError(f"{path}: has no rows")
 
 
-def _csv_blocks(path: Path) -> Iterator[pa.Table]:
+def _format_of(path: Path) -> str:
+    """CSV, JSONL or Parquet, by the name's ending; InputError for another ending."""
+    try:
+        return FORMATS[path.suffix.lower()]
+    except KeyError:
+        raise InputError(f"{path}: unknown file format; expected a name that ends in {', '.join(FORMATS)}") from None
+
+
+def _read_csv(path: Path) -> Iterator[pa.Table]:
     if not path.stat().st_size:
         return
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
@@ -82,7 +94,7 @@ def _csv_blocks(path: Path) -> Iterator[pa.Table]:
         yield pa.Table.from_batches([batch])
 
 
-def _jsonl_blocks(path: Path) -> Iterator[pa.Table]:
+def _read_jsonl(path: Path) -> Iterator[pa.Table]:
     with path.open(encoding="utf-8") as lines:
         numbered = enumerate(lines, 1)
         while part := list(islice(numbered, BLOCK_ROWS)):
@@ -95,15 +107,15 @@ def _jsonl_blocks(path: Path) -> Iterator[pa.Table]:
                 except ValueError as error:
                     raise InputError(f"{path}: line {number} is not JSON ({error})") from error
                 if not isinstance(row, dict):
-                    raise InputError(f"{path}: line {number} is no JSON object; expected one object per line")
+                    raise InputError(f"{path}: line {number} is not a JSON object; expected one object per line")
                 rows.append(row)
             if rows:
                 names = dict.fromkeys(name for row in rows for name in row)
-                yield pa.table({name: _column(row.get(name) for row in rows) for name in names})
+                yield pa.table({name: _array(row.get(name) for row in rows) for name in names})
 
 
-def _column(values: Iterable[Any]) -> pa.Array:
-    """One column; values of mixed types are kept as JSON text would show them, so that a check can name the odd one."""
+def _array(values: Iterable[Any]) -> pa.Array:
+    """One column of JSON values. If their types differ, each is stored as JSON text, so that a later check can name its row."""
     listed = list(values)
     try:
         return pa.array(listed)
@@ -111,35 +123,49 @@ def _column(values: Iterable[Any]) -> pa.Array:
         return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in listed])
 
 
-def _parquet_blocks(path: Path) -> Iterator[pa.Table]:
+def _read_parquet(path: Path) -> Iterator[pa.Table]:
     with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(BLOCK_ROWS):
             yield pa.Table.from_batches([batch])
 
 
+READERS = {"CSV": _read_csv, "JSONL": _read_jsonl, "Parquet": _read_parquet}
+
+
 class Writer(Protocol):
+    """Writes blocks of rows to one file."""
+
     def __init__(self, path: Path) -> None: ...
     def write(self, block: pa.Table) -> None: ...
     def close(self) -> None: ...
 
 
-@contextmanager
-def writer(path: Path, overwrite: bool) -> Iterator[Writer]:
-    """A file that stands under its name only when all of it is written; InputError if it is there already."""
-    kind = KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise InputError(f"{path}: unknown kind of file; expected a name that ends in {', '.join(KINDS)}")
+def check_output(path: Path, overwrite: bool) -> None:
+    """InputError if the file's format is unknown, or if the file exists and may not be replaced."""
+    _format_of(path)
     if path.exists() and not overwrite:
-        raise InputError(f"{path}: already there; choose another name, or pass --overwrite")
-    partial = path.with_name(path.name + ".partial")
+        raise InputError(f"{path}: already exists; choose another name, or allow it to be replaced (--overwrite)")
+
+
+@contextmanager
+def open_writer(path: Path, overwrite: bool) -> Iterator[Writer]:
+    """A writer for a CSV, JSONL or Parquet file, which appears under its name only when all of it is written.
+
+    Inside the `with` block the rows go to a partial file, which is deleted after an error.
+    Raises InputError as check_output does, and if the file cannot be written.
+    """
+    check_output(path, overwrite)
+    partial = path.with_name(path.name + PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        opened = WRITERS[kind](partial)
+        writer = WRITERS[_format_of(path)](partial)
         try:
-            yield opened
+            yield writer
         finally:
-            opened.close()
+            writer.close()
+        flush(partial)
         os.replace(partial, path)
+        flush(path.parent)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: could not be written ({error})") from error
     finally:

@@ -12,12 +12,25 @@ import click
 
 from spin_native.classifier.estimators import SpinClassifier
 from spin_native.cli import render
+from spin_native.cli.options import file_path
 from spin_native.errors import InputError
 from spin_native.models import ModelConfig
 
 MODEL = "all-MiniLM-L6-v2"
 TEST_SHARE = 4  # every fourth review is kept for the test
 N_SAMPLES = 6
+
+
+@click.command()
+@click.option("--model", help="Another base model: a folder, or a Hub name.")
+@click.option("--out", type=file_path, default=Path("demo-classifier"), show_default=True, help="Folder for the classifier.")
+@click.option("--seed", default=0, show_default=True, help="Seed of every random choice.")
+def demo(model: str | None, out: Path, seed: int) -> None:
+    """Train and try a classifier on the reviews in this package.
+
+    Reads the reviews and the installed demo weights (or --model). Writes a folder with the classifier, for `predict`.
+    """
+    run(model, out, seed)
 
 
 def run(model: str | None, out: Path, seed: int) -> None:

@@ -1,29 +1,43 @@
 """Results as text for a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.classifier.integration import CurveRow
 from spin_native.models import ModelConfig
 
+METRIC_NAMES = {"macro_f1": "macro-F1"}  # where the printed name is not the one in JSON
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns side by side; numbers to the right, words to the left."""
+    """Aligned columns, numbers to the right and words to the left; None is printed as "-"."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    right = [all(not isinstance(row[i], str) for row in rows) for i in range(len(header))]
+    align_right = [all(not isinstance(row[i], str) for row in rows) for i in range(len(header))]
     lines = [
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
+            for cell, width, to_right in zip(line, widths, align_right, strict=True)
         )
         for line in [list(header), *cells]
     ]
     return "\n".join(line.rstrip() for line in lines)
 
 
+def fitted(clf: SpinClassifier | SpinRegressor) -> str:
+    """What a fit learnt: the depth curve, the layer curve, and the controls if they were computed."""
+    parts = [curve(clf), "One probe for each single layer:\n" + layers(clf)]
+    if clf.controls_ is not None:
+        scores_ = ", ".join(f"{name} {value:.4f}" for name, value in clf.controls_._asdict().items())
+        parts.append(f"Controls at depth {clf.depth_}, validation {clf.metric_}: {scores_}")
+    return "\n\n".join(parts)
+
+
 def curve(clf: SpinClassifier | SpinRegressor) -> str:
-    """The depth curve under its baseline, the chosen depth marked."""
+    """The score at every depth, with the baseline first and the chosen depth marked."""
     rows = [_curve_line(row, "<- chosen" if row.depth == clf.depth_ else "") for row in clf.depth_curve_]
     if clf.baseline_:
         rows = [_curve_line(clf.baseline_, "baseline: final hidden state"), *rows]
@@ -32,7 +46,7 @@ def curve(clf: SpinClassifier | SpinRegressor) -> str:
 
 
 def layers(clf: SpinClassifier | SpinRegressor) -> str:
-    """The layer curve: how well each single layer does alone."""
+    """The score of a probe on each single layer."""
     rows = [
         (row.depth - 1, row.site, row.pooling, row.validation, row.test, row.n_neurons, f"{row.C:.2g}")
         for row in clf.layer_curve_
@@ -40,24 +54,42 @@ def layers(clf: SpinClassifier | SpinRegressor) -> str:
     return table(("layer", "site", "pooling", f"validation {clf.metric_}", "test", "neurons with a weight", "C"), rows)
 
 
+def scores(result: Mapping[str, Any]) -> str:
+    """The scores of an evaluation on one line, and the confusion matrix if it has one."""
+    metrics = {METRIC_NAMES.get(name, name): value for name, value in result.items() if isinstance(value, float)}
+    line = "  ".join([f"rows {result['rows']}", *(f"{name} {value:.4f}" for name, value in metrics.items())])
+    if "confusion" not in result:
+        return line
+    rows = [[str(label), *counts] for label, counts in zip(result["labels"], result["confusion"], strict=True)]
+    return line + "\n\n" + table(["true \\ predicted", *map(str, result["labels"])], rows)
+
+
+def neurons(weights: Sequence[Mapping[str, Any]], output_names: Sequence[str], top: int) -> str:
+    """The `top` neurons of each layer, by their largest absolute weight. weights: as of `neuron_weights`."""
+    header = ["layer", "neuron", "site", "pooling", *(f"weight for {name}" for name in output_names)]
+    parts = []
+    for layer in sorted({weight["layer"] for weight in weights}):
+        of_layer = [weight for weight in weights if weight["layer"] == layer]
+        n_neurons = len({(weight["site"], weight["neuron"]) for weight in of_layer})  # two poolings may read the same neuron
+        strongest = sorted(of_layer, key=lambda weight: -np.abs(weight["weights"]).max())[:top]
+        lines = [[w["layer"], w["neuron"], w["site"], w["pooling"], *w["weights"]] for w in strongest]
+        parts.append(f"layer {layer}: {n_neurons} salient neurons\n{table(header, lines)}\n")
+    return "\n".join(parts)
+
+
 def share_of_work(config: ModelConfig, depth: int) -> float:
-    """The share of a whole pass's matrix products (per token, attention scores left out) that stopping at `depth` costs."""
+    """The matrix products of the first `depth` layers as a share of all layers' (per token, without attention scores).
+
+    The last of these layers stops at its activation: its down-projection is not computed.
+    """
     attention, half_ffn = 4 * config.d_model**2, config.d_model * config.d_ffn
     whole = config.n_layers * (attention + 2 * half_ffn)
     return (depth * (attention + half_ffn) + (depth - 1) * half_ffn) / whole
 
 
 def _curve_line(row: CurveRow, note: str) -> tuple[object, ...]:
-    return (
-        row.depth,
-        row.validation,
-        row.test,
-        row.n_neurons,
-        row.pooling,
-        row.eta,
-        None if row.C is None else f"{row.C:.2g}",
-        note,
-    )
+    C = None if row.C is None else f"{row.C:.2g}"
+    return (row.depth, row.validation, row.test, row.n_neurons, row.pooling, row.eta, C, note)
 
 
 def _cell(value: object) -> str:

@@ -1,0 +1,66 @@
+"""`spin-native calibrate`: labelled rows -> when a text may stop early."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import click
+
+import spin_native as sn
+from spin_native import tables
+from spin_native.cli.options import as_json, base_option, device_option, file_path, label_column, pickle_option, text_column
+from spin_native.errors import InputError
+
+
+@click.command()
+@click.argument("classifier")
+@click.argument("data", type=file_path)
+@text_column
+@label_column
+@click.option("--max-accuracy-drop", default=0.01, show_default=True, help="Largest loss of accuracy against the deepest head.")
+@click.option("--confidence", default=0.95, show_default=True, help="Probability that this bound holds.")
+@click.option(
+    "--by",
+    type=click.Choice(["confidence", "patience"]),
+    default="confidence",
+    show_default=True,
+    help="Stop when the most probable class is probable enough, or when several heads agree.",
+)
+@base_option
+@device_option
+@pickle_option
+@as_json
+def calibrate(
+    classifier: str,
+    data: Path,
+    text: str,
+    label: str,
+    max_accuracy_drop: float,
+    confidence: float,
+    by: Literal["confidence", "patience"],
+    base_model: str | None,
+    device: str,
+    allow_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Let easy texts stop at an early layer, with a bound on the accuracy that this costs.
+
+    Reads the folder CLASSIFIER, fitted with --exits, and DATA: a CSV, JSONL or Parquet file of labelled texts that `fit` did
+    not see. Prints the rule it chose and saves it in the folder, where `predict` uses it.
+    """
+    if not Path(classifier).is_dir():
+        raise InputError(f"{classifier}: not a folder; calibrate changes the classifier, so save it to a folder first")
+    clf = sn.SpinClassifier.from_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
+    texts, labels = tables.read_labelled(data, text, label)
+    clf.calibrate(texts, labels, max_accuracy_drop=max_accuracy_drop, confidence=confidence, by=by)
+    clf.save_pretrained(classifier)
+    promise = clf.promise_
+    assert promise is not None
+    if as_json:
+        click.echo(json.dumps({**vars(promise), "exit": str(promise.exit)}))
+        return
+    click.echo(
+        f"exit {promise.exit}: {promise.mean_depth:.2f} of {clf.depth_} layers per text; of {promise.n_rows} rows, "
+        f"{promise.n_harmed} were right at the deepest head and are wrong now; with confidence {confidence:g}, accuracy drops "
+        f"by at most {max_accuracy_drop:g}"
+    )

@@ -1,0 +1,58 @@
+"""`spin-native evaluate`: a saved classifier and labelled rows -> scores."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+
+from spin_native import tables
+from spin_native.classifier.estimators import load_pretrained
+from spin_native.cli import render
+from spin_native.cli.options import (
+    as_json,
+    base_option,
+    device_option,
+    dtype_option,
+    exit_option,
+    file_path,
+    label_column,
+    pickle_option,
+    text_column,
+)
+from spin_native.serving._task_adapter import task_of
+
+
+@click.command()
+@click.argument("classifier")
+@click.argument("data", type=file_path)
+@text_column
+@label_column
+@exit_option
+@dtype_option
+@base_option
+@device_option
+@pickle_option
+@as_json
+def evaluate(
+    classifier: str,
+    data: Path,
+    text: str,
+    label: str,
+    exit_: str | None,
+    base_model: str | None,
+    dtype: str | None,
+    device: str,
+    allow_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Score a saved CLASSIFIER on the labelled texts in DATA.
+
+    CLASSIFIER is a folder or a Hub name, DATA a CSV, JSONL or Parquet file. Prints accuracy, macro-F1 and the confusion matrix;
+    for a regressor Pearson and Spearman correlation, mean squared and mean absolute error. Writes no file.
+    """
+    clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    texts, labels = tables.read_labelled(data, text, label)
+    outputs = np.concatenate([outputs for outputs, _ in clf.output_blocks(texts, False, exit_)])
+    result = task_of(clf).evaluate(outputs, labels, str(data))
+    click.echo(json.dumps(result, ensure_ascii=False) if as_json else render.scores(result))

@@ -1,0 +1,86 @@
+"""`spin-native predict`: texts on the command line, or a file of them -> labels or values."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from spin_native.classifier.estimators import load_pretrained
+from spin_native.cli.options import (
+    as_json,
+    base_option,
+    device_option,
+    dtype_option,
+    exit_option,
+    file_path,
+    pickle_option,
+    text_column,
+)
+from spin_native.serving._task_adapter import task_of
+from spin_native.serving.predict import Predicted, check_paths, predict_files
+
+REJECTED = 3  # exit code: finished, but some rows had no text
+
+
+@click.command()
+@click.argument("classifier")
+@click.argument("texts", nargs=-1)
+@click.option("--in", "source", type=file_path, help="File of texts: CSV, JSONL or Parquet.")
+@click.option("--out", type=file_path, help="File to write: the rows of --in with the predictions as new columns.")
+@click.option("--overwrite", is_flag=True, help="Replace the file --out if it exists.")
+@exit_option
+@text_column
+@dtype_option
+@base_option
+@device_option
+@pickle_option
+@as_json
+def predict(
+    classifier: str,
+    texts: tuple[str, ...],
+    source: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    exit_: str | None,
+    text: str,
+    base_model: str | None,
+    dtype: str | None,
+    device: str,
+    allow_pickle: bool,
+    as_json: bool,
+) -> None:
+    """Label TEXTS, or the rows of a file, with a saved CLASSIFIER. A regressor estimates a value instead.
+
+    CLASSIFIER is a folder or a Hub name. TEXTS are printed with their label and its probability, one line each (with --json, as
+    one JSON object each). A file (--in) is copied to another one (--out) with new columns: predicted_label and
+    probability_<label>, or predicted_value; and exit_depth if texts can stop early. Rows without a text get empty columns, and
+    the exit code is 3.
+    """
+    if bool(texts) == bool(source) or bool(source) != bool(out):
+        raise click.UsageError("give either TEXTS, or --in FILE and --out FILE")
+    if source and out:
+        check_paths(source, out, overwrite)  # before the model is loaded
+    clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    if source and out:
+        written = predict_files(clf, source, out, text=text, exit=exit_, overwrite=overwrite)
+        _report(written, source, text)
+        sys.exit(REJECTED if written.n_rejected else 0)
+    task, rows = task_of(clf), iter(texts)
+    for outputs, depths in clf.output_blocks(texts, False, exit_):
+        for output, depth in zip(outputs, depths.tolist(), strict=True):
+            line = {"text": next(rows), **task.described(output), "depth": depth}
+            click.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{task.shown(output)}\t{line['text']}")
+
+
+def _report(written: Predicted, source: Path, text: str) -> None:
+    """What happened to the rows, on stderr."""
+    for row in written.rejected_rows:
+        click.echo(f"rejected: {source}: row {row} (the first is 0) has no text in column {text!r}", err=True)
+    if written.n_truncated:
+        click.echo(
+            f"warning: {written.n_truncated} of {written.n_rows} texts were longer than the base model can read and were cut",
+            err=True,
+        )
+    rejected = f", {written.n_rejected} of them rejected" if written.n_rejected else ""
+    click.echo(f"{written.n_rows} rows written to {written.out}{rejected}", err=True)

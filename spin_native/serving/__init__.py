@@ -1,0 +1,1 @@
+"""Running a fitted classifier over files."""
