@@ -22,7 +22,12 @@ check: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python benchmarks/forward.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/depths.py
+	$(BIN)/python benchmarks/bfloat16_scores.py
+	$(BIN)/python benchmarks/gpt2_xl.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/whole_command.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@echo "Setting up .venv (about a minute; torch is large)"
