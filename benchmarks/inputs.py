@@ -14,7 +14,7 @@ from torch import Tensor
 
 # The package's internals that these benchmarks need as inputs, all in this block.
 from spin_native.cli.demo import demo_weights
-from spin_native.models import FAMILIES, ModelConfig
+from spin_native.models import ModelConfig, new_model, read_config
 from spin_native.tables import read_labelled
 
 __all__ = [
@@ -56,7 +56,7 @@ def raw_config(name: str) -> dict[str, Any]:
 
 def config_of(name: str) -> ModelConfig:
     """The sizes of a published model."""
-    return ModelConfig.from_huggingface(raw_config(name), "config.json")
+    return read_config(raw_config(name), "config.json")
 
 
 def random_checkpoint(name: str, folder: Path) -> Path:
@@ -65,7 +65,7 @@ def random_checkpoint(name: str, folder: Path) -> Path:
 
     config = config_of(name)
     with torch.device("meta"):
-        model = FAMILIES[config.family](config)
+        model = new_model(config)
     tensors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     for parameter_name, parameter in model.named_parameters():
