@@ -3,12 +3,14 @@
 import csv
 import hashlib
 import json
+from collections import Counter
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
 import click
+import numpy as np
 
 from spin_native.classifier.estimators import SpinClassifier
 from spin_native.cli import render
@@ -19,6 +21,7 @@ from spin_native.models import ModelConfig
 MODEL = "all-MiniLM-L6-v2"
 TEST_SHARE = 4  # every fourth review is kept for the test
 N_SAMPLES = 6
+SUGGESTIONS = {"I would go back tomorrow": "positive", "two hours I will never see again": "negative"}
 
 
 @click.command()
@@ -57,8 +60,24 @@ def run(model: str | None, out: Path, seed: int) -> None:
         neurons = ", ".join(f"{c.layer}.{c.neuron} {c.contribution:+.2f}" for c in clf.explain(row["text"], 3))
         click.echo(f"  {'right' if said == row['label'] else 'WRONG'}  {said:8}  {_shortened(row['text'])}  [{neurons}]")
     clf.save_pretrained(out)
+    click.echo(f"\n{_reliability(clf, test)}")
     click.echo(f"\nSaved to {out} after {perf_counter() - started:.0f} s. Try:")
-    click.echo(f"  spin-native predict {out} 'I would go back tomorrow' 'two hours I will never see again'")
+    quoted = " ".join(f"'{text}'" for text in SUGGESTIONS)
+    click.echo(f"  spin-native predict {out} {quoted}")
+
+
+def _reliability(clf: SpinClassifier, test: list[dict[str, str]]) -> str:
+    """Accuracy on the test reviews beside the majority class's, and what the probabilities of `predict` are worth there."""
+    texts, labels = _columns(test)
+    probabilities = clf.predict_proba(texts)
+    accuracy = np.mean(clf.classes_[probabilities.argmax(1)] == np.array(labels))
+    majority, n_majority = Counter(labels).most_common(1)[0]
+    return (
+        f"Accuracy on the {len(test)} test reviews: {accuracy:.4f}. Always answering the majority class ({majority}): "
+        f"{n_majority / len(test):.4f}.\n"
+        "`spin-native predict` prints a probability beside each label: the softmax of the head, which is not calibrated.\n"
+        f"On the test reviews it is {probabilities.max(1).mean():.2f} on average, and {accuracy:.2f} of the labels are right."
+    )
 
 
 def demo_weights() -> Path:
