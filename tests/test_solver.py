@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
 import spin_native as sn
-from spin_native.probes.solver import Design, Logistic, Softmax, Squared, ridge, sparse
+from spin_native.probes.solver import Design, Logistic, Softmax, Squared, joint_step, ridge
 from spin_native.probes.solver.objective import Objective
 
 
@@ -151,7 +151,7 @@ def test_rows_that_weigh_nothing_are_not_in_the_gram_matrix(dtype, change):
     rng = np.random.default_rng(0)
     X, weights, columns = rng.normal(size=(200, 9)).astype(dtype), rng.uniform(size=200), torch.tensor([0, 3, 8])
     weights[rng.permutation(200)[:150]] = 0
-    found = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)[:, None]).lower().numpy()
+    found = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)[:, None]).lower_square().numpy()
     rows = np.column_stack([(X if change is None else change(X))[:, columns], np.ones(200)])
     np.testing.assert_allclose(
         np.tril(found), np.tril(rows.T @ (weights[:, None] * rows)), rtol=1e-4 if dtype == np.float32 else 1e-12
@@ -164,7 +164,11 @@ def test_a_gram_matrix_of_parts_and_entries_is_their_sum():
     weights, entries = rng.uniform(size=(200, 2)), rng.normal(size=(2, 200, 4))
     weights[50:, 1], entries[1, 50:] = 1e-30, 1e15  # next to nothing: not to be seen, however large what it weighs
     design = Design([X[:70], X[70:]]).centred(torch.ones(200).double())
-    found = design.gram(columns, torch.from_numpy(weights), lambda k, rows: torch.from_numpy(entries[k])[rows]).lower().numpy()
+    found = (
+        design.gram(columns, torch.from_numpy(weights), lambda k, rows: torch.from_numpy(entries[k])[rows])
+        .lower_square()
+        .numpy()
+    )
     parts = [np.column_stack([(X - X.mean(0))[:, columns], np.ones(200)]) * entries[k] for k in range(2)]
     weights[50:, 1] = 0
     expected = sum(part.T @ (weights[:, k, None] * part) for k, part in enumerate(parts))
@@ -173,8 +177,8 @@ def test_a_gram_matrix_of_parts_and_entries_is_their_sum():
 
 def test_what_classes_have_in_common_is_solved_exactly(monkeypatch):
     """E (E^T H E)^-1 E^T, of H built by hand: E moves a feature's free weights of all classes by one number."""
-    monkeypatch.setattr(sparse, "LIGHT_ROWS_TOGETHER", 0.0)
-    monkeypatch.setattr(sparse, "LEAST_DAMPING", 0.0)
+    monkeypatch.setattr(joint_step, "LIGHT_CURVATURE_SHARE_COARSE", 0.0)
+    monkeypatch.setattr(joint_step, "LEAST_DAMPING", 0.0)
     rng = np.random.default_rng(0)
     X, y, row_weights = rng.normal(size=(200, 6)) + 3, torch.from_numpy(rng.integers(4, size=200)), rng.uniform(size=200)
     loss = Softmax(torch.nn.functional.one_hot(y, 4).double())
@@ -190,7 +194,7 @@ def test_what_classes_have_in_common_is_solved_exactly(monkeypatch):
     together = np.stack([(is_free & (np.arange(7) == j)[:, None]).ravel() for j in range(7) if is_free[j].sum() > 1], 1)
     v = rng.normal(size=(7, 4)) * is_free
     expected = together @ np.linalg.solve(together.T @ hessian @ together, together.T @ v.ravel())
-    found = sparse._together(state, torch.from_numpy(is_free).double())(torch.from_numpy(v)).numpy()
+    found = joint_step.CoarseCorrection(state, torch.from_numpy(is_free).double())(torch.from_numpy(v)).numpy()
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-10)
 
 
@@ -198,7 +202,7 @@ def test_what_classes_have_in_common_is_solved_exactly(monkeypatch):
 def test_certain_rows_leave_no_denormal_numbers_in_products(kind):
     """Whose products take ten times as long."""
     z = torch.tensor([[0.0], [95.0]] if kind is Logistic else [[0.0, 1.0, 2.0], [0.0, 1.0, 95.0]], dtype=torch.float64)
-    curve = kind(torch.zeros_like(z)).curve(z, torch.full((2,), 1e3, dtype=torch.float64), torch.float32)
+    curve = kind(torch.zeros_like(z)).curvature_product(z, torch.full((2,), 1e3, dtype=torch.float64), torch.float32)
     products = curve(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), slice(None))
     assert products[0].abs().min() > 1e-3
     assert not products[1].any()
@@ -313,7 +317,7 @@ def test_copies_of_a_feature_a_constant_one_and_wild_scales_still_converge(l1_ra
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
 def test_a_solver_that_was_stopped_says_so(l1_ratio):
     X, y = data()
-    with pytest.warns(ConvergenceWarning, match=r"after 1 iterations the objective may be a share of .* above its minimum"):
+    with pytest.warns(ConvergenceWarning, match=r"not converged after 1 iterations: the duality gap is .* of the objective"):
         probe = sn.LogisticProbe(C=10.0, l1_ratio=l1_ratio, max_iter=1).fit(X, y)
     assert not probe.converged_
     assert probe.dual_gap_ > 1e-3
@@ -380,7 +384,7 @@ def test_slopes_curvatures_and_conjugates_are_those_of_the_loss(kind):
     torch.testing.assert_close(loss.curvature(z), hessian.diagonal(dim1=1, dim2=2))
     u = torch.randn(7, n_outputs, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(
-        loss.curve(z, torch.ones(len(z), dtype=torch.float64), torch.float64)(u, slice(None)),
+        loss.curvature_product(z, torch.ones(len(z), dtype=torch.float64), torch.float64)(u, slice(None)),
         torch.einsum("rij,rj->ri", hessian, u),
     )
     torch.testing.assert_close(loss.value(z) - loss.dual(z, 1.0), (slope * z).sum(1))

@@ -22,7 +22,7 @@ def example(size):
 def test_it_is_the_square_it_stands_for(size):
     half, square = example(size)
     v = torch.linspace(-1, 2, size, dtype=torch.float64)
-    torch.testing.assert_close(half.lower().tril(), square.tril())
+    torch.testing.assert_close(half.lower_square().tril(), square.tril())
     torch.testing.assert_close(half.diagonal(), square.diagonal())
     torch.testing.assert_close(half.times(v), square @ v)
     half.set_diagonal(v)
@@ -35,13 +35,13 @@ def test_rows_and_columns_taken_out_are_factored_and_solved(size, every):
     half, square = example(size)
     places = torch.arange(size)[::every]
     inner = square[places][:, places]
-    part = half.only(places)
-    torch.testing.assert_close(part.lower().tril(), inner.tril())
-    factor = part.cholesky()
+    part = half.submatrix(places)
+    torch.testing.assert_close(part.lower_square().tril(), inner.tril())
+    factor = part.cholesky_in_place()
     torch.testing.assert_close(factor.diagonal(), inner.diagonal())
     right = torch.linspace(-1, 2, len(places), dtype=torch.float64)
     torch.testing.assert_close(factor.solve(right), torch.linalg.solve(inner, right))
-    torch.testing.assert_close(half.lower().tril(), square.tril())  # what it was taken from is as it was
+    torch.testing.assert_close(half.lower_square().tril(), square.tril())  # what it was taken from is as it was
 
 
 @pytest.mark.parametrize("where", [0, PANEL_COLUMNS + 3])
@@ -50,7 +50,7 @@ def test_what_is_not_positive_has_no_factor(where):
     diagonal = square.diagonal().clone()
     diagonal[where] = -1
     half.set_diagonal(diagonal)
-    assert half.cholesky() is None
+    assert half.cholesky_in_place() is None
 
 
 def test_it_takes_half_of_the_memory():
