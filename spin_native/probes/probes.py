@@ -106,11 +106,12 @@ class _LinearModel(BaseEstimator):
     def _solve(self, design: Design, loss: Loss, weights: Array, Cs: Sequence[float | int]) -> list[Solution]:
         self._check_parameters(Cs)
         limits: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter}
+        Cs, l1 = [float(C) for C in Cs], float(self.l1_ratio)  # NumPy's numbers, as from np.linspace, do not mix with torch's
         row_weights = torch.from_numpy(weights)
         with torch.inference_mode():
-            if self.l1_ratio == 0:
+            if l1 == 0:
                 return ridge_path(design, loss, row_weights, Cs, **limits)
-            return list(sparse_path(design, loss, row_weights, Cs, l1=self.l1_ratio, l2=1 - self.l1_ratio, **limits))
+            return list(sparse_path(design, loss, row_weights, Cs, l1=l1, l2=1 - l1, **limits))
 
     def _check_parameters(self, Cs: Sequence[float | int]) -> None:
         for name, value, is_valid, expected in (
