@@ -1,4 +1,4 @@
-"""Selection by hand, probes against scikit-learn, the choice of a depth."""
+"""Importance, cuts and controls by hand calculation; probes against scikit-learn; the choice of a depth."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import spin_native as sn
 from spin_native.classifier.exits import shallowest_within
 from spin_native.classifier.integration import Rows, Standardizer, smallest_useful_C
 from spin_native.probes.controls import bottom, control_task, random_neurons, stability
-from spin_native.probes.importance import Cut, importance, mutual_information, predictivity, salient
+from spin_native.probes.importance import Cut, class_mean_difference, importance, mutual_information, predictivity, salient
 
 
 def test_importance_is_the_squared_norm_of_outgoing_weights():
@@ -23,7 +23,7 @@ def test_importance_is_the_squared_norm_of_outgoing_weights():
 @pytest.mark.parametrize(
     ("eta", "expected"), [(0.3, [2]), (0.5, [2]), (0.51, [0, 2]), (0.8, [0, 2]), (0.9, [0, 2, 3]), (1.0, [0, 2, 3])]
 )
-def test_the_fewest_neurons_that_hold_eta_of_the_importance(eta, expected):
+def test_the_salient_neurons_are_the_fewest_that_hold_eta_of_the_importance(eta, expected):
     assert salient(np.array([3.0, 0.0, 5.0, 2.0]), eta).tolist() == expected
 
 
@@ -85,8 +85,14 @@ def test_stability_of_equal_and_of_disjoint_sets():
 
 
 def test_a_top_share_is_rounded_up_and_not_by_rounding_errors():
-    assert len(Cut("top_share", 0.2)(np.arange(1.0, 16.0))) == 3  # 0.2 * 15 is above 3 in floating point
-    assert len(Cut("top_share", 0.21)(np.arange(1.0, 16.0))) == 4
+    assert len(Cut("top_share", 0.07)(np.arange(1.0, 101.0))) == 7  # 0.07 * 100 is 7.000000000000001
+    assert len(Cut("top_share", 0.071)(np.arange(1.0, 101.0))) == 8
+
+
+def test_the_class_mean_difference_is_a_distance_whichever_class_is_higher():
+    features = np.array([[0, 3], [0, 3], [2, 1], [5, 1]], np.float32)
+    np.testing.assert_allclose(class_mean_difference(features, np.array([0, 0, 1, 1])), [3.5, 2.0])
+    np.testing.assert_allclose(class_mean_difference(features, np.array([0, 0, 1, 2])), [2 + 5 + 3, 2 + 2 + 0])
 
 
 def test_mutual_information_of_a_neuron_that_is_the_label_is_the_labels_entropy():
@@ -123,7 +129,11 @@ def test_probabilities_and_labels_follow_from_the_weights_and_l1_makes_them_spar
     [
         kind(l1_ratio=r, tol=tol)
         for kind in (sn.LogisticProbe, sn.LinearProbe)
-        for r, tol in ((0.0, 1e-13), (0.5, 1e-14), (1.0, 1e-11))  # two fits of the same rows are to agree within 1e-7
+        for r, tol in (
+            (0.0, 1e-13),
+            (0.5, 1e-14),
+            (1.0, 1e-11),
+        )  # two fits must agree within 1e-7
     ]
 )
 def test_the_probe_is_a_scikit_learn_estimator(estimator, check, unchecked):
@@ -147,7 +157,7 @@ def test_the_standardizer_gives_mean_0_and_variance_1_and_only_shifts_a_constant
     assert np.array_equal(Standardizer.of(X, "none")(X), X)
 
 
-def test_the_shallowest_depth_within_the_tolerance():
+def test_the_chosen_depth_is_the_shallowest_within_the_tolerance():
     scores = {1: 0.70, 2: 0.80, 3: 0.805, 4: 0.81}
     assert shallowest_within(scores, 0.0) == 4
     assert shallowest_within(scores, 0.005) == 3
