@@ -1,4 +1,4 @@
-"""Selection by hand, probes against scikit-learn, the choice of a depth."""
+"""Importance, cuts and controls by hand calculation; probes against scikit-learn; the choice of a depth."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import spin_native as sn
 from spin_native.classifier.exits import shallowest_within
 from spin_native.classifier.integration import Rows, Standardizer, smallest_useful_C
-from spin_native.probes.importance import importance, salient
+from spin_native.probes.controls import bottom, control_task, random_neurons, stability
+from spin_native.probes.importance import Cut, class_mean_difference, importance, mutual_information, predictivity, salient
 
 
 def test_importance_is_the_squared_norm_of_outgoing_weights():
@@ -22,7 +23,7 @@ def test_importance_is_the_squared_norm_of_outgoing_weights():
 @pytest.mark.parametrize(
     ("eta", "expected"), [(0.3, [2]), (0.5, [2]), (0.51, [0, 2]), (0.8, [0, 2]), (0.9, [0, 2, 3]), (1.0, [0, 2, 3])]
 )
-def test_the_fewest_neurons_that_hold_eta_of_the_importance(eta, expected):
+def test_the_salient_neurons_are_the_fewest_that_hold_eta_of_the_importance(eta, expected):
     assert salient(np.array([3.0, 0.0, 5.0, 2.0]), eta).tolist() == expected
 
 
@@ -48,23 +49,62 @@ def test_an_eta_that_is_no_share_is_refused(eta):
         salient(np.ones(3), eta)
 
 
-def objective(X, y, probe, C, l1_ratio):
-    """C * sum log-loss + penalty, for two classes, by hand."""
-    margin = (X @ probe.coef_[0] + probe.intercept_[0]) * np.where(y == probe.classes_[1], 1, -1)
-    penalty = l1_ratio * np.abs(probe.coef_).sum() + (1 - l1_ratio) / 2 * np.square(probe.coef_).sum()
-    return C * np.logaddexp(0, -margin).sum() + penalty
+def test_random_neurons_meet_the_salient_ones_only_by_chance():
+    """A control that equals the salient neurons, or always takes the same ones, would compare them with themselves."""
+    chosen = salient(np.where(np.arange(40) % 4 == 1, 1.0, 0.0), 1.0)  # 10 of 40
+    draws = [random_neurons(40, 10, seed) for seed in range(200)]
+    assert all(len(np.unique(draw)) == 10 and draw.min() >= 0 and draw.max() < 40 for draw in draws)
+    assert len({tuple(draw) for draw in draws}) == 200
+    overlap = np.mean([len(np.intersect1d(draw, chosen)) for draw in draws])
+    assert overlap == pytest.approx(10 * 10 / 40, abs=0.5)  # hypergeometric: 2.5 +- 0.09 over 200 draws
+    counts = np.bincount(np.concatenate(draws), minlength=40)
+    assert counts.min() > 25  # each neuron is drawn 50 times +- 6
+    assert counts.max() < 75
 
 
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("C", [0.01, 0.1, 1.0])
-def test_the_objective_is_as_low_as_saga_run_long(l1_ratio, C):
-    X, y = make_classification(300, 40, n_informative=10, random_state=0)
-    X = (X - X.mean(0)) / X.std(0)
-    probe = sn.LogisticProbe(C=C, l1_ratio=l1_ratio).fit(X, y)
-    best = LogisticRegression(C=C, l1_ratio=l1_ratio, solver="saga", max_iter=20000, tol=1e-9, random_state=0).fit(X, y)
-    # At l1_ratio=1 liblinear penalises the intercept, a little.
-    assert objective(X, y, probe, C, l1_ratio) <= objective(X, y, best, C, l1_ratio) * (1 + 1e-3)
+def test_a_control_task_keeps_the_label_counts_and_nothing_else():
+    labels = np.repeat(["a", "b"], 500)
+    shuffled = [control_task(labels, seed) for seed in range(20)]
+    assert all(sorted(task) == sorted(labels) for task in shuffled)
+    agreement = [float((task == labels).mean()) for task in shuffled]
+    assert max(abs(share - 0.5) for share in agreement) < 0.1  # half of the rows agree by chance, +- 0.016
+    assert not np.array_equal(shuffled[0], shuffled[1])
+    assert np.array_equal(shuffled[0], control_task(labels, 0))
+
+
+def test_the_bottom_neurons_are_the_least_important_and_ties_go_to_the_lower_index():
+    assert bottom(np.array([3.0, 1.0, 1.0, 0.0, 1.0]), 2).tolist() == [1, 3]
+    assert bottom(np.array([3.0, 1.0, 1.0, 0.0, 1.0]), 3).tolist() == [1, 2, 3]
+
+
+def test_stability_of_equal_and_of_disjoint_sets():
+    assert stability([np.array([1, 2])] * 3) == 1.0
+    assert stability([np.array([1, 2]), np.array([3])]) == 0.0
+    with pytest.raises(sn.InputError, match="got 1, expected two or more"):
+        stability([np.array([1, 2])])
+
+
+def test_a_top_share_is_rounded_up_and_not_by_rounding_errors():
+    assert len(Cut("top_share", 0.07)(np.arange(1.0, 101.0))) == 7  # 0.07 * 100 is 7.000000000000001
+    assert len(Cut("top_share", 0.071)(np.arange(1.0, 101.0))) == 8
+
+
+def test_the_class_mean_difference_is_a_distance_whichever_class_is_higher():
+    features = np.array([[0, 3], [0, 3], [2, 1], [5, 1]], np.float32)
+    np.testing.assert_allclose(class_mean_difference(features, np.array([0, 0, 1, 1])), [3.5, 2.0])
+    np.testing.assert_allclose(class_mean_difference(features, np.array([0, 0, 1, 2])), [2 + 5 + 3, 2 + 2 + 0])
+
+
+def test_mutual_information_of_a_neuron_that_is_the_label_is_the_labels_entropy():
+    labels = np.repeat([0, 1], [50, 50])
+    features = np.column_stack([labels, 1 - labels, np.ones(100)]).astype(np.float32)
+    np.testing.assert_allclose(mutual_information(features, labels), [np.log(2), np.log(2), 0.0], atol=1e-12)
+
+
+def test_predictivity_of_several_classes_is_that_of_the_best_separated_one():
+    labels = np.repeat([0, 1, 2], 20)
+    features = np.column_stack([labels == 2, labels != 2, np.tile([0, 1], 30)]).astype(np.float32)
+    np.testing.assert_allclose(predictivity(features, labels), [0.5, 0.5, 0.0], atol=1e-12)
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
@@ -89,7 +129,11 @@ def test_probabilities_and_labels_follow_from_the_weights_and_l1_makes_them_spar
     [
         kind(l1_ratio=r, tol=tol)
         for kind in (sn.LogisticProbe, sn.LinearProbe)
-        for r, tol in ((0.0, 1e-13), (0.5, 1e-14), (1.0, 1e-11))  # two fits of the same rows are to agree within 1e-7
+        for r, tol in (
+            (0.0, 1e-13),
+            (0.5, 1e-14),
+            (1.0, 1e-11),
+        )  # two fits must agree within 1e-7
     ]
 )
 def test_the_probe_is_a_scikit_learn_estimator(estimator, check, unchecked):
@@ -113,7 +157,7 @@ def test_the_standardizer_gives_mean_0_and_variance_1_and_only_shifts_a_constant
     assert np.array_equal(Standardizer.of(X, "none")(X), X)
 
 
-def test_the_shallowest_depth_within_the_tolerance():
+def test_the_chosen_depth_is_the_shallowest_within_the_tolerance():
     scores = {1: 0.70, 2: 0.80, 3: 0.805, 4: 0.81}
     assert shallowest_within(scores, 0.0) == 4
     assert shallowest_within(scores, 0.005) == 3

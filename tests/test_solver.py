@@ -1,4 +1,4 @@
-"""The probes' solver: objectives against scikit-learn, proofs of the gap, blocks, weights, and problems that are hard."""
+"""The solvers behind the probes: objectives against scikit-learn, duality gaps, blocks of features, weights, hard problems."""
 
 import sys
 
@@ -11,8 +11,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
 import spin_native as sn
-from spin_native.probes.solver import Design, Logistic, Softmax, Squared, ridge, sparse
+from spin_native.probes.solver import Design, Logistic, Softmax, Squared, joint_step, ridge
 from spin_native.probes.solver.objective import Objective
+
+# For tests of how a solve ends, which take thousands of small steps: the shape checks would more than double their time. Other
+# tests run the same functions on every loss, penalty and precision with the checks on.
+without_shape_checks = pytest.mark.usefixtures("unchecked")
+
+nightly = pytest.mark.nightly
 
 
 def data(n_classes=2, n_rows=250, n_features=40, dtype=np.float64):
@@ -34,7 +40,7 @@ def objective(X, y, coef, intercept, C, l1_ratio):
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("C", [0.01, 0.3, 10.0])
 def test_the_objective_is_that_of_saga_run_long(n_classes, l1_ratio, C):
-    X, y = data(n_classes)
+    X, y = data(n_classes, n_rows=150, n_features=25)
     probe = sn.LogisticProbe(C=C, l1_ratio=l1_ratio).fit(X, y)
     saga = LogisticRegression(C=C, l1_ratio=l1_ratio, solver="saga", max_iter=30000, tol=1e-10, random_state=0).fit(X, y)
     ours, theirs = (objective(X, y, p.coef_, p.intercept_, C, l1_ratio) for p in (probe, saga))
@@ -56,11 +62,12 @@ def test_linear_probes_are_ridge_lasso_and_elastic_net(l1_ratio, n_targets):
     assert probe.predict(X).shape == y.shape
 
 
+@without_shape_checks
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("dtype", "offset"), [(np.float64, 0), (np.float32, 0), (np.float32, 100)])
 def test_the_gap_bounds_how_far_the_objective_is_above_its_minimum(n_classes, l1_ratio, dtype, offset):
-    """At loose tolerances float32 features are multiplied in float32; the proof is not."""
+    """At loose tolerances float32 features are multiplied in float32, but the gap is computed in float64."""
     X, y = data(n_classes)
     exact = (X + offset).astype(dtype)
     X = exact.astype(np.float64)
@@ -74,6 +81,7 @@ def test_the_gap_bounds_how_far_the_objective_is_above_its_minimum(n_classes, l1
         assert probe.dual_gap_ <= tol
 
 
+@without_shape_checks
 def test_many_classes_reach_a_tight_gap_where_the_objective_no_longer_shows_progress():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(400, 60))
@@ -82,9 +90,10 @@ def test_many_classes_reach_a_tight_gap_where_the_objective_no_longer_shows_prog
         assert probe.converged_
 
 
+@without_shape_checks
 @pytest.mark.parametrize(("n_features", "n_classes", "l1_ratio"), [(12, 3, 1.0), (30, 6, 0.99), (30, 6, 0.5), (12, 4, 1.0)])
-def test_what_softmax_does_not_see_holds_nothing_up(n_features, n_classes, l1_ratio):
-    """One number added to a feature's weights of all classes changes the penalty alone."""
+def test_a_shift_of_all_classes_that_leaves_the_loss_unchanged_does_not_slow_softmax_down(n_features, n_classes, l1_ratio):
+    """Adding one number to a feature's weights of all classes changes only the penalty, which must be least there."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(1000, n_features))
     y = (X @ rng.normal(size=(n_features, n_classes)) + rng.gumbel(size=(1000, n_classes))).argmax(1)
@@ -98,11 +107,12 @@ def test_what_softmax_does_not_see_holds_nothing_up(n_features, n_classes, l1_ra
             assert value < objective(X, y, moved, probe.intercept_, 5.0, l1_ratio) + 1e-7 * value
 
 
-def test_a_feature_of_one_row_whose_curvature_is_light_is_fitted():
+@without_shape_checks
+def test_a_feature_that_is_nonzero_in_one_row_of_light_curvature_is_fitted():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(3000, 13))
     X[:, -1] = np.arange(3000) == 0
-    X[:2000, :6] *= 30  # rows that soon are certain: most of the curvature is elsewhere
+    X[:2000, :6] *= 30  # rows classified with certainty: the other rows hold most of the curvature
     y = (X[:, :12] @ rng.normal(size=(12, 3)) + rng.gumbel(size=(3000, 3))).argmax(1)
     y[0] = (y[0] + 1) % 3
     for probe in sn.LogisticProbe(tol=1e-7, max_iter=30).fit_path(X, y, [5.0, 50.0]):
@@ -110,7 +120,8 @@ def test_a_feature_of_one_row_whose_curvature_is_light_is_fitted():
         assert probe.coef_[:, -1].any()
 
 
-def test_rare_indicators_and_a_large_c_where_f_hardly_falls_while_the_gap_is_wide():
+@without_shape_checks
+def test_rare_indicators_and_a_large_c_converge_although_the_objective_hardly_falls():
     rng = np.random.default_rng(4)
     X = (rng.uniform(size=(120, 20)) < 0.05).astype(float)
     y = (X @ rng.normal(size=(20, 5)) + rng.gumbel(size=(120, 5))).argmax(1)
@@ -118,9 +129,10 @@ def test_rare_indicators_and_a_large_c_where_f_hardly_falls_while_the_gap_is_wid
     assert probe.converged_
 
 
+@without_shape_checks
 @pytest.mark.parametrize("l1_ratio", [0.5, 1.0])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_outliers_whose_mean_is_far_from_all_other_rows(n_classes, l1_ratio):
+def test_features_with_an_outlier_far_from_all_other_rows_converge(n_classes, l1_ratio):
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 10))
     y = (X @ rng.normal(size=(10, n_classes)) + rng.gumbel(size=(200, n_classes))).argmax(1)
@@ -128,16 +140,41 @@ def test_outliers_whose_mean_is_far_from_all_other_rows(n_classes, l1_ratio):
     assert sn.LogisticProbe(l1_ratio=l1_ratio, tol=1e-6, max_iter=30).fit(X, y).converged_
 
 
-@pytest.mark.parametrize(("n_classes", "shape"), [(8, (600, 120)), (12, (1000, 60))])
-def test_many_classes_of_features_that_are_sums_of_others(n_classes, shape):
-    """Some directions change no margin at all, and softmax hardly sees what moves all classes together."""
+@without_shape_checks
+@pytest.mark.parametrize(("n_classes", "shape"), [(8, (600, 120)), pytest.param(12, (1000, 60), marks=nightly)])
+def test_many_classes_and_features_that_are_sums_of_others_converge(n_classes, shape):
+    """Some directions change no margin, and steps that move all classes together hardly change the loss."""
     informative = {"n_informative": 20, "n_redundant": 2, "n_classes": n_classes}
     X, y = make_classification(*shape, **informative, random_state=0)
     probe = sn.LogisticProbe(C=10.0, tol=1e-6, max_iter=30).fit((X - X.mean(0)) / X.std(0), y)
     assert probe.converged_
 
 
-def test_a_constant_target_beside_another_ends():
+@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=nightly) for seed in range(10, 120))])
+@without_shape_checks
+def test_a_random_problem_is_solved_to_the_gap_it_reports(seed):
+    rng = np.random.default_rng(seed)
+    n_rows, n_features, n_classes = rng.integers(40, 160), rng.integers(3, 60), rng.integers(2, 6)
+    X = rng.normal(size=(n_rows, n_features)) * rng.choice([0.3, 1.0, 3.0], n_features)
+    noise = rng.choice([0.0, 1.0]) * rng.gumbel(size=(n_rows, n_classes))  # without noise, classes can be separable
+    y = np.unique((X @ rng.normal(size=(n_features, n_classes)) + noise).argmax(1), return_inverse=True)[1]
+    X[:, -1] = X[:, 0] + X[:, 1]
+    X = (X + rng.choice([0, 20])).astype(rng.choice([np.float32, np.float64]))
+    C, l1_ratio = 10.0 ** rng.integers(-2, 3), rng.choice([0.0, 0.5, 1.0])
+    loose, tight = (sn.LogisticProbe(C=C, l1_ratio=l1_ratio, tol=tol, max_iter=60).fit(X, y) for tol in (1e-4, 1e-8))
+    values = [objective(X, y, p.coef_, p.intercept_, C, l1_ratio) for p in (loose, tight)]
+    assert (values[0] - values[1]) / values[0] <= loose.dual_gap_ + 1e-12
+    assert tight.dual_gap_ <= 1e-8
+
+
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
+def test_parameters_may_be_numpy_numbers(l1_ratio):
+    X, y = data(3, n_rows=60, n_features=12)
+    ours = sn.LogisticProbe(C=np.float64(0.3), l1_ratio=np.float64(l1_ratio)).fit(X, y)
+    assert np.array_equal(ours.coef_, sn.LogisticProbe(C=0.3, l1_ratio=l1_ratio).fit(X, y).coef_)
+
+
+def test_a_constant_target_beside_another_converges():
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(80, 30)) + 3000).astype(np.float32)
     probe = sn.LinearProbe(C=10.0, max_iter=40).fit(X, np.column_stack([rng.normal(size=80), np.ones(80)]))
@@ -147,66 +184,66 @@ def test_a_constant_target_beside_another_ends():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("change", [None, lambda block: block * 2])
-def test_rows_that_weigh_nothing_are_not_in_the_gram_matrix(dtype, change):
+def test_rows_of_weight_0_are_not_in_the_gram_matrix(dtype, change):
     rng = np.random.default_rng(0)
     X, weights, columns = rng.normal(size=(200, 9)).astype(dtype), rng.uniform(size=200), torch.tensor([0, 3, 8])
     weights[rng.permutation(200)[:150]] = 0
-    found = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)[:, None]).lower().numpy()
+    result = Design([X[:70], X[70:]], change).gram(columns, torch.from_numpy(weights)[:, None]).lower_square().numpy()
     rows = np.column_stack([(X if change is None else change(X))[:, columns], np.ones(200)])
     np.testing.assert_allclose(
-        np.tril(found), np.tril(rows.T @ (weights[:, None] * rows)), rtol=1e-4 if dtype == np.float32 else 1e-12
+        np.tril(result), np.tril(rows.T @ (weights[:, None] * rows)), rtol=1e-4 if dtype == np.float32 else 1e-12
     )
 
 
-def test_a_gram_matrix_of_parts_and_entries_is_their_sum():
+def test_a_gram_matrix_of_several_terms_and_entry_factors_is_their_sum():
     rng = np.random.default_rng(0)
     X, columns = rng.normal(size=(200, 9)) + 3, torch.tensor([0, 3, 8])
     weights, entries = rng.uniform(size=(200, 2)), rng.normal(size=(2, 200, 4))
-    weights[50:, 1], entries[1, 50:] = 1e-30, 1e15  # next to nothing: not to be seen, however large what it weighs
+    weights[50:, 1], entries[1, 50:] = 1e-30, 1e15  # a negligible weight counts as 0, however large the entries
     design = Design([X[:70], X[70:]]).centred(torch.ones(200).double())
-    found = design.gram(columns, torch.from_numpy(weights), lambda k, rows: torch.from_numpy(entries[k])[rows]).lower().numpy()
+    gram = design.gram(columns, torch.from_numpy(weights), lambda k, rows: torch.from_numpy(entries[k])[rows])
     parts = [np.column_stack([(X - X.mean(0))[:, columns], np.ones(200)]) * entries[k] for k in range(2)]
     weights[50:, 1] = 0
     expected = sum(part.T @ (weights[:, k, None] * part) for k, part in enumerate(parts))
-    np.testing.assert_allclose(np.tril(found), np.tril(expected), rtol=1e-12)
+    np.testing.assert_allclose(np.tril(gram.lower_square().numpy()), np.tril(expected), rtol=1e-12)
 
 
-def test_what_classes_have_in_common_is_solved_exactly(monkeypatch):
-    """E (E^T H E)^-1 E^T, of H built by hand: E moves a feature's free weights of all classes by one number."""
-    monkeypatch.setattr(sparse, "LIGHT_ROWS_TOGETHER", 0.0)
-    monkeypatch.setattr(sparse, "LEAST_DAMPING", 0.0)
+def test_the_coarse_correction_is_the_exact_inverse_on_steps_that_classes_share(monkeypatch):
+    """E (E^T H E)^-1 E^T with H built by hand; a column of E moves one feature's free weights of all classes by one number."""
+    monkeypatch.setattr(joint_step, "LIGHT_CURVATURE_SHARE_COARSE", 0.0)
+    monkeypatch.setattr(joint_step, "LEAST_DAMPING", 0.0)
     rng = np.random.default_rng(0)
     X, y, row_weights = rng.normal(size=(200, 6)) + 3, torch.from_numpy(rng.integers(4, size=200)), rng.uniform(size=200)
     loss = Softmax(torch.nn.functional.one_hot(y, 4).double())
     state = Objective(Design([X]).centred(torch.ones(200).double()), loss, torch.from_numpy(row_weights), 1.0, 0.25, 1e-9)
     state.z = torch.from_numpy(rng.normal(size=(200, 4)))
     is_free = rng.uniform(size=(7, 4)) < 0.6
-    is_free[-1] = [False, True, True, True]  # an intercept is held
+    is_free[-1] = [False, True, True, True]  # one intercept is fixed
     assert {0, 2, 3, 4} <= set(is_free.sum(1))
     p = state.z.softmax(1).numpy()
     rows = np.column_stack([X - X.mean(0), np.ones(200)])
     hessian = np.einsum("i,ikl,ij,im->jkml", row_weights, p[:, :, None] * np.eye(4) - p[:, :, None] * p[:, None], rows, rows)
     hessian = hessian.reshape(28, 28) + 0.25 * np.diag(np.repeat(np.arange(7) < 6, 4))
-    together = np.stack([(is_free & (np.arange(7) == j)[:, None]).ravel() for j in range(7) if is_free[j].sum() > 1], 1)
+    shared = np.stack([(is_free & (np.arange(7) == j)[:, None]).ravel() for j in range(7) if is_free[j].sum() > 1], 1)
     v = rng.normal(size=(7, 4)) * is_free
-    expected = together @ np.linalg.solve(together.T @ hessian @ together, together.T @ v.ravel())
-    found = sparse._together(state, torch.from_numpy(is_free).double())(torch.from_numpy(v)).numpy()
-    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-10)
+    expected = shared @ np.linalg.solve(shared.T @ hessian @ shared, shared.T @ v.ravel())
+    result = joint_step.CoarseCorrection(state, torch.from_numpy(is_free).double())(torch.from_numpy(v)).numpy()
+    np.testing.assert_allclose(result.ravel(), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", [Logistic, Softmax])
 def test_certain_rows_leave_no_denormal_numbers_in_products(kind):
-    """Whose products take ten times as long."""
+    """Products of denormal numbers take ten times as long."""
     z = torch.tensor([[0.0], [95.0]] if kind is Logistic else [[0.0, 1.0, 2.0], [0.0, 1.0, 95.0]], dtype=torch.float64)
-    curve = kind(torch.zeros_like(z)).curve(z, torch.full((2,), 1e3, dtype=torch.float64), torch.float32)
+    curve = kind(torch.zeros_like(z)).curvature_product(z, torch.full((2,), 1e3, dtype=torch.float64), torch.float32)
     products = curve(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)), slice(None))
     assert products[0].abs().min() > 1e-3
     assert not products[1].any()
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
-def test_a_path_gives_what_single_fits_give_in_the_order_asked(l1_ratio):
-    X, y = data(3)
+def test_a_path_gives_the_objectives_of_single_fits_in_the_order_of_cs(l1_ratio):
+    X, y = data(3, n_rows=150, n_features=25)
     Cs = [1.0, 0.01, 0.1]
     path = sn.LogisticProbe(l1_ratio=l1_ratio).fit_path(X, y, Cs)
     for C, probe in zip(Cs, path, strict=True):
@@ -217,17 +254,17 @@ def test_a_path_gives_what_single_fits_give_in_the_order_asked(l1_ratio):
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
-def test_features_in_several_mapped_blocks_are_one_array(l1_ratio, tmp_path):
+def test_features_in_several_mapped_arrays_give_the_same_probe_as_one_array(l1_ratio, tmp_path):
     X, y = data(dtype=np.float32)
     parts = []
     for index, part in enumerate(np.split(X * 3 + 1, [50, 51, 180])):
         np.save(tmp_path / f"{index}.npy", part)
         parts.append(np.load(tmp_path / f"{index}.npy", mmap_mode="r"))
     design = Design(parts, lambda block: (block - 1) / 3)
-    (found,) = sn.LogisticProbe(l1_ratio=l1_ratio).fit_path(design, y, [0.1])
+    (result,) = sn.LogisticProbe(l1_ratio=l1_ratio).fit_path(design, y, [0.1])
     (expected,) = sn.LogisticProbe(l1_ratio=l1_ratio).fit_path(X, y, [0.1])
-    np.testing.assert_allclose(found.coef_, expected.coef_, atol=1e-4)
-    assert np.array_equal(found.coef_ == 0, expected.coef_ == 0)
+    np.testing.assert_allclose(result.coef_, expected.coef_, atol=1e-4)
+    assert np.array_equal(result.coef_ == 0, expected.coef_ == 0)
 
 
 def test_float32_features_give_an_objective_as_low_as_float64_ones():
@@ -240,6 +277,7 @@ def test_float32_features_give_an_objective_as_low_as_float64_ones():
         assert values[0] == pytest.approx(values[1], rel=2e-7)
 
 
+@without_shape_checks
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_separable_rows_and_more_features_than_rows_still_converge(l1_ratio, n_classes):
@@ -249,8 +287,10 @@ def test_separable_rows_and_more_features_than_rows_still_converge(l1_ratio, n_c
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_classes", [2, 3, 5])
-def test_separable_rows_and_a_large_c_reach_a_tight_gap(n_classes, dtype):
-    """All that is left of the loss is in the last digits of the margins."""
+def test_separable_rows_and_a_large_c_reach_a_tight_gap(n_classes, dtype, request):
+    """The loss is tiny for every row: its last digits decide."""
+    if n_classes == 5:
+        request.getfixturevalue("unchecked")
     rng = np.random.default_rng(0)
     X = rng.normal(size=(80, 10))
     y = (X @ rng.normal(size=(10, n_classes))).argmax(1)
@@ -259,8 +299,8 @@ def test_separable_rows_and_a_large_c_reach_a_tight_gap(n_classes, dtype):
 
 
 @pytest.mark.parametrize("kind", [Logistic, Softmax])
-def test_a_loss_keeps_its_digits_where_a_row_is_sure_and_right(kind):
-    """All others together have the probability e^-d or 2 e^-d, which is nearly the loss as well."""
+def test_a_loss_keeps_full_precision_for_rows_classified_with_certainty(kind):
+    """The wrong classes together have the probability e^-d or 2 e^-d, which is nearly the loss as well."""
     for d in (20.0, 35.0, 60.0):
         if kind is Logistic:
             loss, z, n_others = Logistic(torch.tensor([[1.0]]).double()), torch.tensor([[d]]).double(), 1
@@ -274,7 +314,7 @@ def test_a_loss_keeps_its_digits_where_a_row_is_sure_and_right(kind):
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
-def test_a_row_that_weighs_nothing_does_not_matter_whatever_stands_in_it(l1_ratio):
+def test_a_row_of_weight_0_does_not_matter_even_if_its_features_are_huge(l1_ratio):
     X, y = data(dtype=np.float32)
     probe = sn.LogisticProbe(l1_ratio=l1_ratio, tol=1e-8)
     without = clone(probe).fit(X[1:], y[1:])
@@ -285,12 +325,13 @@ def test_a_row_that_weighs_nothing_does_not_matter_whatever_stands_in_it(l1_rati
     np.testing.assert_allclose(probe.intercept_, without.intercept_, atol=1e-5)
 
 
+@without_shape_checks
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_features_far_from_0_that_are_sums_of_others_take_no_longer(n_classes, l1_ratio, dtype):
     rng = np.random.default_rng(1)
-    X = np.round(64 * rng.normal(size=(120, 20))) / 64  # float32 has all their digits, 100 further as well
+    X = np.round(64 * rng.normal(size=(120, 20))) / 64  # exact in float32, also after adding 100
     X[:, 15:] = X[:, :5] + X[:, 5:10]
     y = (X @ rng.normal(size=(20, n_classes)) + rng.gumbel(size=(120, n_classes))).argmax(1)
     near, far = (
@@ -311,15 +352,15 @@ def test_copies_of_a_feature_a_constant_one_and_wild_scales_still_converge(l1_ra
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 1.0])
-def test_a_solver_that_was_stopped_says_so(l1_ratio):
+def test_a_fit_that_max_iter_stops_warns(l1_ratio):
     X, y = data()
-    with pytest.warns(ConvergenceWarning, match=r"after 1 iterations the objective may be a share of .* above its minimum"):
+    with pytest.warns(ConvergenceWarning, match=r"not converged after 1 iterations: the duality gap is .* of the objective"):
         probe = sn.LogisticProbe(C=10.0, l1_ratio=l1_ratio, max_iter=1).fit(X, y)
     assert not probe.converged_
     assert probe.dual_gap_ > 1e-3
 
 
-def test_the_gap_of_a_stopped_solver_is_that_of_what_it_returns():
+def test_the_gap_of_a_stopped_fit_is_that_of_the_model_it_returns():
     X, y = data()
     with pytest.warns(ConvergenceWarning, match="after 3 iterations"):
         probe = sn.LogisticProbe(C=10.0, tol=1e-8, max_iter=3).fit(X, y)
@@ -361,7 +402,7 @@ def test_features_that_are_not_finite_and_one_class_are_refused():
 
 @pytest.mark.parametrize("kind", [Squared, Logistic, Softmax])
 def test_slopes_curvatures_and_conjugates_are_those_of_the_loss(kind):
-    """Against automatic differentiation; Fenchel and Young: value + conjugate = slope * margin."""
+    """Against automatic differentiation, and Fenchel-Young: value + conjugate = slope * margin."""
     generator = torch.Generator().manual_seed(0)
     n_outputs = 1 if kind is Logistic else 4
     z = torch.randn(7, n_outputs, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -380,14 +421,14 @@ def test_slopes_curvatures_and_conjugates_are_those_of_the_loss(kind):
     torch.testing.assert_close(loss.curvature(z), hessian.diagonal(dim1=1, dim2=2))
     u = torch.randn(7, n_outputs, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(
-        loss.curve(z, torch.ones(len(z), dtype=torch.float64), torch.float64)(u, slice(None)),
+        loss.curvature_product(z, torch.ones(len(z), dtype=torch.float64), torch.float64)(u, slice(None)),
         torch.einsum("rij,rj->ri", hessian, u),
     )
     torch.testing.assert_close(loss.value(z) - loss.dual(z, 1.0), (slope * z).sum(1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_store_is_probed_as_it_lies_on_the_disk(dtype, tiny_model, reviews, tmp_path, monkeypatch):
+def test_a_stores_shards_are_probed_without_being_joined(dtype, tiny_model, reviews, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["spin_native.features.extract"], "BLOCK_BYTES", 0)  # shards of 64 rows
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
     store = sn.extract(model, tokenizer, reviews[0], store=tmp_path / "store", dtype=dtype)
@@ -400,20 +441,21 @@ def test_a_store_is_probed_as_it_lies_on_the_disk(dtype, tiny_model, reviews, tm
     np.testing.assert_allclose(mapped.coef_, whole.coef_, atol=1e-3)
 
 
+@without_shape_checks
 @pytest.mark.parametrize("n_classes", [2, 4])
-def test_blocks_of_columns_change_the_way_and_not_the_end(n_classes, monkeypatch):
+def test_the_preconditioners_block_size_does_not_change_the_solution(n_classes, monkeypatch):
     X, y = data(n_classes)
-    ends = []
+    solutions = []
     for n_columns in (3072, 16, 1):
         monkeypatch.setattr("spin_native.probes.solver.ridge.MAX_BLOCK_COLUMNS", n_columns)
         probes = sn.LogisticProbe(l1_ratio=0.0, tol=1e-12).fit_path(X, y, [0.01, 1.0, 100.0])
-        ends.append(np.stack([np.hstack([probe.coef_, probe.intercept_[:, None]]) for probe in probes]))
-    np.testing.assert_allclose(ends[1], ends[0], atol=1e-6)
-    np.testing.assert_allclose(ends[2], ends[0], atol=1e-6)
+        solutions.append(np.stack([np.hstack([probe.coef_, probe.intercept_[:, None]]) for probe in probes]))
+    np.testing.assert_allclose(solutions[1], solutions[0], atol=1e-6)
+    np.testing.assert_allclose(solutions[2], solutions[0], atol=1e-6)
 
 
-def test_one_block_is_the_exact_inverse_of_ridges_equations(monkeypatch):
-    """Whatever the C and the weights of rows, and however the features are shifted: one product by the Hessian is enough."""
+def test_one_block_is_the_exact_inverse_of_the_ridge_hessian(monkeypatch):
+    """A single product with the Hessian is enough for any C, any row weights and any shift of the features."""
     X, y = data()
     products = []
     solve = ridge.conjugate_gradients
@@ -432,7 +474,7 @@ def test_one_block_is_the_exact_inverse_of_ridges_equations(monkeypatch):
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_features_that_no_solver_can_take_are_named(l1_ratio, n_classes):
+def test_a_feature_that_is_not_finite_or_overflows_is_named(l1_ratio, n_classes):
     X, y = data(n_classes, dtype=np.float32)
     for bad, message in ((np.nan, "7 is NaN or infinite"), (np.inf, "7 is NaN or infinite"), (1e25, "feature 7: its weighted")):
         broken = X.copy()
@@ -442,15 +484,15 @@ def test_features_that_no_solver_can_take_are_named(l1_ratio, n_classes):
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
-def test_a_hopeless_c_is_told_and_not_an_endless_loop(l1_ratio):
+def test_a_c_that_overflows_is_reported_instead_of_looping_forever(l1_ratio):
     X, _ = data(dtype=np.float32)
-    told = pytest.raises(sn.InputError, match="lower C") if l1_ratio else pytest.warns(ConvergenceWarning, match="lower C")
-    with told:
+    report = pytest.raises(sn.InputError, match="lower C") if l1_ratio else pytest.warns(ConvergenceWarning, match="lower C")
+    with report:
         sn.LinearProbe(C=1e38, l1_ratio=l1_ratio).fit(X, np.arange(250.0))
 
 
 @pytest.mark.parametrize("l1_ratio", [0.0, 0.5, 1.0])
-def test_large_and_constant_targets_and_reversed_features(l1_ratio):
+def test_an_offset_of_the_targets_or_reversed_features_change_no_weight(l1_ratio):
     X, _ = data()
     y = X @ np.linspace(-1, 1, 40) + np.random.default_rng(0).normal(size=250)
     probe = sn.LinearProbe(C=0.1, l1_ratio=l1_ratio)

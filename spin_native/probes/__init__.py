@@ -1,4 +1,4 @@
-"""Linear probes, and the importance of the neurons they read."""
+"""Linear probes, the importance of the neurons they read, and the controls that salient neurons must beat."""
 
 from spin_native.probes.probes import LinearProbe, LogisticProbe
 

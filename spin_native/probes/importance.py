@@ -1,7 +1,7 @@
-"""From a probe's weights, or from the features themselves, to the salient neurons of a layer.
+"""The importance of each neuron of a layer, from a probe's weights or from the features, and the choice of salient neurons.
 
-A ranking gives every neuron an importance of 0 or more; a cut turns importances into a set of neurons. Equal importances are
-taken by index, and a neuron of importance 0 is never salient.
+An importance is 0 or more. A Cut chooses the salient neurons, most important first; between equal importances the lower index
+comes first, and a neuron of importance 0 is never salient.
 """
 
 import warnings
@@ -19,58 +19,72 @@ from spin_native.errors import InputError
 Array = np.ndarray
 Weighting = Literal["squared", "l2", "absolute"]
 CutBy = Literal["eta", "top_k", "top_share"]
-N_BINS = 10  # of equal counts, for mutual information
+N_BINS = 10  # for mutual_information: bins with equal counts
 
 
-# Importances from a probe's weights [output, neuron].
+# Importance from a probe's weights [output, neuron].
 
 WEIGHTINGS: dict[Weighting, Callable[[Array], Array]] = {
-    "squared": lambda weights: np.square(weights).sum(0),  # SPIN, section 3.2
-    "l2": lambda weights: np.sqrt(np.square(weights).sum(0)),  # Liu: norm of a neuron's outgoing weights
-    "absolute": lambda weights: np.abs(weights).sum(0),  # SIREN
+    "squared": lambda weights: np.square(weights).sum(0),  # SPIN (arXiv 2311.15983, section 3.2)
+    "l2": lambda weights: np.sqrt(np.square(weights).sum(0)),  # Liu: the norm of a neuron's outgoing weights
+    "absolute": lambda weights: np.abs(weights).sum(0),  # SIREN, the successor of SPIN
 }
 
 
 def importance(weights: Float[Array, "output neuron"], weighting: Weighting = "squared") -> Float[Array, "neuron"]:
-    """A neuron's outgoing weights as one number: "squared" (SPIN), "l2" (Liu) or "absolute" (SIREN), over all outputs."""
+    """One importance per neuron from its weights w_k to the outputs k.
+
+    weighting: "squared", sum_k w_k^2; "l2", its square root; "absolute", sum_k |w_k|.
+    """
     return WEIGHTINGS[weighting](np.asarray(weights, np.float64))
 
 
-# Importances from features [row, neuron] and labels 0, 1, ... (or values, for a regression), without a probe.
+# Importance from features [row, neuron] and labels 0, 1, ... (or float values for a regression), without a probe.
 
 
 def class_mean_difference(features: Float32[Array, "row neuron"], labels: Int[Array, "row"]) -> Float[Array, "neuron"]:
-    """Distances between the classes' mean activations, summed over pairs ("probeless", Antverg & Belinkov 2022)."""
+    """The distance between two classes' mean activations, summed over all pairs of classes.
+
+    Called "probeless" by Antverg & Belinkov 2022, "On the pitfalls of analyzing individual neurons in language models".
+    """
     means = [features[labels == label].mean(0, dtype=np.float64) for label in np.unique(labels)]
     return np.sum([np.abs(one - other) for one, other in combinations(means, 2)], axis=0)
 
 
 def f_statistic(features: Float32[Array, "row neuron"], labels: Shaped[Array, "row"]) -> Float[Array, "neuron"]:
-    """Variance between the classes over variance within (ANOVA); for values, that of a linear regression on one neuron."""
+    """The F statistic of each neuron alone: ANOVA over classes, or of a linear regression for values.
+
+    A constant neuron gets 0; an infinite statistic (no variance within the classes) becomes the largest float64.
+    """
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a constant neuron tells nothing: 0
+        warnings.simplefilter("ignore", UserWarning)  # scikit-learn warns about constant neurons
         statistic, _ = (f_regression if labels.dtype.kind == "f" else f_classif)(features.astype(np.float64), labels)
     return np.nan_to_num(statistic, nan=0.0, posinf=np.finfo(np.float64).max)
 
 
 def mutual_information(features: Float32[Array, "row neuron"], labels: Shaped[Array, "row"]) -> Float[Array, "neuron"]:
-    """Mutual information of the label (or value) and the activation, each in at most N_BINS bins of equal counts; nats."""
-    place = _bins(labels[:, None])[:, 0] if labels.dtype.kind == "f" else np.unique(labels, return_inverse=True)[1]
-    of_class = np.eye(place.max() + 1)[place]  # [row, class]
+    """The mutual information of label and activation, in nats: sum p(a, y) log(p(a, y) / (p(a) p(y))).
+
+    Activations, and values in place of labels, are cut into at most N_BINS bins of equal counts.
+    """
+    class_index = _bins(labels[:, None])[:, 0] if labels.dtype.kind == "f" else np.unique(labels, return_inverse=True)[1]
+    one_hot = np.eye(class_index.max() + 1)[class_index]  # [row, class]
     bins = _bins(features)
-    joint = np.stack([of_class.T @ (bins == b) for b in range(N_BINS)]) / len(labels)  # [bin, class, neuron]
+    joint = np.stack([one_hot.T @ (bins == b) for b in range(N_BINS)]) / len(labels)  # [bin, class, neuron]
     independent = joint.sum(0, keepdims=True) * joint.sum(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.maximum(np.nansum(joint * np.log(joint / independent), axis=(0, 1)), 0.0)
 
 
 def predictivity(features: Float32[Array, "row neuron"], labels: Int[Array, "row"]) -> Float[Array, "neuron"]:
-    """How well "more active than on average" predicts the label, above chance (skill neurons, Wang et al. 2022, prompt-free).
+    """How much better than chance "more active than on average" predicts the label: max(accuracy, 1 - accuracy) - 1/2.
 
-    max(accuracy, 1 - accuracy) - 1/2; of several classes each against the rest, by balanced accuracy, the best one.
+    With more than two classes each class is compared with the rest by balanced accuracy, and the best one counts. A constant
+    neuron gets 0. From Wang et al. 2022, "Finding skill neurons in pre-trained transformer-based language models", without
+    their prompts.
     """
     above = features > features.mean(0, dtype=np.float64)
-    found = np.zeros(features.shape[1])
+    best = np.zeros(features.shape[1])
     classes = np.unique(labels)
     for label in classes[1:] if len(classes) == 2 else classes:
         is_label = labels == label
@@ -78,12 +92,13 @@ def predictivity(features: Float32[Array, "row neuron"], labels: Int[Array, "row
             accuracy = (above == is_label[:, None]).mean(0)
         else:
             accuracy = (above[is_label].mean(0) + 1 - above[~is_label].mean(0)) / 2
-        found = np.maximum(found, np.abs(accuracy - 0.5))
-    return np.where(np.ptp(features, axis=0) > 0, found, 0.0)  # a constant neuron knows the rarer class by its rarity alone
+        best = np.maximum(best, np.abs(accuracy - 0.5))
+    # A constant neuron always predicts the same class, and would profit from unequal class counts.
+    return np.where(np.ptp(features, axis=0) > 0, best, 0.0)
 
 
 def _bins(values: Shaped[Array, "row column"]) -> Int[Array, "row column"]:
-    """Each value's place among N_BINS bins of equal counts; equal values share a bin."""
+    """The bin number of each value, 0 to N_BINS - 1, in its column's bins of equal counts; equal values share a bin."""
     edges = np.quantile(values, np.linspace(0, 1, N_BINS + 1)[1:-1], axis=0)
     return sum((values > edge).astype(np.int8) for edge in edges)
 
@@ -101,9 +116,11 @@ RANKERS: dict[str, Callable[..., Array]] = {
 
 @dataclass(frozen=True)
 class Cut:
-    """How many neurons of a layer are salient: those that hold a share `eta` of its importance, the `top_k`, or a `top_share`.
+    """How many of a layer's neurons are salient.
 
-    amount: the share (above 0, at most 1), or the number of neurons (1 or more).
+    by: "eta", the fewest neurons that hold the share `amount` of the layer's importance (SPIN); "top_k", the `amount` most
+    important neurons; "top_share", the share `amount` of the layer's neurons, rounded up.
+    amount: a share above 0 and at most 1; for "top_k" a whole number from 1. InputError for any other.
     """
 
     by: CutBy
@@ -117,25 +134,25 @@ class Cut:
             raise InputError(f"{self.by} is {self.amount}; expected a share above 0 and up to 1")
 
     def check_width(self, n_neurons: int) -> None:
-        """InputError for a top_k that is more than a layer has."""
+        """InputError if `top_k` is more than the number of a layer's neurons."""
         if self.by == "top_k" and self.amount > n_neurons:
-            raise InputError(f"top_k is {self.amount:g}, a layer has {n_neurons} neurons; expected no more than these")
+            raise InputError(f"top_k is {self.amount:g}, a layer has {n_neurons} neurons; expected at most {n_neurons}")
 
     def __call__(self, importance: Float[Array, "neuron"]) -> Int[Array, "salient"]:
-        """The salient neurons' indices, sorted. InputError for a top_k that is more than the layer has."""
+        """The indices of the salient neurons, ascending. InputError if `top_k` is more than the layer's neurons."""
         self.check_width(len(importance))
         order = np.argsort(-importance, kind="stable")
         if self.by == "top_k":
-            n_kept = int(self.amount)
+            n_salient = int(self.amount)
         elif self.by == "top_share":
-            n_kept = int(np.ceil(self.amount * len(order) - 1e-9))
+            n_salient = int(np.ceil(self.amount * len(order) - 1e-9))  # 0.2 * 10 neurons is 2, whatever the rounding
         else:
-            reached = np.cumsum(importance[order])
-            # At eta = 1 rounding must not decide: every neuron with any importance counts.
-            n_kept = int(np.searchsorted(reached, self.amount * reached[-1])) + 1 if self.amount < 1 else len(order)
-        return np.sort(order[: min(n_kept, np.count_nonzero(importance))])
+            cumulative = np.cumsum(importance[order])
+            # eta = 1 means every neuron with any importance; rounding in the sum must not drop one.
+            n_salient = int(np.searchsorted(cumulative, self.amount * cumulative[-1])) + 1 if self.amount < 1 else len(order)
+        return np.sort(order[: min(n_salient, np.count_nonzero(importance))])
 
 
 def salient(importance: Float[Array, "neuron"], eta: float) -> Int[Array, "salient"]:
-    """The fewest neurons, most important first, that hold `eta` of the total importance; InputError for eta outside (0, 1]."""
+    """The fewest neurons, most important first, that hold the share `eta` of the importance; InputError unless 0 < eta <= 1."""
     return Cut("eta", eta)(importance)

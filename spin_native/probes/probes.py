@@ -1,4 +1,4 @@
-"""Linear probes: what one layer's pooled features say about the label. scikit-learn estimators over `solver`."""
+"""Linear probes: scikit-learn estimators that predict the label from one layer's pooled features."""
 
 import warnings
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ Probe = TypeVar("Probe", bound="_LinearModel")
 
 
 class _LinearModel(BaseEstimator):
-    """What both probes share: the penalty, the path over C, and what is learnt."""
+    """The parameters, fitting and prediction that both probes share."""
 
     coef_: Float[Array, "output feature"]
     intercept_: Float[Array, "output"]
@@ -35,35 +35,39 @@ class _LinearModel(BaseEstimator):
         self.max_iter = max_iter
 
     def fit(self: Probe, X: Shaped[Array, "row feature"], y: Any, sample_weight: Any = None) -> Probe:
-        """Fit to rows of features and their labels; `sample_weight`: how often each row counts.
+        """Fit to features X [row, feature] and labels or values y.
 
-        ConvergenceWarning if `max_iter` was not enough for `tol`.
+        sample_weight [row]: how many times each row counts, 0 or more; None means once.
+        ConvergenceWarning if `max_iter` iterations were not enough to reach `tol`.
+        InputError for an unusable parameter, a feature that is not finite, or labels of one class.
         """
         is_numeric = isinstance(self, RegressorMixin)
         X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=is_numeric, y_numeric=is_numeric)
         weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         loss = self._loss(y)
         (solution,) = self._solve(Design([X]), loss, weights, [self.C])
-        self._learn(solution)
+        self._set_solution(solution)
         self._warn_unless_converged()
         return self
 
     def fit_path(
         self: Probe, design: Design | Shaped[Array, "row feature"], y: Shaped[Array, "row *output"], Cs: Sequence[float | int]
     ) -> list[Probe]:
-        """A fitted probe for every C, solved together, without a warning: `converged_` says whether each one is.
+        """A fitted probe for each C, in the order of `Cs`; solving them together is faster than one by one.
 
-        design: the rows' features: an array, or blocks of one that may be larger than memory.
+        design: the features [row, feature] as an array, or a Design, whose blocks may be larger than memory.
+        No ConvergenceWarning is given: check `converged_` of each probe.
+        InputError as for `fit`.
         """
         design = design if isinstance(design, Design) else Design([design])
-        blank = clone(self)
-        loss = blank._loss(np.asarray(y))  # it learns what the outputs stand for
+        unfitted = clone(self)
+        loss = unfitted._loss(np.asarray(y))  # this also sets classes_, which the copies below take over
         ascending = np.sort(Cs).tolist()
         probes = {}
         for C, solution in zip(ascending, self._solve(design, loss, np.ones(len(y)), ascending), strict=True):
-            probes[C] = probe = copy(blank)
+            probes[C] = probe = copy(unfitted)
             probe.C, probe.n_features_in_ = C, design.n_features
-            probe._learn(solution)
+            probe._set_solution(solution)
         return [probes[C] for C in Cs]
 
     @classmethod
@@ -73,48 +77,53 @@ class _LinearModel(BaseEstimator):
         intercept: Float[Array, "output"],
         **settings: float | int | None,
     ) -> Probe:
-        """A fitted probe from known weights; classes are 0, 1, ..."""
+        """A fitted probe with the given weights; `settings` are its parameters. The classes are 0, 1, ..."""
         probe = cls(**settings)  # type: ignore[arg-type]
         probe.coef_, probe.intercept_, probe.n_features_in_ = coef, intercept, coef.shape[1]
-        probe._name_outputs(len(intercept))
+        probe._set_default_outputs(len(intercept))
         return probe
 
     def through(self: Probe, below: Float[Array, "feature below"]) -> Probe:
-        """The same outputs, told of what the features are a linear map of: features = x below^T."""
+        """A probe on x that returns what this one returns on the features x below^T: its coef_ is coef_ @ below."""
         probe = copy(self)
         probe.coef_, probe.n_features_in_ = self.coef_ @ below, below.shape[1]
         return probe
 
     def only(self: Probe, columns: Int[Array, "column"]) -> Probe:
-        """The same outputs, where all other columns' weights are 0."""
+        """A probe on these columns alone, with their weights and the same intercepts; exact where all other weights are 0."""
         probe = copy(self)
         probe.coef_, probe.n_features_in_ = self.coef_[:, columns], len(columns)
         return probe
 
-    def _name_outputs(self, n_outputs: int) -> None:
-        """What is learnt of the labels alone, where they are the usual ones."""
+    def _set_default_outputs(self, n_outputs: int) -> None:
+        """Set the attributes that depend on the labels alone, for a probe that is not fitted to labels."""
         raise NotImplementedError
 
     def _loss(self, y: Array) -> Loss:
+        """The loss of the labels; also sets the attributes that depend on the labels alone."""
         raise NotImplementedError
 
     def _solve(self, design: Design, loss: Loss, weights: Array, Cs: Sequence[float | int]) -> list[Solution]:
-        for name, value, is_right, expected in (
+        self._check_parameters(Cs)
+        limits: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter}
+        Cs, l1 = [float(C) for C in Cs], float(self.l1_ratio)  # NumPy's numbers, as from np.linspace, do not mix with torch's
+        row_weights = torch.from_numpy(weights)
+        with torch.inference_mode():
+            if l1 == 0:
+                return ridge_path(design, loss, row_weights, Cs, **limits)
+            return list(sparse_path(design, loss, row_weights, Cs, l1=l1, l2=1 - l1, **limits))
+
+    def _check_parameters(self, Cs: Sequence[float | int]) -> None:
+        for name, value, is_valid, expected in (
             ("C", Cs, all(0 < C < np.inf for C in Cs), "positive"),
             ("l1_ratio", self.l1_ratio, 0 <= self.l1_ratio <= 1, "from 0 (L2) to 1 (L1)"),
             ("tol", self.tol, self.tol > 0, "positive"),
             ("max_iter", self.max_iter, self.max_iter >= 1, "1 or more"),
         ):
-            if not is_right:
+            if not is_valid:
                 raise InputError(f"{type(self).__name__}: {name} is {value}; expected {expected}")
-        named: dict[str, Any] = {"tol": self.tol, "max_iter": self.max_iter}
-        row_weights = torch.from_numpy(weights)
-        with torch.inference_mode():
-            if self.l1_ratio == 0:
-                return ridge_path(design, loss, row_weights, Cs, **named)
-            return list(sparse_path(design, loss, row_weights, Cs, l1=self.l1_ratio, l2=1 - self.l1_ratio, **named))
 
-    def _learn(self, solution: Solution) -> None:
+    def _set_solution(self, solution: Solution) -> None:
         self.coef_, self.intercept_ = solution.weights.T.copy(), solution.intercepts
         self.n_iter_, self.dual_gap_ = solution.n_iter, solution.gap
         self.converged_ = solution.gap <= self.tol
@@ -122,8 +131,8 @@ class _LinearModel(BaseEstimator):
     def _warn_unless_converged(self) -> None:
         if not self.converged_:
             warnings.warn(
-                f"{type(self).__name__}: after {self.n_iter_} iterations the objective may be a share of {self.dual_gap_:.1e} "
-                f"above its minimum (tol is {self.tol:.1e}); scale the features, lower C, or raise max_iter",
+                f"{type(self).__name__}: not converged after {self.n_iter_} iterations: the duality gap is {self.dual_gap_:.1e}"
+                f" of the objective, expected at most {self.tol:.1e}; standardise the features, lower C, or raise max_iter",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -135,44 +144,49 @@ class _LinearModel(BaseEstimator):
 
 
 def probabilities(scores: Float[Array, "row output"]) -> Float[Array, "row class"]:
-    """Of each class, from one score per row (two classes) or one per class."""
+    """Class probabilities [row, class] from scores: the sigmoid of one score (two classes), or the softmax of one per class."""
     return np.concatenate([expit(-scores), expit(scores)], axis=1) if scores.shape[1] == 1 else softmax(scores, axis=1)
 
 
 class LogisticProbe(ClassifierMixin, _LinearModel):
-    """Logistic regression, binary or multinomial.
+    """Logistic regression with an L1, L2 or elastic-net penalty, for two classes (binomial) or more (multinomial).
 
-    Minimises C * sum of sample_weight * log-loss + l1_ratio * |w|_1 + (1 - l1_ratio) / 2 * |w|_2^2 (scikit-learn 1.9's
-    convention: 1 is L1, 0 is L2) with free intercepts. It wants features of similar scale; the probe does not scale.
+    Minimises, over weights w and intercepts b that are not penalised,
 
-    C: inverse strength of the penalty. tol: where to stop: duality gap over objective, a bound on how far the objective may
-    be above its minimum. max_iter: rounds of Newton steps before a ConvergenceWarning; the last only measures the gap.
+        C * sum_i sample_weight_i * log_loss_i(w, b) + l1_ratio * |w|_1 + (1 - l1_ratio) / 2 * |w|_2^2
 
-    After fit: classes_ [class], coef_ [output, feature] and intercept_ [output] (one output for two classes, else one per
-    class), n_iter_, dual_gap_ (over the objective), converged_.
+    The features should have similar scales, because the penalty treats them alike; the probe does not scale them.
+
+    C: inverse strength of the penalty. l1_ratio: 1 is L1, 0 is L2, between them elastic net (as in scikit-learn 1.9).
+    tol: the fit stops when the duality gap is at most tol times the objective; the objective is then proven to be at most that
+        share above its minimum.
+    max_iter: Newton iterations before a ConvergenceWarning; the last one only measures the gap.
+
+    After fit: classes_ [class]; coef_ [output, feature] and intercept_ [output], with one output for two classes and otherwise
+    one per class; n_iter_; dual_gap_, the duality gap over the objective; converged_, whether dual_gap_ <= tol.
     """
 
     classes_: Array
 
     def _loss(self, y: Array) -> Loss:
         check_classification_targets(y)
-        self.classes_, place = np.unique(y, return_inverse=True)
+        self.classes_, class_index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(f"LogisticProbe: y holds one class, {self.classes_[0]!r}; expected at least two")
+            raise InputError(f"LogisticProbe: y has one class, {self.classes_[0]!r}; expected at least two")
         if len(self.classes_) == 2:
-            return Logistic(torch.from_numpy(place.astype(np.float64)[:, None]))
-        return Softmax(torch.nn.functional.one_hot(torch.from_numpy(place)).double())
+            return Logistic(torch.from_numpy(class_index.astype(np.float64)[:, None]))
+        return Softmax(torch.nn.functional.one_hot(torch.from_numpy(class_index)).double())
 
-    def _name_outputs(self, n_outputs: int) -> None:
+    def _set_default_outputs(self, n_outputs: int) -> None:
         self.classes_ = np.arange(max(2, n_outputs))
 
     def decision_function(self, X: Shaped[Array, "row feature"]) -> Float[Array, "row *output"]:
-        """X w + b: one column per output; for two classes one value per row, positive for classes_[1]."""
+        """X w + b: [row] for two classes, positive where classes_[1] is predicted; otherwise [row, class]."""
         scores = self._scores(X)
         return scores[:, 0] if len(self.coef_) == 1 else scores
 
     def predict_proba(self, X: Shaped[Array, "row feature"]) -> Float[Array, "row class"]:
-        """Probability of each class, in the order of classes_."""
+        """The probability of each class, in the order of classes_."""
         return probabilities(self._scores(X))
 
     def predict(self, X: Shaped[Array, "row feature"]) -> Shaped[Array, "row"]:
@@ -182,23 +196,28 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
 
 
 class LinearProbe(RegressorMixin, _LinearModel):
-    """Linear regression on one value or several: the squared loss.
+    """Linear regression of one or several values, with an L1 (lasso), L2 (ridge) or elastic-net penalty.
 
-    Minimises C * sum of sample_weight * (y - x w - b)^2 / 2 + l1_ratio * |w|_1 + (1 - l1_ratio) / 2 * |w|_2^2 with free
-    intercepts. C, l1_ratio, tol, max_iter and what is learnt: as LogisticProbe, one output per value.
+    Minimises, over weights w and intercepts b that are not penalised,
+
+        C * sum_i sample_weight_i * (y_i - x_i w - b)^2 / 2 + l1_ratio * |w|_1 + (1 - l1_ratio) / 2 * |w|_2^2
+
+    C, l1_ratio, tol, max_iter and the fitted attributes are those of LogisticProbe (without classes_), with one output per
+    value.
     """
 
     def _loss(self, y: Array) -> Loss:
         self._is_flat = y.ndim == 1
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
-        # Around 0, and exactly there where they are constant: an objective of large targets would hide in their rounding.
+        # Targets are centred: a large offset would drown the objective in rounding error. Subtracting the first row before the
+        # mean makes constant targets exactly 0.
         targets, self._offset = targets - targets[0], targets[0].copy()
         centre = targets.mean(0)
         self._offset += centre
         return Squared(torch.from_numpy(targets - centre))
 
-    def _learn(self, solution: Solution) -> None:
-        super()._learn(solution)
+    def _set_solution(self, solution: Solution) -> None:
+        super()._set_solution(solution)
         self.intercept_ = self.intercept_ + self._offset
 
     def __sklearn_tags__(self) -> Any:
@@ -206,10 +225,10 @@ class LinearProbe(RegressorMixin, _LinearModel):
         tags.target_tags.multi_output = True
         return tags
 
-    def _name_outputs(self, n_outputs: int) -> None:
+    def _set_default_outputs(self, n_outputs: int) -> None:
         self._is_flat = n_outputs == 1
 
     def predict(self, X: Shaped[Array, "row feature"]) -> Float[Array, "row *output"]:
-        """The value, or values, of each row."""
+        """The predicted value of each row: [row] if y was, otherwise [row, output]."""
         scores = self._scores(X)
         return scores[:, 0] if self._is_flat else scores

@@ -1,4 +1,4 @@
-"""Sparse and dense linear models, solved to a proven gap: the arithmetic behind the probes."""
+"""Solvers for the linear models behind the probes. A duality gap bounds how far each solution is from the optimum."""
 
 from spin_native.probes.solver.design import Design
 from spin_native.probes.solver.losses import Logistic, Loss, Softmax, Squared

@@ -1,4 +1,4 @@
-"""A symmetric matrix of which only the lower triangle is kept: half the memory of a square, and half the sums."""
+"""A symmetric matrix stored as its lower triangle: half the memory of the square, and half the work to compute it."""
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
@@ -7,13 +7,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PANEL_COLUMNS = 192  # wide enough that a product of panels runs at full speed; what is kept twice is small beside the rest
+# Wide enough that a product of two panels runs at full speed; the entries stored twice (above the diagonal) stay few.
+PANEL_COLUMNS = 192
 
 
 class _Panels:
-    """A lower triangle in panels of neighbouring columns, each from the diagonal downwards: [n - first column, columns].
+    """A lower triangle cut into panels of adjacent columns.
 
-    The square at the top of a panel is kept whole.
+    parts: (first column, end column, panel) for each panel. A panel holds its columns from the diagonal downwards:
+    [n - first column, end column - first column]. Its top square is stored whole, both triangles.
     """
 
     def __init__(self, panels: Sequence[Float[Tensor, "_ _"]]) -> None:
@@ -22,10 +24,10 @@ class _Panels:
 
 
 class CholeskyFactor(_Panels):
-    """L of a matrix L L^T."""
+    """The lower triangular factor L of a positive definite matrix A = L L^T."""
 
     def diagonal(self) -> Float[Tensor, "n"]:
-        """Of L L^T."""
+        """The diagonal of A = L L^T (not that of L)."""
         total = self.parts[0][2].new_zeros(len(self.parts[0][2]))
         for start, end, panel in self.parts:
             total[start:end] += panel[: end - start].tril().square().sum(1)
@@ -33,7 +35,7 @@ class CholeskyFactor(_Panels):
         return total
 
     def solve(self, right: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """(L L^T)^-1 right."""
+        """x with L L^T x = right: forward substitution panel by panel, then backward substitution."""
         x = right.clone()
         for start, end, panel in self.parts:
             x[start:end] = torch.linalg.solve_triangular(panel[: end - start], x[start:end, None], upper=False)[:, 0]
@@ -45,59 +47,64 @@ class CholeskyFactor(_Panels):
 
 
 class Symmetric(_Panels):
-    """A symmetric matrix."""
+    """A symmetric matrix [n, n] stored as its lower triangle."""
 
     @classmethod
     def zeros(cls, size: int, dtype: torch.dtype) -> "Symmetric":
+        """The zero matrix [size, size]."""
         starts = range(0, size, PANEL_COLUMNS)
         return cls([torch.zeros(size - start, min(PANEL_COLUMNS, size - start), dtype=dtype) for start in starts])
 
     def add_product(self, rows: Float[Tensor, "row n"]) -> None:
-        """Add rows^T rows."""
+        """Add rows^T rows in place."""
         for start, end, panel in self.parts:
             panel.addmm_(rows[:, start:].T, rows[:, start:end])
 
     def diagonal(self) -> Float[Tensor, "n"]:
+        """A copy of the diagonal."""
         return torch.cat([panel.diagonal() for _, _, panel in self.parts])
 
     def set_diagonal(self, values: Float[Tensor, "n"]) -> None:
+        """Overwrite the diagonal in place."""
         for start, end, panel in self.parts:
             panel.diagonal().copy_(values[start:end])
 
     def times(self, v: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """The product with a vector."""
         product = torch.zeros_like(v)
         for start, end, panel in self.parts:
             product[start:] += panel @ v[start:end]
             product[start:end] += v[end:] @ panel[end - start :]
         return product
 
-    def lower(self) -> Float[Tensor, "n n"]:
-        """As a square whose lower triangle alone holds."""
+    def lower_square(self) -> Float[Tensor, "n n"]:
+        """The matrix as an ordinary square tensor. Read its lower triangle only: the upper one is incomplete."""
         (_, _, first), *_ = self.parts
         square = first.new_zeros(len(first), len(first))
         for start, end, panel in self.parts:
             square[start:, start:end] = panel
         return square
 
-    def only(self, places: Int[Tensor, "m"]) -> "Symmetric":
-        """A copy of some rows and columns (in ascending order)."""
+    def submatrix(self, indices: Int[Tensor, "m"]) -> "Symmetric":
+        """A copy of the rows and columns at `indices`, which must be ascending."""
         panels = []
         for start, end, panel in self.parts:
-            below = places[places >= start] - start
+            below = indices[indices >= start] - start
             columns = below[below < end - start]
             if len(columns):
                 panels.append(panel.index_select(1, columns).index_select(0, below))
         return Symmetric(panels)
 
-    def cholesky(self) -> CholeskyFactor | None:
-        """Its factor, in its place: the matrix is used up. None where it is not positive definite.
+    def cholesky_in_place(self) -> CholeskyFactor | None:
+        """The Cholesky factor, written over this matrix, which must not be used afterwards; None if not positive definite.
 
-        Panel by panel: take off what the panels before explain, factor the square at the top, solve for the rows below.
+        Left-looking blocked algorithm. For each panel: subtract the products of the panels before it, factor the top square,
+        solve for the rows below.
         """
         for index, (start, end, panel) in enumerate(self.parts):
             width = end - start
-            for before, _, done in self.parts[:index]:
-                below = done[start - before :]
+            for earlier_start, _, earlier_panel in self.parts[:index]:
+                below = earlier_panel[start - earlier_start :]
                 panel.addmm_(below, below[:width].T, alpha=-1)
             top, failed = torch.linalg.cholesky_ex(panel[:width])
             if failed:
