@@ -125,6 +125,20 @@ def test_probabilities_and_labels_follow_from_the_weights_and_l1_makes_them_spar
         np.testing.assert_allclose(probabilities, reference.predict_proba(X), rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [sn.LogisticProbe, sn.LinearProbe])
+def test_a_probe_reduced_to_its_nonzero_columns_or_moved_to_lower_features_returns_the_same(kind):
+    X, y = make_classification(100, 12, random_state=3)
+    probe = kind(C=0.05).fit(X, y if kind is sn.LogisticProbe else y + 0.5 * X[:, 11])
+    used = np.flatnonzero(probe.coef_.any(0))
+    assert not np.array_equal(used, np.arange(len(used)))  # taking the first columns would be wrong
+    scores = [p._scores(x) for p, x in ((probe, X), (probe.only(used), X[:, used]))]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-12)
+    lower, below = np.random.default_rng(0).normal(size=(7, 4)), np.random.default_rng(1).normal(size=(12, 4))
+    np.testing.assert_allclose(probe.through(below)._scores(lower), probe._scores(lower @ below.T), rtol=1e-12)
+    again = kind.from_weights(probe.coef_, probe.intercept_, C=0.05)
+    np.testing.assert_array_equal(again.predict(X), probe.predict(X))
+
+
 @parametrize_with_checks(
     [
         kind(l1_ratio=r, tol=tol)
