@@ -23,9 +23,14 @@ from machine import environment
 from sklearn.model_selection import train_test_split
 
 import spin_native as sn
+from spin_native.classifier.curves import baseline
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.classifier.exits import shallowest_within
-from spin_native.classifier.integration import Part, Settings, baseline, integrate, sparsify
+from spin_native.classifier.integrate import integrate
+from spin_native.classifier.parts import ExtractedPart as Part
+from spin_native.classifier.settings import Settings
+from spin_native.classifier.sparsify import sparsify
+from spin_native.classifier.tasks import Classes, Values
 from spin_native.cli.demo import demo_weights
 from spin_native.probes.importance import importance
 from spin_native.tables import read_labelled
@@ -74,7 +79,7 @@ def load(task: Task, model: str, poolings: tuple[str, ...]) -> Data:
     loaded, tokenizer = sn.load_model(model), sn.load_tokenizer(model)
     features = sn.extract(loaded, tokenizer, texts, sites=("activation", "hidden"), poolings=poolings)
     test = np.arange(n_rest, len(texts))
-    return Data(Part(features, labels), n_train, n_rest - n_train, test, loaded.config.n_layers)
+    return Data(Part(labels, features), n_train, n_rest - n_train, test, loaded.config.n_layers)
 
 
 def split(data: Data, seed: int) -> tuple[Part, Part, Part]:
@@ -87,13 +92,14 @@ def split(data: Data, seed: int) -> tuple[Part, Part, Part]:
     return data.part.only(np.sort(train)), data.part.only(np.sort(validation)), data.part.only(data.test)
 
 
-def settings_of(task: Task, head: str, mixing: str, seed: int, poolings: tuple[str, ...]) -> Settings:
+def settings_of(task: Task, head: str, mixing: str, seed: int, poolings: tuple[str, ...], labels: np.ndarray) -> Settings:
     kind = SpinRegressor if task.metric == "pearson" else SpinClassifier
     given: dict[str, Any] = {"head": head, "mixing": mixing, "metric": task.metric, "seed": seed, "poolings": poolings}
-    given["final_rows"] = "all"
     if head == "weighted":  # as SIREN has it: one share of the absolute weights, nothing together
         given |= {"ranker": "absolute", "etas": (0.9,), "mixing": "apart"}
-    return kind(**given)._settings()
+    else:
+        given["final_rows"] = "all"
+    return kind(**given)._settings(Values() if task.metric == "pearson" else Classes(np.unique(labels)))
 
 
 def measure(name: str, given: argparse.Namespace, model: str) -> dict[str, Any]:
@@ -107,13 +113,13 @@ def measure(name: str, given: argparse.Namespace, model: str) -> dict[str, Any]:
     for seed in given.seeds:
         train, validation, test = split(data, seed)
         started = perf_counter()
-        settings = settings_of(task, "refit", given.mixing, seed, poolings)
+        settings = settings_of(task, "refit", given.mixing, seed, poolings, data.part.labels)
         layers = sparsify(train, validation, data.n_layers, settings, False)
         probed = perf_counter() - started
         found["baseline"].append(baseline(train, validation, test, data.n_layers, settings)[0]._asdict())
         for head in given.heads:
             started = perf_counter()
-            settings = settings_of(task, head, given.mixing, seed, poolings)
+            settings = settings_of(task, head, given.mixing, seed, poolings, data.part.labels)
             ranked = {
                 f: replace(layer, importance=importance(layer.probe.coef_, settings.ranker)) for f, layer in layers.items()
             }

@@ -12,12 +12,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_selection import f_classif
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, mean_squared_error, mutual_info_score
+from spin_native.classifier.integration import Part, integrate, sparsify
+from spin_native.classifier.perceptron import Perceptron
 
 import spin_native as sn
 from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.exits import THRESHOLDS, Exit, calibrate, harm_bound, replay
-from spin_native.classifier.integration import Part, integrate, sparsify
-from spin_native.classifier.perceptron import Perceptron
 from spin_native.classifier.training import parted
 from spin_native.errors import LeakWarning, NoNeuronWarning
 from spin_native.features.store import Feature

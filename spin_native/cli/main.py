@@ -11,15 +11,14 @@ from typing import Any, get_args
 import click
 import numpy as np
 import pyarrow as pa
-from sklearn.metrics import confusion_matrix
 from tqdm.auto import tqdm
 
 from spin_native import tables
 from spin_native.checkpoints import load_model, load_tokenizer
 from spin_native.classifier.estimators import DTYPES, SpinClassifier, SpinRegressor, load_pretrained
 from spin_native.classifier.exits import Exit
-from spin_native.classifier.integration import METRICS, FinalRows, HeadKind, Mixing, PhaseTwo
-from spin_native.classifier.labels import checked_labels, checked_values, encoded
+from spin_native.classifier.settings import FinalRows, HeadName, Mixing, PhaseTwo
+from spin_native.classifier.tasks import TASKS
 from spin_native.cli import demo as demo_run
 from spin_native.cli import doctor as doctor_run
 from spin_native.cli import render
@@ -73,7 +72,7 @@ class Several(click.ParamType):
 @click.argument("data", type=file_path)
 @text_column
 @label_column
-@click.option("--task", type=click.Choice(list(METRICS)), default="classification", show_default=True)
+@click.option("--task", type=click.Choice(list(TASKS)), default="classification", show_default=True)
 @click.option("--validation", type=file_path, help="File of validation rows; without one, a share of DATA is split off.")
 @click.option("--test", type=file_path, help="File of test rows, scored once.")
 @click.option("--model", required=True, help="Base model: a folder, or a Hub name.")
@@ -82,7 +81,7 @@ class Several(click.ParamType):
 @click.option("--tolerance", default=0.0, show_default=True, help="Take the shallowest depth this close to the best score.")
 @click.option(
     "--metric",
-    type=click.Choice([metric for metrics in METRICS.values() for metric in metrics]),
+    type=click.Choice([metric for task in TASKS.values() for metric in task.metrics]),
     help="What validation compares (default: accuracy; for a regression pearson).",
 )
 @click.option("--sites", type=Several(get_args(Site)), default="activation", show_default=True, help="What is read of a layer.")
@@ -94,7 +93,7 @@ class Several(click.ParamType):
     show_default=True,
     help="One site and pooling per head, all of them in one, or what validation prefers.",
 )
-@click.option("--head", type=click.Choice(get_args(HeadKind)), default="refit", show_default=True, help="SPIN, Liu, or SIREN.")
+@click.option("--head", type=click.Choice(get_args(HeadName)), default="refit", show_default=True, help="SPIN, Liu, or SIREN.")
 @click.option(
     "--phase-two", type=click.Choice(get_args(PhaseTwo)), default="seen", show_default=True, help="Rows for a frozen head."
 )
@@ -110,7 +109,7 @@ class Several(click.ParamType):
     show_default=True,
     help="What makes a neuron important.",
 )
-@click.option("--eta", "etas", type=Several(float), default="0.2,0.4,0.6,0.8,0.9,1", show_default=True, help="Shares to keep.")
+@click.option("--eta", "etas", type=Several(float), help="Shares to keep (default: 0.2,0.4,0.6,0.8,0.9,1).")
 @click.option("--top-k", type=Several(int), help="Neurons to keep of each layer, instead of --eta.")
 @click.option("--top-share", type=Several(float), help="Share of each layer to keep, instead of --eta.")
 @click.option("--sample", type=int, help="Probe and select on so many rows; of all rows extract the salient neurons only.")
@@ -250,14 +249,7 @@ def predict(
         sys.exit(_predict_file(clf, source, out, overwrite, text, way))
     for outputs, depths in clf.output_blocks(texts, False, way):
         for given, found, depth in zip(texts, outputs, depths.tolist(), strict=True):
-            if isinstance(clf, SpinRegressor):
-                row: dict[str, Any] = {"value": float(found[0])}
-                shown = f"{found[0]:.4f}"
-            else:
-                label = clf.classes_[found.argmax()].item()
-                names = map(str, clf.classes_)
-                row = {"label": label, "probabilities": dict(zip(names, found.tolist(), strict=True))}
-                shown = f"{label}\t{found.max():.4f}"
+            row, shown = clf.task_.described(found), clf.task_.shown(found)
             click.echo(
                 json.dumps({"text": given, **row, "depth": depth}, ensure_ascii=False) if as_json else f"{shown}\t{given}"
             )
@@ -297,18 +289,12 @@ def _predicted(
     clf: SpinClassifier | SpinRegressor, texts: Sequence[Any], rejected: np.ndarray, way: Exit
 ) -> dict[str, pa.Array]:
     """The columns that prediction adds; empty where a row was rejected."""
-    n_columns = 1 if isinstance(clf, SpinRegressor) else len(clf.classes_)
-    outputs, depths = np.zeros((len(texts), n_columns)), np.zeros(len(texts), dtype=np.int64)
+    outputs, depths = np.zeros((len(texts), clf.task_.n_outputs)), np.zeros(len(texts), dtype=np.int64)
     usable = (~rejected).nonzero()[0].tolist()
     blocks = list(clf.output_blocks([texts[row] for row in usable], False, way)) if usable else []
     if blocks:
         outputs[usable], depths[usable] = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    if isinstance(clf, SpinRegressor):
-        columns = {"predicted_value": pa.array(outputs[:, 0], mask=rejected)}
-    else:
-        labels = [None if gone else clf.classes_[row.argmax()].item() for gone, row in zip(rejected, outputs, strict=True)]
-        columns = {"predicted_label": pa.array(labels, pa.array(clf.classes_.tolist()).type)}
-        columns |= {f"probability_{label}": pa.array(outputs[:, i], mask=rejected) for i, label in enumerate(clf.classes_)}
+    columns = {name: pa.array(values, mask=rejected) for name, values in clf.task_.columns(outputs).items()}
     return columns if way.by == "fixed" else {**columns, "exit_depth": pa.array(depths, mask=rejected)}
 
 
@@ -338,29 +324,23 @@ def evaluate(
     """Score a saved CLASSIFIER on the labelled rows in DATA."""
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
     texts, labels = tables.read_labelled(data, text, label)
-    if isinstance(clf, SpinRegressor):
-        values = checked_values(labels, len(texts), str(data))
-        predicted = clf.predict(texts, exit=exit_)
-        scores = {name: float(metric(values, predicted)) for name, metric in METRICS["regression"].items()}
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        click.echo(json.dumps({**scores, "rows": len(texts)}) if as_json else f"rows {len(texts)}  {shown}")
-        return
-    classes = clf.classes_.tolist()
-    truth = encoded(checked_labels(labels, len(texts), str(data)), classes, str(data))
-    predicted = clf.predict_proba(texts, exit=exit_).argmax(1)
-    confusion = confusion_matrix(truth, predicted, labels=range(len(classes)))
-    result: dict[str, Any] = {
-        **{name: float(metric(truth, predicted)) for name, metric in METRICS["classification"].items()},
-        "confusion": confusion.tolist(),
-        "labels": classes,
-        "rows": len(texts),
-    }
+    clf.task_.encode(labels, len(texts), str(data))  # refuse unusable labels before the model runs
+    outputs = np.concatenate([outputs for outputs, _ in clf.output_blocks(texts, False, exit_)])
+    result = clf.task_.evaluate(outputs, labels, str(data))
     if as_json:
         click.echo(json.dumps(result, ensure_ascii=False))
         return
+    if "confusion" not in result:
+        click.echo(
+            "  ".join(
+                f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in [("rows", result.pop("rows")), *result.items()]
+            )
+        )
+        return
     click.echo(f"rows {len(texts)}  accuracy {result['accuracy']:.4f}  macro-F1 {result['macro_f1']:.4f}\n")
-    lines = [[str(name), *row] for name, row in zip(classes, confusion.tolist(), strict=True)]
-    click.echo(render.table(["true \\ predicted", *map(str, classes)], lines))
+    lines = [[str(name), *row] for name, row in zip(result["labels"], result["confusion"], strict=True)]
+    click.echo(render.table(["true \\ predicted", *map(str, result["labels"])], lines))
 
 
 @cli.command(name="extract")
@@ -413,8 +393,7 @@ def neurons(classifier: str, top: int, base_model: str | None, allow_pickle: boo
     clf = load_pretrained(classifier, base_model=base_model, allow_pickle=allow_pickle)
     weights = clf.neuron_weights()
     if as_json:
-        labels = clf.classes_.tolist() if isinstance(clf, SpinClassifier) else []
-        click.echo(json.dumps({"labels": labels, "outputs": clf.output_names(), "neurons": weights}))
+        click.echo(json.dumps({"labels": clf.task_.to_json(), "outputs": clf.output_names(), "neurons": weights}))
         return
     header = ["layer", "neuron", "site", "pooling", *(f"weight for {name}" for name in clf.output_names())]
     for layer in sorted({weight["layer"] for weight in weights}):

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
-from spin_native.classifier.integration import CurveRow
 from spin_native.models import ModelConfig
 
 
