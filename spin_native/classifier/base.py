@@ -201,7 +201,7 @@ class SpinEstimator(BaseEstimator):
         """Load the layers that the heads need, and set every attribute of a fit at once."""
         deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device)
         learnt = {f"{field.name}_": getattr(fitted, field.name) for field in fields(fitted)}
-        vars(self).update(learnt, _deployed=deployed)
+        self.__dict__.update(learnt, _deployed=deployed)
 
     # The first depth_ layers, the salient neurons, the heads.
 

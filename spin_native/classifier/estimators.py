@@ -23,7 +23,8 @@ __all__ = ["DTYPES", "SpinClassifier", "SpinRegressor", "load_pretrained"]
 
 
 class SpinClassifier(ClassifierMixin, SpinEstimator):
-    __doc__ = f"Classify texts, two classes or more. {SpinEstimator.__doc__}\n    classes_: the labels, in the order of probabilities."
+    __doc__ = f"""Classify texts, two classes or more. {SpinEstimator.__doc__}
+    classes_: the labels, in the order of probabilities."""
 
     task = "classification"
     score = SpinEstimator.score  # not that of the mixin
@@ -100,4 +101,4 @@ ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in (SpinC
 def load_pretrained(name: str | Path, *, revision: str | None = None, **where: Any) -> SpinClassifier | SpinRegressor:
     """A saved SpinClassifier or SpinRegressor; arguments as of from_pretrained."""
     read = read_saved(Location(str(name), revision))
-    return ESTIMATORS.get(read.task or "", SpinClassifier)._restored(read, **where)  # type: ignore[return-value]
+    return ESTIMATORS.get(read.task or "", SpinClassifier)._restored(read, **where)

@@ -41,7 +41,7 @@ def integrate(
 
 
 def _best_head(layers: Sequence[ProbedLayer], train: Part, validation: Part, settings: Settings) -> tuple[Head, float] | None:
-    """The head that validation prefers (of equals, the one with the fewest neurons), and its score; None if no neuron is salient."""
+    """The head with the best validation score (of equals, the fewest neurons), and that score; None if no neuron is salient."""
     candidates = []
     for view in settings.views:
         seen = [layer for layer in layers if (layer.feature.site, layer.feature.pooling) in view]
@@ -64,10 +64,10 @@ def _heads_of_view(tried: Sequence[Selection], train: Part, validation: Part, se
         columns = np.concatenate(
             [starts[f] + np.searchsorted(widest.neurons[f], chosen) for f, chosen in selection.neurons.items()]
         )
-        rows = [
+        seen, held_out = (
             Rows(features.take(columns, axis=1), part.labels) for features, part in zip(wide, (train, validation), strict=True)
-        ]
-        fitted.append(HEADS[settings.head].fit(selection, *rows, settings))
+        )
+        fitted.append(HEADS[settings.head].fit(selection, seen, held_out, settings))
     return fitted
 
 

@@ -123,8 +123,8 @@ def check_model(options: Options, config: ModelConfig) -> tuple[int, list[int]]:
         return max_depth, []
     if isinstance(exits, str) and exits == "all":
         return max_depth, list(range(1, max_depth))
-    if isinstance(exits, str) or not all(isinstance(exit_, Integral) and exit_ >= 1 for exit_ in exits):
+    if isinstance(exits, str) or not all(isinstance(exit_, Integral) and int(exit_) >= 1 for exit_ in exits):
         raise InputError(f"exits is {exits!r}; expected depths of 1 or more, 'all' or None")
-    if is_fixed and any(exit_ >= max_depth for exit_ in exits):
+    if is_fixed and any(int(exit_) >= max_depth for exit_ in exits):
         raise InputError(f"exits is {exits!r}, but the depth is {max_depth}, where every row exits; expected depths below it")
     return max_depth, [int(exit_) for exit_ in exits]

@@ -198,8 +198,9 @@ def check_base_model(saved: Saved, checkpoint: Checkpoint) -> None:
     for what, was in expected.items():
         if was != now[what]:
             raise InputError(
-                f"{saved.name}: the {what} of base model {checkpoint.name!r} changed since the classifier was fitted (sha256 "
-                f"{now[what][:12]}..., expected {was[:12]}...); bring back the old files, name them with base_model, or fit again"
+                f"{saved.name}: the {what} of base model {checkpoint.name!r} changed since the classifier was fitted "
+                f"(sha256 {now[what][:12]}..., expected {was[:12]}...); bring back the old files, name them with "
+                "base_model, or fit again"
             )
 
 

@@ -331,12 +331,8 @@ def evaluate(
         click.echo(json.dumps(result, ensure_ascii=False))
         return
     if "confusion" not in result:
-        click.echo(
-            "  ".join(
-                f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-                for name, value in [("rows", result.pop("rows")), *result.items()]
-            )
-        )
+        scores = "  ".join(f"{name} {value:.4f}" for name, value in result.items() if name != "rows")
+        click.echo(f"rows {len(texts)}  {scores}")
         return
     click.echo(f"rows {len(texts)}  accuracy {result['accuracy']:.4f}  macro-F1 {result['macro_f1']:.4f}\n")
     lines = [[str(name), *row] for name, row in zip(result["labels"], result["confusion"], strict=True)]

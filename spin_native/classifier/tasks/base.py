@@ -31,7 +31,7 @@ class Task(ABC):
     """The labels of a data set, and all that depends on their kind.
 
     metrics: name -> function of (truth, prediction), both encoded; the first is the default. less_is_better: those of them that
-    are errors. probe_type, network_type: what is fitted to such labels.
+    are errors. unfit_rankers: names of rankers that need other labels. probe_type, network_type: what is fitted to such labels.
 
     Encoded labels are arrays [row, ...]. Scores are what a linear model or network gives, [row, score]; outputs are what users
     see, [row, output].
@@ -40,6 +40,7 @@ class Task(ABC):
     name: ClassVar[TaskName]
     metrics: ClassVar[dict[Metric, Callable[[Array, Array], float]]]
     less_is_better: ClassVar[tuple[Metric, ...]] = ()
+    unfit_rankers: ClassVar[tuple[str, ...]] = ()
     probe_type: ClassVar[type[Probe]]
     network_type: ClassVar[type]
 
@@ -77,7 +78,7 @@ class Task(ABC):
     def _sampling_order(self, labels: Shaped[Array, "row"], order: Indices) -> Indices:
         return order
 
-    def check_part(self, labels: Shaped[Array, "_"], what: str) -> None:
+    def check_part(self, labels: Shaped[Array, "_"], what: str) -> None:  # noqa: B027 (most tasks need no check)
         """InputError if a part of the training rows can no longer be learnt from."""
 
     # Fitting and comparing.
@@ -106,9 +107,11 @@ class Task(ABC):
 
     @classmethod
     def check_ranker(cls, ranker: str) -> None:
-        """InputError for a ranker that these labels cannot be given to."""
+        """InputError for a ranker that such labels cannot be given to."""
+        if ranker in cls.unfit_rankers:
+            raise InputError(f"ranker {ranker!r} needs classes; choose another one for a {cls.name}")
 
-    def check_exit(self, exit_: Exit) -> None:
+    def check_exit(self, exit_: Exit) -> None:  # noqa: B027
         """InputError for an exit that these outputs cannot decide."""
 
     @classmethod

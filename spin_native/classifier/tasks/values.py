@@ -33,6 +33,7 @@ class Values(Task):
         "mae": mean_absolute_error,
     }
     less_is_better = ("mse", "mae")
+    unfit_rankers = ("class_mean_difference", "predictivity")
     probe_type, network_type = LinearProbe, MLPRegressor
     n_scores = n_outputs = 1
     output_names = ["value"]
@@ -42,7 +43,8 @@ class Values(Task):
         values = cls().encode(labels, n_texts, what)
         if len(values) < 4 or np.ptp(values) == 0:
             raise InputError(
-                f"{what}: {len(values)} rows with {len(set(values.tolist()))} values; expected 4 or more rows whose values differ"
+                f"{what}: {len(values)} rows with {len(set(values.tolist()))} values; expected 4 or more rows whose values "
+                "differ"
             )
         return cls()
 
@@ -89,11 +91,6 @@ class Values(Task):
     def constant(self, labels: Shaped[Array, "row"]) -> LinearProbe:
         """The mean value."""
         return LinearProbe.from_weights(np.zeros((1, 0)), np.array([labels.mean()]))
-
-    @classmethod
-    def check_ranker(cls, ranker: str) -> None:
-        if ranker in ("class_mean_difference", "predictivity"):
-            raise InputError(f"ranker {ranker!r} needs classes; choose another one for a regression")
 
     def check_exit(self, exit_: Exit) -> None:
         if exit_.by != "fixed":
