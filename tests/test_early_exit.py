@@ -14,9 +14,7 @@ from spin_native.models import attention
 @pytest.fixture(scope="module")
 def exiting(tiny_model, reviews):
     """A classifier with a head at every depth."""
-    return sn.SpinClassifier(str(tiny_model), depth=3, exits="all", baseline=False, poolings=("mean",), etas=(0.8, 0.9)).fit(
-        *reviews
-    )
+    return sn.SpinClassifier(str(tiny_model), depth=3, exits="all", baseline=False, poolings=("mean",)).fit(*reviews)
 
 
 @pytest.mark.parametrize("exit_", ["confidence:0.8", "confidence:0.95", "patience:1", "patience:2", "fixed:1", "fixed:2"])
@@ -181,3 +179,15 @@ def test_an_exit_nobody_can_take_is_refused(exiting, exit_, message):
 def test_one_head_cannot_be_calibrated(fitted, reviews):
     with pytest.raises(sn.InputError, match="there is one head only; fit with exits='all'"):
         fitted.calibrate(*reviews)
+
+
+def test_a_calibration_stops_at_the_first_exit_that_breaks_the_promise():
+    """A looser exit that would keep it again must not be tried: many tries would cost confidence."""
+    n_rows = 1000
+    first, second, third = (np.tile([1 - p, p], (n_rows, 1)) for p in (0.7, 0.1, 0.99999))  # right at .7, wrong at .9, right
+    labels = np.ones(n_rows, dtype=int)
+    promise = calibrate({1: first, 2: second, 3: third}, labels, "confidence", 0.01, 0.95)
+    loosest = min(threshold for threshold in THRESHOLDS if threshold > 0.9)
+    assert promise.exit == Exit("confidence", loosest)
+    assert (promise.n_harmed, promise.mean_depth) == (0, 3.0)
+    assert replay(Exit("confidence", 0.65), {1: first, 2: second, 3: third}).tolist() == [1] * n_rows  # right again

@@ -273,9 +273,8 @@ def test_heads_read_sites_and_poolings_apart_or_together(tiny_model, reviews):
     "ranker", ["l2", "absolute", "class_mean_difference", "f_statistic", "mutual_information", "predictivity"]
 )
 def test_every_ranker_can_choose_the_neurons(tiny_model, reviews, ranker):
-    clf = sn.SpinClassifier(str(tiny_model), ranker=ranker, top_k=(3,), depth=2, poolings=("mean",), baseline=False).fit(
-        *reviews
-    )
+    how = {"top_k": (3,), "depth": 2, "poolings": ("mean",), "baseline": False}
+    clf = sn.SpinClassifier(str(tiny_model), ranker=ranker, **how).fit(*reviews)
     assert all(len(neurons) <= 3 for neurons in clf.salient_neurons_.values())
     assert clf.score(*reviews) > 0.6
 
@@ -333,9 +332,7 @@ def test_layers_without_a_weight_have_a_score_too(tiny_model, reviews, C):
 def test_a_split_that_loses_a_rare_class_is_refused(tiny_model, reviews):
     texts = [f"{text} {i}" for i in range(2) for text in reviews[0]][:100]
     labels = ["aaa"] * 2 + ["b", "c"] * 49
-    with pytest.raises(
-        sn.InputError, match=r"after the split: of 20 rows none is of class 'aaa', which is rare; take more rows"
-    ):
+    with pytest.raises(sn.InputError, match=r"after the split: of 20 rows none is of class 'aaa', which is rare; take"):
         sn.SpinClassifier(str(tiny_model), validation_share=0.8).fit(texts, labels)
     labels = ["aaa"] * 5 + ["b", "c"] * 47 + ["b"]
     with pytest.raises(sn.InputError, match=r"a part of the 80 training rows: of 2 rows none is of class '.*', which is rare"):
