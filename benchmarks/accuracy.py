@@ -29,7 +29,12 @@ from sklearn.model_selection import train_test_split
 import spin_native as sn
 
 # The package's internals, so that one extraction and one set of probes serve all heads.
-from spin_native.classifier.integration import Part, Settings, baseline, integrate, sparsify
+from spin_native.classifier.curves import baseline
+from spin_native.classifier.integrate import integrate
+from spin_native.classifier.parts import ExtractedPart
+from spin_native.classifier.settings import Settings
+from spin_native.classifier.sparsify import sparsify
+from spin_native.classifier.tasks import Classes, Values
 from spin_native.probes.importance import importance
 
 DTYPES: dict[str, Any] = {
@@ -65,7 +70,7 @@ TASKS = {
 class Data(NamedTuple):
     """The features of all rows: n_train training rows, then n_validation, then the test rows."""
 
-    part: Part
+    part: ExtractedPart
     n_train: int
     n_validation: int
     test: np.ndarray
@@ -97,10 +102,10 @@ def load(task: Task, given: argparse.Namespace) -> Data:
     if model.dtype in (torch.float32, torch.bfloat16):
         of_limit = share_of_limit(model.config, list(map(len, tokenizer.encode(texts).ids)), seconds, model.dtype)
     test = np.arange(n_rest, len(texts))
-    return Data(Part(features, labels), n_train, n_rest - n_train, test, model.config.n_layers, seconds, of_limit)
+    return Data(ExtractedPart(labels, features), n_train, n_rest - n_train, test, model.config.n_layers, seconds, of_limit)
 
 
-def split(data: Data, task: Task, seed: int) -> tuple[Part, Part, Part]:
+def split(data: Data, task: Task, seed: int) -> tuple[ExtractedPart, ExtractedPart, ExtractedPart]:
     """Training, validation and test rows of one seed."""
     rows = np.arange(data.n_train + data.n_validation)
     if seed == 0 and not task.is_regression:
@@ -111,19 +116,21 @@ def split(data: Data, task: Task, seed: int) -> tuple[Part, Part, Part]:
     return data.part.only(np.sort(train)), data.part.only(np.sort(validation)), data.part.only(data.test)
 
 
-def settings_of(task: Task, head: str, seed: int, given: argparse.Namespace) -> Settings:
+def settings_of(data: Data, task: Task, head: str, seed: int, given: argparse.Namespace) -> Settings:
     estimator = sn.SpinRegressor if task.is_regression else sn.SpinClassifier
     options: dict[str, Any] = {"head": head, "mixing": given.mixing, "metric": task.metric, "seed": seed}
-    options |= {"poolings": tuple(given.poolings), "final_rows": "all"}
+    options["poolings"] = tuple(given.poolings)
     if head == "weighted":
         options |= {"ranker": "absolute", "etas": (0.9,), "mixing": "apart"}
-    return estimator(**options)._settings()
+    else:
+        options["final_rows"] = "all"
+    return estimator(**options)._settings(Values() if task.is_regression else Classes(np.unique(data.part.labels)))
 
 
 def measure_seed(data: Data, task: Task, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Baseline, probes and heads of one split: a record for each of "baseline", "probes" and the heads."""
     train, validation, test = split(data, task, seed)
-    settings = settings_of(task, "refit", seed, given)
+    settings = settings_of(data, task, "refit", seed, given)
     started = perf_counter()
     layers = sparsify(train, validation, data.n_layers, settings, False)
     records: dict[str, Any] = {"probes": {"seconds": perf_counter() - started}}
@@ -132,7 +139,7 @@ def measure_seed(data: Data, task: Task, seed: int, given: argparse.Namespace) -
     records["baseline"]["seconds"] = perf_counter() - started
     for head in given.heads:
         started = perf_counter()
-        settings = settings_of(task, head, seed, given)
+        settings = settings_of(data, task, head, seed, given)
         ranked = {
             feature: replace(layer, importance=importance(layer.probe.coef_, settings.ranker))
             for feature, layer in layers.items()

@@ -13,7 +13,7 @@ import torch
 
 import spin_native as sn
 from spin_native.features import store as store_module
-from spin_native.features.extract import Extractor, features_of
+from spin_native.features.extract import Extractor, features_of, texts_digest
 from spin_native.features.pooling import POOLINGS
 from spin_native.features.store import Feature
 from spin_native.text.batch import TokenBatch
@@ -225,3 +225,11 @@ def test_a_second_writer_is_refused_and_a_killed_one_leaves_a_store_that_goes_on
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Extractor, "rows_per_block", 10)
         assert sn.extract(model, tokenizer, texts, store=tmp_path / "s").n_rows == 40
+
+
+def test_texts_that_are_cut_elsewhere_are_other_texts(parts, tmp_path):
+    """The same characters in another number per text."""
+    assert texts_digest(["ab", "c"]) != texts_digest(["a", "bc"])
+    sn.extract(*parts, ["good bad", "film"], store=tmp_path / "s")
+    with pytest.raises(sn.InputError, match="rows 0 to 1 were extracted from other texts"):
+        sn.extract(*parts, ["good ", "badfilm"], store=tmp_path / "s")

@@ -10,7 +10,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import spin_native as sn
 from spin_native.classifier.exits import shallowest_within
-from spin_native.classifier.integration import Rows, Standardizer, smallest_useful_C
+from spin_native.classifier.fitting import Standardizer, smallest_useful_C
+from spin_native.classifier.tasks import Classes
 from spin_native.probes.controls import bottom, control_task, random_neurons, stability
 from spin_native.probes.importance import Cut, class_mean_difference, importance, mutual_information, predictivity, salient
 
@@ -156,10 +157,10 @@ def test_the_probe_is_a_scikit_learn_estimator(estimator, check, unchecked):
 
 def test_no_weight_below_the_smallest_useful_c_and_some_above():
     X, y = make_classification(200, 20, random_state=2)
-    rows = Rows(((X - X.mean(0)) / X.std(0)).astype(np.float32), y)
-    smallest = smallest_useful_C(rows)
-    assert not sn.LogisticProbe(C=smallest * 0.95).fit(rows.features, y).coef_.any()
-    assert sn.LogisticProbe(C=smallest * 1.5).fit(rows.features, y).coef_.any()
+    X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
+    smallest = smallest_useful_C(X, Classes(np.array([0, 1])).one_against_rest(y))
+    assert not sn.LogisticProbe(C=smallest * 0.95).fit(X, y).coef_.any()
+    assert sn.LogisticProbe(C=smallest * 1.5).fit(X, y).coef_.any()
 
 
 def test_the_standardizer_gives_mean_0_and_variance_1_and_only_shifts_a_constant():

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -32,6 +32,7 @@ class Checkpoint:
 
     location: Location
     allow_pickle: bool = False
+    _fingerprints: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -52,6 +53,20 @@ class Checkpoint:
         whole = self.build(None)
         stored_as = account(stored, dict(whole.named_parameters()), whole.weights, self.name)
         return {canonical: stored[name] for canonical, name in stored_as.items()}
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, from the same files; see `load_tokenizer` for the errors."""
+        files = {filename: path for filename in TOKENIZER_FILES if (path := self.location.find(filename))}
+        if files.keys() <= {"tokenizer_config.json"}:
+            raise self.location.lacks("tokenizer.json, vocab.json with merges.txt, or vocab.txt")
+        tokenizer = Tokenizer.from_files(files, self.config.max_tokens, FAMILIES[self.config.family].special_tokens)
+        if tokenizer.n_vocab > self.config.n_vocab:
+            raise InputError(
+                f"model {self.name!r}: the tokenizer has ids up to {tokenizer.n_vocab - 1}, the embedding has rows 0 to "
+                f"{self.config.n_vocab - 1}: these files belong to different models"
+            )
+        return tokenizer
 
     def build(self, depth: int | None) -> Transformer:
         """The model without its weights (on torch's meta device)."""
@@ -112,14 +127,16 @@ class Checkpoint:
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
 
     def fingerprint(self, depth: int) -> str:
-        """sha256 over the config and the stored bytes of every tensor that the first `depth` layers use."""
-        digest = hashlib.sha256(json.dumps({**ONCE_OF_ALL_FAMILIES, **asdict(self.config)}, sort_keys=True).encode())
-        model = self.build(depth)
-        for stored in sorted({model.weights.rule(name).stored for name, _ in model.named_parameters()}):
-            tensor = self.readers[stored]().contiguous()
-            digest.update(f"{stored} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """sha256 over the config and the stored bytes of every tensor that the first `depth` layers use; computed once."""
+        if depth not in self._fingerprints:
+            digest = hashlib.sha256(json.dumps({**ONCE_OF_ALL_FAMILIES, **asdict(self.config)}, sort_keys=True).encode())
+            model = self.build(depth)
+            for stored in sorted({model.weights.rule(name).stored for name, _ in model.named_parameters()}):
+                tensor = self.readers[stored]().contiguous()
+                digest.update(f"{stored} {tensor.dtype} {list(tensor.shape)}".encode())
+                digest.update(tensor.view(torch.uint8).numpy().data)
+            self._fingerprints[depth] = digest.hexdigest()
+        return self._fingerprints[depth]
 
 
 def load_model(
@@ -165,15 +182,4 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> Tokenizer:
 
     Raises InputError if it is missing or damaged, or if its ids do not fit the model's embedding.
     """
-    location = Location(name, revision)
-    config = read_config(location.read_json("config.json"), f"{name}/config.json")
-    files = {filename: path for filename in TOKENIZER_FILES if (path := location.find(filename))}
-    if files.keys() <= {"tokenizer_config.json"}:
-        raise location.lacks("tokenizer.json, vocab.json with merges.txt, or vocab.txt")
-    tokenizer = Tokenizer.from_files(files, config.max_tokens, FAMILIES[config.family].special_tokens)
-    if tokenizer.n_vocab > config.n_vocab:
-        raise InputError(
-            f"model {name!r}: the tokenizer has ids up to {tokenizer.n_vocab - 1}, the embedding has rows 0 to "
-            f"{config.n_vocab - 1}: these files belong to different models"
-        )
-    return tokenizer
+    return Checkpoint(Location(name, revision)).tokenizer

@@ -1,54 +1,51 @@
-"""A trained classifier at work: the layers its heads need, the salient neurons, and each row's way out."""
+"""A trained classifier at work: the layers its heads need, the salient neurons, and where each row exits."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+import torch
+from jaxtyping import Float, Int
 
-from spin_native.checkpoints import Checkpoint, Dtype, load_tokenizer
-from spin_native.classifier.exits import Exit, Leaving
-from spin_native.classifier.integration import Head
+from spin_native.checkpoints import Checkpoint, Dtype
+from spin_native.classifier.exits import Exit, ExitDecision
+from spin_native.classifier.heads import Head
+from spin_native.classifier.parts import Neurons
 from spin_native.errors import InputError
-from spin_native.features.extract import Extractor
+from spin_native.features.extract import Block, Extractor, Pooled
 from spin_native.features.store import Feature
 
 Array = np.ndarray
-Read = Callable[[Feature], Float[Array, "row _"]]  # the extracted neurons of a feature
 
 
 class Deployed:
-    """The first layers of a base model under one head or several.
+    """The first layers of a base model under one or several heads, {depth: head}.
 
-    Of the last layer only the salient neurons are held, where nothing is written after it. `heads`: depth -> head.
+    Where no later layer reads it, the last layer keeps its salient neurons only.
     """
 
     def __init__(self, checkpoint: Checkpoint, heads: Mapping[int, Head], dtype: Dtype, device: str) -> None:
         self.checkpoint, self.heads = checkpoint, dict(sorted(heads.items()))
         self.depth = max(heads)
-        union: dict[Feature, Int[Array, "_"]] = {}
-        for head in self.heads.values():
-            for feature, neurons in head.neurons.items():
-                union[feature] = np.union1d(union[feature], neurons) if feature in union else neurons
-        # Where each head's neurons stand among those that are extracted.
+        self.task = self.heads[self.depth].task
+        read = _read_by_any(self.heads.values())
+        # Where each head's neurons are among those that are read.
         self._columns = {
-            depth: {feature: np.searchsorted(union[feature], neurons) for feature, neurons in head.neurons.items()}
+            depth: {feature: np.searchsorted(read[feature], neurons) for feature, neurons in head.neurons.items()}
             for depth, head in self.heads.items()
         }
-        last = [feature for feature in union if feature.layer == self.depth - 1 and feature.site == "activation"]
-        held = np.unique(np.concatenate([union[feature] for feature in last])) if last else None
-        if self.depth == checkpoint.config.n_layers or held is None or not len(held):
-            held = None  # a whole model writes after its last layer, too
-        if held is not None:
-            union |= {feature: np.searchsorted(held, union[feature]) for feature in last}
-        wanted = {
-            feature: None if held is not None and feature in last and len(neurons) == len(held) else neurons
-            for feature, neurons in sorted(union.items(), key=lambda item: item[0].layer)
-        }
-        model = checkpoint.load(self.depth, dtype, device, last_neurons=held)
-        self.extractor = Extractor(model, load_tokenizer(checkpoint.name, revision=checkpoint.revision), wanted)
+        # At which layer all that a head reads is known; heads are asked in the order of their depths.
+        self._heads_at: dict[int, list[int]] = {}
+        layer = 0
+        for depth, head in self.heads.items():
+            layer = max(layer, *(feature.layer for feature in head.neurons))
+            self._heads_at.setdefault(layer, []).append(depth)
+        last_neurons, wanted = _without_unread_neurons(read, self.depth, checkpoint.config.n_layers)
+        model = checkpoint.load(self.depth, dtype, device, last_neurons=last_neurons)
+        self.extractor = Extractor(model, checkpoint.tokenizer, wanted)
 
     def checked(self, exit_: Exit) -> Exit:
-        """An exit that these heads can take, the depth of a fixed one filled in; InputError otherwise."""
+        """The exit, with the depth of a fixed one filled in; InputError if these heads cannot decide it."""
+        self.task.check_exit(exit_)
         if exit_.by == "fixed" and exit_.value is None:
             return Exit("fixed", self.depth)
         if exit_.by == "fixed" and exit_.value not in self.heads:
@@ -59,49 +56,93 @@ class Deployed:
 
     def blocks(
         self, texts: Iterable[str], exit_: Exit, progress: bool | None
-    ) -> Iterator[tuple[Float[Array, "row _"], Int[Array, "row"]]]:
-        """Probabilities [row, class], or values [row, 1], of a stream of texts, and the depth at which each row left."""
+    ) -> Iterator[tuple[Float[Array, "row output"], Int[Array, "row"]]]:
+        """The outputs of a stream of texts, and the depth at which each row exited, block by block."""
         exit_ = self.checked(exit_)
-        if exit_ == Exit("fixed", self.depth):
-            for features in self.extractor.blocks(texts, progress):
-                outputs = self.output(features.__getitem__, self.depth)
-                yield outputs, np.full(len(outputs), self.depth)
-            return
+        for block in self.extractor.encoded(texts, progress):
+            outputs = np.empty((len(block.ids), self.task.n_outputs))
+            depths = np.zeros(len(block.ids), dtype=np.int64)
+            for depth, rows, output in self._heads_of(block, exit_):
+                outputs[rows], depths[rows] = output, depth  # a deeper head overwrites this for the rows that run on
+            yield block.per_text(outputs), block.per_text(depths)
 
-        def start(n_rows: int) -> "_Way":
-            return _Way(self, Leaving(exit_, n_rows))
+    def all_outputs(self, texts: Sequence[str]) -> dict[int, Float[Array, "row output"]]:
+        """The outputs of every head for every text."""
+        blocks: dict[int, list[Array]] = {depth: [] for depth in self.heads}
+        for block in self.extractor.encoded(texts, False):
+            outputs = {depth: np.empty((len(block.ids), self.task.n_outputs)) for depth in self.heads}
+            for depth, rows, output in self._heads_of(block, None):
+                outputs[depth][rows] = output
+            for depth, values in outputs.items():
+                blocks[depth].append(block.per_text(values))
+        return {depth: np.concatenate(values) for depth, values in blocks.items()}
 
-        for features, depths in self.extractor.leaving_blocks(texts, start, progress):
-            found = None
-            for depth in self.heads:
-                rows = np.flatnonzero(depths == depth)
-                there = {feature: features[feature][rows] for feature in self._columns[depth]}
-                outputs = self.output(there.__getitem__, depth)
-                found = np.empty((len(depths), outputs.shape[1])) if found is None else found
-                found[rows] = outputs
-            assert found is not None
-            yield found, depths
+    def salient_features(self, text: str, depth: int) -> Float[Array, "1 salient"]:
+        """What the head at a depth reads of one text."""
+        (features,) = self.extractor.blocks([text], False)
+        return self._salient(features, depth)
 
-    def salient_features(self, read: Read, depth: int) -> Float[Array, "row salient"]:
-        """What the head at a depth reads."""
-        return np.concatenate([read(feature)[:, columns] for feature, columns in self._columns[depth].items()], axis=1)
+    def _heads_of(
+        self, block: Block, exit_: Exit | None
+    ) -> Iterator[tuple[int, Int[Array, "row"], Float[Array, "row output"]]]:
+        """Run a block: each head's depth, the rows that reached it, and its outputs for them.
 
-    def output(self, read: Read, depth: int) -> Float[Array, "row _"]:
-        """What the head at a depth says."""
-        return self.heads[depth].output(self.salient_features(read, depth))
+        exit_: rows stop running when they exit (None: every row runs to the deepest head).
+        """
+        asked = {int(exit_.value or 0)} if exit_ is not None and exit_.by == "fixed" else set(self.heads)
+        deepest = max(asked)
+        for rows, batch in self.extractor.batches(block):
+            decision = None if exit_ is None else ExitDecision(exit_, len(rows))
+            known: Pooled = {}  # of the rows that still run
+            for layer, pooled in self.extractor.pooled(block, rows, batch):
+                known |= pooled
+                running = np.arange(len(rows))  # which of the layer's rows run on
+                for depth in (depth for depth in self._heads_at.get(layer.index, ()) if depth in asked):
+                    output = self.heads[depth].output(self._salient(known, depth))
+                    yield depth, rows, output
+                    if depth == deepest:
+                        running = running[:0]
+                    elif decision is not None:
+                        stays = ~decision(output, depth)
+                        rows, running = rows[stays], running[stays]
+                        known = {feature: values[stays] for feature, values in known.items()}
+                if not len(running):
+                    del layer
+                    break
+                if len(running) < layer.batch.n_rows:
+                    layer.keep(torch.from_numpy(running).to(layer.batch.ids.device))
+                del layer
 
-    def all_outputs(self, texts: Sequence[str]) -> dict[int, Float[Array, "row _"]]:
-        """What every head says about every text."""
-        reads = [features.__getitem__ for features in self.extractor.blocks(texts, False)]
-        return {depth: np.concatenate([self.output(read, depth) for read in reads]) for depth in self.heads}
+    def _salient(self, features: Mapping[Feature, Array], depth: int) -> Float[Array, "row salient"]:
+        """What the head at a depth reads of the features, side by side."""
+        columns = self._columns[depth]
+        return np.concatenate([features[feature][:, chosen] for feature, chosen in columns.items()], axis=1)
 
 
-class _Way:
-    """One batch's way through the heads."""
+def _read_by_any(heads: Iterable[Head]) -> Neurons:
+    """The neurons of each feature that one of the heads reads, or several."""
+    read: Neurons = {}
+    for head in heads:
+        for feature, neurons in head.neurons.items():
+            read[feature] = np.union1d(read[feature], neurons) if feature in read else neurons
+    return read
 
-    def __init__(self, deployed: Deployed, leaving: Leaving) -> None:
-        self._deployed, self._leaving = deployed, leaving
 
-    def __call__(self, layer: int, read: Read) -> Bool[Array, "row"] | None:
-        depth = layer + 1
-        return self._leaving(self._deployed.output(read, depth), depth) if depth in self._deployed.heads else None
+def _without_unread_neurons(
+    read: Neurons, depth: int, n_layers: int
+) -> tuple[Int[Array, "_"] | None, dict[Feature, Int[Array, "_"] | None]]:
+    """The neurons that the model's last layer keeps (None: all), and which columns of each feature to read then.
+
+    A whole model keeps all: its last layer writes to the final hidden state.
+    """
+    last = [feature for feature in read if feature.layer == depth - 1 and feature.site == "activation"]
+    kept = np.unique(np.concatenate([read[feature] for feature in last])) if last else None
+    if depth == n_layers or kept is None or not len(kept):
+        kept = None
+    if kept is not None:
+        read = read | {feature: np.searchsorted(kept, read[feature]) for feature in last}
+    wanted = {
+        feature: None if kept is not None and feature in last and len(neurons) == len(kept) else neurons
+        for feature, neurons in sorted(read.items(), key=lambda item: item[0].layer)
+    }
+    return kept, wanted

@@ -1,4 +1,4 @@
-"""When may a row stop? At a fixed depth, when the head there is sure enough, or when the last few heads agreed."""
+"""When a row exits: at a fixed depth, at the first head that is confident enough, or after several heads agree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from spin_native.errors import InputError
 Array = np.ndarray
 ExitBy = Literal["fixed", "confidence", "patience"]
 
-# Tried from the strictest on; a test of the next one is made only where this one kept the promise.
+# Strictest first; a calibration stops at the first one that fails.
 THRESHOLDS = np.round(1 - np.geomspace(1e-4, 0.5, 60), 6).tolist()
 
 
 @dataclass(frozen=True)
 class Exit:
-    """When a row leaves; at the deepest head every row does.
+    """When a row exits. At the deepest head every row exits.
 
     by: "fixed": at the depth `value` (None: the deepest head); "confidence": at the first head whose most probable class has a
     probability of at least `value` (CALM, DeeBERT); "patience": at the first head that gives the same label as the `value`
@@ -37,9 +37,9 @@ class Exit:
         if self.by == "fixed" and not (self.value is None or is_whole):
             raise InputError(f"the fixed exit is at {self.value}; expected one of the depths that have a head")
         if self.by == "confidence" and not 0 <= number <= 1:
-            raise InputError(f"the confidence to leave is {self.value}; expected a probability, 0 to 1")
+            raise InputError(f"the confidence to exit is {self.value}; expected a probability, 0 to 1")
         if self.by == "patience" and not is_whole:
-            raise InputError(f"the patience to leave is {self.value}; expected how many heads must agree: 1 or more")
+            raise InputError(f"the patience to exit is {self.value}; expected how many heads must agree: 1 or more")
 
     @classmethod
     def parse(cls, given: str) -> "Exit":
@@ -60,44 +60,44 @@ class Exit:
         return f"{self.by}:{int(self.value) if self.value == int(self.value) else repr(float(self.value))}"
 
 
-class Leaving:
-    """Some rows on their way through the heads, and who leaves where."""
+class ExitDecision:
+    """Decides, head by head, which of the rows that still run exit."""
 
     def __init__(self, exit_: Exit, n_rows: int) -> None:
         self._exit = exit_
-        self._labels: Int[Array, "row"] = np.full(n_rows, -1)
-        self._agreed: Int[Array, "row"] = np.zeros(n_rows, dtype=int)
+        self._labels: Int[Array, "row"] = np.full(n_rows, -1)  # of the head before
+        self._n_agreed: Int[Array, "row"] = np.zeros(n_rows, dtype=int)
 
     def __call__(self, probabilities: Float[Array, "row class"], depth: int) -> Bool[Array, "row"]:
-        """Which of the rows that are still there leave at this head; the others come again at the next."""
+        """Which of the rows exit at this head. The next call is about the other rows, at the next head."""
         if self._exit.by == "fixed":
             return np.full(len(probabilities), depth == self._exit.value)
         if self._exit.by == "confidence":
             return probabilities.max(1) >= self._exit.value
         labels = probabilities.argmax(1)
-        self._agreed = np.where(labels == self._labels, self._agreed + 1, 0)
-        self._labels = labels
-        leaves = self._agreed >= self._exit.value
-        self._labels, self._agreed = self._labels[~leaves], self._agreed[~leaves]
-        return leaves
+        n_agreed = np.where(labels == self._labels, self._n_agreed + 1, 0)
+        exits = n_agreed >= self._exit.value
+        self._labels, self._n_agreed = labels[~exits], n_agreed[~exits]
+        return exits
 
 
 def replay(exit_: Exit, probabilities: Mapping[int, Float[Array, "row class"]]) -> Int[Array, "row"]:
-    """The depth each row would leave at, from every head's probabilities {depth: [row, class]}."""
+    """The depth at which each row would exit, from every head's probabilities {depth: [row, class]}."""
     n_rows = len(next(iter(probabilities.values())))
-    depths, there, leaving = np.full(n_rows, max(probabilities)), np.arange(n_rows), Leaving(exit_, n_rows)
+    depths, running, decision = np.full(n_rows, max(probabilities)), np.arange(n_rows), ExitDecision(exit_, n_rows)
     for depth in sorted(probabilities)[:-1]:
-        leaves = leaving(probabilities[depth][there], depth)
-        depths[there[leaves]] = depth
-        there = there[~leaves]
+        exits = decision(probabilities[depth][running], depth)
+        depths[running[exits]] = depth
+        running = running[~exits]
     return depths
 
 
 @dataclass(frozen=True)
 class Promise:
-    """What a calibration found: with `confidence`, rows like those it saw lose at most `max_accuracy_drop` by `exit`.
+    """The result of a calibration: with `confidence`, accuracy drops by at most `max_accuracy_drop` when rows exit by `exit`.
 
-    n_rows: rows it saw. n_harmed: of these, right at the deepest head and wrong where they left. mean_depth: layers per row.
+    n_rows: rows of the calibration. n_harmed: those of them that are right at the deepest head and wrong where they exited.
+    mean_depth: layers run per row.
     """
 
     exit: Exit
@@ -115,39 +115,39 @@ def calibrate(
     max_accuracy_drop: float,
     confidence: float,
 ) -> Promise:
-    """The exit that leaves earliest and still keeps the promise, on rows that the heads were not fitted on.
+    """The earliest exit that keeps the promise, on rows that the heads were not fitted on.
 
-    Accuracy cannot fall by more than the share of rows that were right at the deepest head and are wrong where they leave; the
-    share among all rows is bounded from above by Clopper and Pearson's exact binomial bound. Exits are tested from the
-    strictest to the loosest up to the first that fails, so that trying many costs no confidence (fixed-sequence testing;
-    Angelopoulos et al. 2021, as in CALM).
+    Accuracy cannot drop by more than the share of rows that are right at the deepest head and wrong where they exited; Clopper
+    and Pearson's exact binomial bound limits that share among all rows. Strictest exit first; testing stops at the first
+    failure, so that many tests cost no confidence (fixed-sequence testing; Angelopoulos et al. 2021, as in CALM).
     """
     if not 0 < max_accuracy_drop < 1 or not 0 < confidence < 1:
         raise InputError(f"max_accuracy_drop is {max_accuracy_drop}, confidence {confidence}; expected shares between 0 and 1")
     depths = sorted(probabilities)
-    is_right = {depth: found.argmax(1) == labels for depth, found in probabilities.items()}
-    kept = Promise(Exit("fixed", depths[-1]), max_accuracy_drop, confidence, len(labels), 0, float(depths[-1]))
+    is_right = {depth: outputs.argmax(1) == labels for depth, outputs in probabilities.items()}
+    promise = Promise(Exit("fixed", depths[-1]), max_accuracy_drop, confidence, len(labels), 0, float(depths[-1]))
     for exit_ in _candidates(by, len(depths)):
-        left = replay(exit_, probabilities)
-        right_where_left = np.select([left == depth for depth in depths], [is_right[depth] for depth in depths])
-        n_harmed = int((is_right[depths[-1]] & ~right_where_left.astype(bool)).sum())
+        exited_at = replay(exit_, probabilities)
+        right_at_exit = np.select([exited_at == depth for depth in depths], [is_right[depth] for depth in depths])
+        n_harmed = int((is_right[depths[-1]] & ~right_at_exit.astype(bool)).sum())
         if harm_bound(n_harmed, len(labels), confidence) > max_accuracy_drop:
             break
-        kept = Promise(exit_, max_accuracy_drop, confidence, len(labels), n_harmed, float(left.mean()))
-    return kept
+        promise = Promise(exit_, max_accuracy_drop, confidence, len(labels), n_harmed, float(exited_at.mean()))
+    return promise
 
 
 def harm_bound(n_harmed: int, n_rows: int, confidence: float) -> float:
-    """The share that `n_harmed` of `n_rows` show it to be below, with that confidence (Clopper & Pearson, one-sided)."""
+    """An upper bound, with that confidence, of the share of which `n_harmed` of `n_rows` is a sample (Clopper & Pearson)."""
     return 1.0 if n_harmed >= n_rows else float(beta.ppf(confidence, n_harmed + 1, n_rows - n_harmed))
 
 
 def rows_needed(max_accuracy_drop: float, confidence: float) -> int:
-    """With fewer rows even none harmed proves nothing."""
+    """How many rows a calibration needs: with fewer, even no harmed row proves nothing."""
     return int(np.ceil(np.log1p(-confidence) / np.log1p(-max_accuracy_drop)))
 
 
 def _candidates(by: ExitBy, n_heads: int) -> Sequence[Exit]:
+    """The exits to test, strictest first."""
     if by == "confidence":
         return [Exit("confidence", threshold) for threshold in THRESHOLDS]
     if by == "patience":

@@ -1,182 +1,232 @@
 """From labelled texts to trained heads: extract, probe every layer, integrate a head for every depth, choose a depth."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
-from spin_native.checkpoints import Checkpoint, Dtype, load_tokenizer
-from spin_native.classifier.exits import shallowest_within
-from spin_native.classifier.integration import (
+from spin_native.checkpoints import Checkpoint, Dtype
+from spin_native.classifier.curves import (
     Controls,
     CurveRow,
-    Head,
-    Layers,
-    Part,
-    PhaseTwo,
-    Settings,
     baseline,
-    constant_head,
+    columns_of_heads,
+    columns_of_test,
     controls,
-    curve_row,
-    integrate,
     layer_curve,
-    sparsify,
 )
-from spin_native.classifier.labels import check_all_there
+from spin_native.classifier.exits import Exit, Promise, shallowest_within
+from spin_native.classifier.heads import ConstantHead, Head
+from spin_native.classifier.heads.base import no_neurons
+from spin_native.classifier.integrate import integrate
+from spin_native.classifier.parts import ExtractedPart, GatheredPart, Part
 from spin_native.classifier.rows import LabelledRows
+from spin_native.classifier.settings import PhaseTwo, Settings
+from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, sparsify
+from spin_native.classifier.tasks import Task
 from spin_native.errors import NoNeuronWarning
 from spin_native.features.extract import Extractor
 from spin_native.features.store import Feature
+from spin_native.models import Transformer
 
 Array = np.ndarray
 Wanted = dict[Feature, Int[Array, "_"] | None]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A head and a row of the curve for every depth, the depth that was chosen, and what it compares with.
+class Fitted:
+    """All that a fit learns, or a saved classifier holds; the estimator has each field under its name with a _ at the end.
 
-    controls: None where only the salient neurons were extracted, or there are none. unconverged: what the solver gave
-    up on: the baseline, layer probes, linear heads. seconds: of each phase.
+    heads: {depth: head}, at `depth` and at the exits. controls: None where only the salient neurons were extracted, or there
+    are none. unconverged: linear models whose solver gave up. seconds: of each phase.
     """
 
+    task: Task
     depth: int
     heads: dict[int, Head]
-    curve: list[CurveRow]
+    depth_curve: list[CurveRow]
     layer_curve: list[CurveRow]
     baseline: CurveRow | None
     controls: Controls | None
     unconverged: list[str]
-    seconds: dict[str, float]
+    exit: Exit
+    promise: Promise | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Extraction:
-    """A base model and where its features go; one part of the data after the other."""
+    """A base model, loaded once, and where its features are kept (store); one call for each stage of a fit.
+
+    depth: how many layers any stage runs.
+    """
 
     checkpoint: Checkpoint
+    depth: int
     dtype: Dtype
     device: str
     store: Path | None
     progress: bool | None
 
-    def __call__(self, parts: Mapping[str, LabelledRows], wanted: Wanted) -> dict[str, Part]:
-        """Each part with its wanted features; `wanted`: all neurons of a feature (None), or these."""
+    @cached_property
+    def model(self) -> Transformer:
+        return self.checkpoint.load(self.depth, self.dtype, self.device)
+
+    def __call__(self, parts: Mapping[str, LabelledRows], wanted: Wanted) -> dict[str, ExtractedPart]:
+        """The wanted features of each part; `wanted`: all neurons of a feature (None), or these."""
         depth = min(self.checkpoint.config.n_layers, 1 + max(feature.layer for feature in wanted))
-        model = self.checkpoint.load(depth, self.dtype, self.device)
-        tokenizer = load_tokenizer(self.checkpoint.name, revision=self.checkpoint.revision)
-        extractor = Extractor(model, tokenizer, wanted)
+        extractor = Extractor(self.model, self.checkpoint.tokenizer, wanted, depth=depth)
         columns = {feature: neurons for feature, neurons in wanted.items() if neurons is not None}
-        found = {}
+        extracted = {}
         for name, rows in parts.items():
             store = None if self.store is None else self.store / name
-            found[name] = Part(extractor.run(rows.texts, store, self.progress), rows.labels, columns or None)
-        return found
+            features = extractor.run(rows.texts, store, self.progress)
+            extracted[name] = ExtractedPart(rows.labels, features, columns or None)
+        return extracted
 
 
 @dataclass
 class Training:
-    """How to train. max_depth: how deep at most; chooses_depth: whether validation may take less, within `tolerance`.
+    """How to train.
 
-    sample, phase_two, with_baseline: as SpinClassifier has them.
+    max_depth: the deepest head; chooses_depth: whether validation may choose a shallower one, within `tolerance`. exits: depths
+    below the chosen one that keep a head. sample, phase_two, with_baseline: as SpinClassifier has them.
     """
 
-    extract: Extraction
+    checkpoint: Checkpoint
+    dtype: Dtype
+    device: str
     settings: Settings
     max_depth: int
     chooses_depth: bool
     tolerance: float
+    exits: Sequence[int]
     sample: int | None
     phase_two: PhaseTwo
     with_baseline: bool
     progress: bool | None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self, parts: Mapping[str, LabelledRows]) -> Trained:
+    def run(self, parts: Mapping[str, LabelledRows], store: Path | None) -> Fitted:
         """parts: training, validation and perhaps test rows. Validation chooses everything; test is scored once per depth.
 
-        The heads' last fit is on training and validation rows where `final_rows` of the settings says so.
+        store: the folder that keeps the features, if any.
         """
         settings = self.settings
-        found, layers, train = self._sampled(parts) if self.sample is not None else self._whole(parts)
-        held_out, test = found["validation"], found.get("test")
+        extracted, layers = (self._whole if self.sample is None else self._sampled)(parts, store)
+        baseline_row, unconverged = self._baseline(extracted)
         with self._timed("integrate"):
-            heads, curve = integrate(layers, train, held_out, test, self.max_depth, settings, self.progress)
+            train, validation, tested = self._gathered(extracted, layers)
+            del extracted  # from here on only the gathered columns are read
+            heads, curve = integrate(layers, train, validation, tested, self.max_depth, settings, self.progress)
         if self.max_depth not in heads:
-            heads[self.max_depth], curve[self.max_depth] = self._without_neurons(train, held_out, test)
+            heads[self.max_depth], curve[self.max_depth] = self._without_neurons(train, validation, tested)
         scores = {depth: settings.worth(row.validation) for depth, row in curve.items()}
         depth = shallowest_within(scores, self.tolerance) if self.chooses_depth else self.max_depth
-        compared, baseline_row, unconverged = None, None, []
+        compared = None
         if self.sample is None and heads[depth].n_neurons:
-            compared = controls(heads[depth], layers, train, held_out, settings)
-        if self.with_baseline:
-            baseline_row, converged = baseline(found["training"], held_out, test, self._n_layers, settings)
-            unconverged = [] if converged else ["baseline"]
-        return Trained(
-            depth,
-            heads,
-            [curve[depth] for depth in sorted(curve)],
-            layer_curve(layers, test, settings),
-            baseline_row,
-            compared,
-            unconverged
-            + [f"probe on {f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_]
-            + [f"head at depth {depth}" for depth, head in heads.items() if not getattr(head.model, "converged_", True)],
-            self.seconds,
+            compared = controls(heads[depth], layers, train, validation, settings)
+        unconverged += [
+            f"probe on {f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_
+        ]
+        unconverged += [f"head at depth {depth}" for depth, head in heads.items() if not head.converged]
+        return Fitted(
+            task=settings.task,
+            depth=depth,
+            heads={d: head for d, head in sorted(heads.items()) if d == depth or (d < depth and d in self.exits)},
+            depth_curve=[curve[depth] for depth in sorted(curve)],
+            layer_curve=layer_curve(layers, tested, settings),
+            baseline=baseline_row,
+            controls=compared,
+            unconverged=unconverged,
+            exit=Exit("fixed", depth),
+            seconds=self.seconds,
         )
 
-    def _whole(self, parts: Mapping[str, LabelledRows]) -> tuple[dict[str, Part], Layers, Part]:
-        """All features of all rows; the layers; and the rows that the heads learn from."""
+    def _whole(
+        self, parts: Mapping[str, LabelledRows], store: Path | None
+    ) -> tuple[dict[str, ExtractedPart], dict[Feature, ProbedLayer]]:
+        """All features of all rows, and the layers. Adds the part "heads": the training rows that the heads learn from."""
+        wanted = self._everything | self._final
         with self._timed("extract"):
-            found = self.extract(parts, self._everything | self._final)
-        probed = train = found["training"]
+            extracted = self._extraction(wanted, store)(parts, wanted)
+        probed = train = extracted["training"]
         if self.phase_two != "seen":
-            first, second = parted(train.labels, len(train.labels) // 2, self.settings)
-            self._check_classes(train.labels, train.labels[first], train.labels[second])
+            labels = train.labels
+            first, second = self.settings.task.sample(labels, len(labels) // 2, self.settings.seed)
+            self._check_part(labels, first)
+            self._check_part(labels, second)
             probed, train = train.only(first), train.only(second) if self.phase_two == "unseen" else train
         with self._timed("probe"):
-            layers = sparsify(probed, found["validation"], self.max_depth, self.settings, self.progress)
-        return found, layers, train
+            layers = sparsify(probed, extracted["validation"], self.max_depth, self.settings, self.progress)
+        return extracted | {"heads": train}, layers
 
-    def _sampled(self, parts: Mapping[str, LabelledRows]) -> tuple[dict[str, Part], Layers, Part]:
-        """In two stages: all features of a sample of the rows, and of all rows only what its probes found salient."""
-        sampled = {f"{name}-sample": self._sample_of(rows) for name, rows in parts.items() if name != "test"}
-        self._check_classes(parts["training"].labels, sampled["training-sample"].labels)
+    def _sampled(
+        self, parts: Mapping[str, LabelledRows], store: Path | None
+    ) -> tuple[dict[str, ExtractedPart], dict[Feature, ProbedLayer]]:
+        """In two stages: all features of a sample of the rows, and of all rows only the neurons its probes make useful."""
+        sampled = {}
+        for name in ("training", "validation"):
+            labels = parts[name].labels
+            chosen, _ = self.settings.task.sample(labels, self.sample or 0, self.settings.seed)
+            if name == "training":
+                self._check_part(labels, chosen)
+            sampled[f"{name}-sample"] = parts[name].take(chosen)
+        extract = self._extraction(self._everything | self._final, store)
         with self._timed("extract"):
-            few = self.extract(sampled, self._everything)
+            few = extract(sampled, self._everything)
         with self._timed("probe"):
             layers = sparsify(few["training-sample"], few["validation-sample"], self.max_depth, self.settings, self.progress)
         del few
+        useful: Wanted = {feature: layer.useful for feature, layer in layers.items() if len(layer.useful)}
+        if not useful:
+            useful = {next(iter(layers)): no_neurons()}
         with self._timed("extract"):
-            used: Wanted = {feature: layer.used for feature, layer in layers.items() if len(layer.used)}
-            found = self.extract(parts, (used or {self._nowhere: np.empty(0, dtype=np.int64)}) | self._final)
-        return found, layers, found["training"]
+            extracted = extract(parts, useful | self._final)
+        return extracted | {"heads": extracted["training"]}, layers
+
+    def _baseline(self, extracted: Mapping[str, ExtractedPart]) -> tuple[CurveRow | None, list[str]]:
+        """The baseline's row, if one is wanted; and its name if its solver gave up."""
+        if not self.with_baseline:
+            return None, []
+        parts = extracted["training"], extracted["validation"], extracted.get("test")
+        row, converged = baseline(*parts, self._n_layers, self.settings)
+        return row, [] if converged else ["baseline"]
+
+    def _gathered(
+        self, extracted: Mapping[str, ExtractedPart], layers: ProbedLayers
+    ) -> tuple[GatheredPart, GatheredPart, GatheredPart | None]:
+        """The columns that are still needed of the training, validation and test part; each array is read once."""
+        columns = columns_of_heads(layers, self.settings, with_controls=self.sample is None)
+        test = extracted.get("test")
+        tested = None if test is None else test.gathered(columns_of_test(layers, self.settings))
+        return extracted["heads"].gathered(columns), extracted["validation"].gathered(columns), tested
+
+    def _extraction(self, wanted: Wanted, store: Path | None) -> Extraction:
+        depth = min(self._n_layers, 1 + max(feature.layer for feature in wanted))
+        return Extraction(self.checkpoint, depth, self.dtype, self.device, store, self.progress)
 
     @property
     def _n_layers(self) -> int:
-        return self.extract.checkpoint.config.n_layers
+        return self.checkpoint.config.n_layers
 
     @property
     def _everything(self) -> Wanted:
+        """All features of the layers that heads can read."""
         sources = self.settings.sources
         return {Feature(site, pooling, layer): None for layer in range(self.max_depth) for site, pooling in sources}
 
     @property
     def _final(self) -> Wanted:
-        """What the baseline reads."""
+        """The features that the baseline reads."""
         poolings = self.settings.poolings if self.with_baseline else ()
         return {Feature("hidden", pooling, self._n_layers): None for pooling in poolings}
-
-    @property
-    def _nowhere(self) -> Feature:
-        """Where a head looks that looks at nothing."""
-        return Feature(self.settings.sites[0], self.settings.poolings[0], 0)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -184,38 +234,20 @@ class Training:
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + perf_counter() - started
 
-    def _sample_of(self, rows: LabelledRows) -> LabelledRows:
-        """At most `sample` of the rows, every class with its share."""
-        assert self.sample is not None
-        return rows.take(parted(rows.labels, self.sample, self.settings)[0])
-
-    def _check_classes(self, labels: Shaped[Array, "_"], *parts: Shaped[Array, "_"]) -> None:
+    def _check_part(self, labels: Array, rows: Int[Array, "_"]) -> None:
         """InputError if a part of the training rows lost a class."""
-        for part in parts if self.settings.task == "classification" else ():
-            check_all_there(part, int(labels.max()) + 1, f"a part of the {len(labels)} training rows")
+        self.settings.task.check_part(labels[rows], f"a part of the {len(labels)} training rows")
 
     def _without_neurons(self, train: Part, validation: Part, test: Part | None) -> tuple[Head, CurveRow]:
-        """What is left where no neuron is salient: the most frequent class, or the mean value, for everybody; warned of."""
+        """A constant head, for data where no neuron is salient; warns of it."""
         warnings.warn(
             "no neuron of any layer is salient: every text gets the same answer; give larger Cs (or rows that differ)",
             NoNeuronWarning,
             stacklevel=4,
         )
         settings = self.settings
-        learnt = [train.labels] + [validation.labels] * (settings.final_rows == "all")
-        head = constant_head(np.concatenate(learnt), self._nowhere, settings)
+        learnt_from = [train.labels] + [validation.labels] * (settings.final_rows == "all")
+        head = ConstantHead.of(np.concatenate(learnt_from), settings)
         tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
         score = settings.score(validation.labels, head.predict(head.read(validation)))
-        return head, curve_row(self.max_depth, score, tested, head)
-
-
-def parted(labels: Shaped[Array, "row"], n_rows: int, settings: Settings) -> tuple[Int[Array, "_"], Int[Array, "_"]]:
-    """`n_rows` of the rows (or all) and the others, each in input order; every class with its share, a row at least."""
-    order = np.random.default_rng(settings.seed).permutation(len(labels))
-    if settings.task == "classification":
-        shares = np.empty(len(labels))
-        for label in np.unique(labels):
-            rows = order[labels[order] == label]
-            shares[rows] = np.arange(len(rows)) / len(rows)  # each class's first row comes first
-        order = order[np.argsort(shares[order], kind="stable")]
-    return np.sort(order[:n_rows]), np.sort(order[n_rows:])
+        return head, CurveRow.of_head(self.max_depth, score, tested, head)

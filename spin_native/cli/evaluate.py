@@ -20,7 +20,6 @@ from spin_native.cli.options import (
     pickle_option,
     text_column,
 )
-from spin_native.serving._task_adapter import task_of
 
 
 @click.command()
@@ -53,6 +52,7 @@ def evaluate(
     """
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
     texts, labels = tables.read_labelled(data, text, label)
+    clf.task_.encode(labels, len(texts), str(data))  # refuse unusable labels before the model runs
     outputs = np.concatenate([outputs for outputs, _ in clf.output_blocks(texts, False, exit_)])
-    result = task_of(clf).evaluate(outputs, labels, str(data))
+    result = clf.task_.evaluate(outputs, labels, str(data))
     click.echo(json.dumps(result, ensure_ascii=False) if as_json else render.scores(result))

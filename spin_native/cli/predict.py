@@ -17,7 +17,6 @@ from spin_native.cli.options import (
     pickle_option,
     text_column,
 )
-from spin_native.serving._task_adapter import task_of
 from spin_native.serving.predict import Predicted, check_paths, predict_files
 
 REJECTED = 3  # exit code: finished, but some rows had no text
@@ -66,7 +65,7 @@ def predict(
         written = predict_files(clf, source, out, text=text, exit=exit_, overwrite=overwrite)
         _report(written, source, text)
         sys.exit(REJECTED if written.n_rejected else 0)
-    task, rows = task_of(clf), iter(texts)
+    task, rows = clf.task_, iter(texts)
     for outputs, depths in clf.output_blocks(texts, False, exit_):
         for output, depth in zip(outputs, depths.tolist(), strict=True):
             line = {"text": next(rows), **task.described(output), "depth": depth}

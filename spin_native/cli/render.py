@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
-from spin_native.classifier.integration import CurveRow
 from spin_native.models import ModelConfig
 
 METRIC_NAMES = {"macro_f1": "macro-F1"}  # where the printed name is not the one in JSON

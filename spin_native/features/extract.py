@@ -1,16 +1,21 @@
-"""Texts through a model, layer by layer; what is kept is pooled while the layers run."""
+"""Texts through a model, layer by layer: every wanted feature is pooled while the layers run.
+
+Three steps, each an iterator: `Extractor.encoded` turns a stream of texts into blocks of token ids, `batches` packs a block
+under a token budget, `pooled` runs the model on one batch and yields every layer with its pooled features. A caller that needs
+only some layers stops iterating; a caller whose rows exit at different layers calls `layer.keep`.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,18 +25,16 @@ from spin_native.features.store import ActivationStore, Feature, FeatureDtype, F
 from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, windows
-from spin_native.text.tokenizer import Encoded, Tokenizer, check_text
+from spin_native.text.tokenizer import Tokenizer, check_text
 
 Site = Literal["activation", "hidden"]
 # Which columns of each feature are wanted: all (None), or these neurons.
 Wanted = Mapping[Feature, Int[np.ndarray, "_"] | None]
-
-# Told a layer, and how to read a feature of the rows of a batch that are still there: which of them leave (None: none does).
-Leave = Callable[[int, Callable[[Feature], Float[np.ndarray, "row _"]]], Bool[np.ndarray, "row"] | None]
+Pooled = dict[Feature, Float[np.ndarray, "row _"]]
 
 # Of one layer's activation; measured on CPUs (all shapes from width 384 to 1600, float32 and bfloat16), a guess for CUDA.
 ACTIVATION_BYTES = {False: 12 * 2**20, True: 192 * 2**20}
-BLOCK_BYTES = 256 * 2**20  # pooled features gathered before they are handed on: what a killed process loses at most
+BLOCK_BYTES = 256 * 2**20  # pooled features in memory before they are handed on; a killed process loses at most these
 
 
 def extract(
@@ -51,12 +54,12 @@ def extract(
 
     sites: "activation" (FFN neurons, width d_ffn) and "hidden" (what enters a layer, width d_model; run to the end of a whole
         model, also the final hidden state, as layer n_layers).
-    store: a folder to keep the features in, as an ActivationStore, instead of memory. A run that was interrupted goes on
-        where it stopped when it is started again with the same texts.
+    store: a folder to keep the features in, as an ActivationStore, instead of memory. An interrupted extraction resumes when
+        it is started again with the same texts.
     dtype: of the kept features. max_tokens: the batch size, in tokens (None: `token_budget`).
     progress: show a progress bar on stderr (None: if that is a terminal).
 
-    Raises InputError for a text that is no text (naming the row), a tokenizer that does not fit the model, and a store that
+    Raises InputError for a text that is not a str (naming the row), a tokenizer that does not fit the model, and a store that
     holds something else or is being written by another process.
     """
     wanted = dict.fromkeys(features_of(model, sites, poolings, depth))
@@ -68,10 +71,10 @@ def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Po
     check_choices(sites, get_args(Site))
     check_choices(poolings, get_args(Pooling))
     depth = checked_depth(depth, model.depth)
-    found = [Feature(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
+    offered = [Feature(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
     if "hidden" in sites and depth == model.config.n_layers:
-        found += [Feature("hidden", pooling, depth) for pooling in poolings]
-    return found
+        offered += [Feature("hidden", pooling, depth) for pooling in poolings]
+    return offered
 
 
 def check_choices(given: Sequence[str], choices: Sequence[str]) -> None:
@@ -80,11 +83,37 @@ def check_choices(given: Sequence[str], choices: Sequence[str]) -> None:
         raise InputError(f"got {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
 
 
-class Extractor:
-    """A model, its tokenizer, and what to keep of a pass through them.
+@dataclass(frozen=True)
+class Block:
+    """Consecutive texts of a stream as token ids. Equal texts share one row of ids, and the model runs it once.
 
-    wanted: the features to keep; for each, all its columns (None) or these neurons, in this order.
-    n_truncated counts the texts that were cut so far.
+    ids, is_truncated: of each distinct text. row_of: for each text its row of `ids`. first_row: the first text's place in the
+    stream. bar: counts the texts whose features are computed.
+    """
+
+    texts: Sequence[str]
+    first_row: int
+    ids: list[list[int]]
+    is_truncated: list[bool]
+    row_of: Int[np.ndarray, "text"]
+    bar: "tqdm[None] | None" = None
+
+    @property
+    def copies(self) -> Int[np.ndarray, "row"]:
+        """How many of the texts share each row of ids."""
+        return np.bincount(self.row_of)
+
+    def per_text(self, values: Shaped[np.ndarray, "row *rest"]) -> Shaped[np.ndarray, "text *rest"]:
+        """One value per row of ids as one value per text."""
+        return values if len(self.ids) == len(self.row_of) else values[self.row_of]
+
+
+class Extractor:
+    """A model, its tokenizer, and the features to read while it runs.
+
+    wanted: the features to read; of each, all columns (None) or these neurons, in this order.
+    depth: how many of the model's layers a store names as its source (None: all that the model holds).
+    n_truncated counts the texts cut so far.
     """
 
     def __init__(
@@ -95,6 +124,7 @@ class Extractor:
         *,
         dtype: FeatureDtype = "float32",
         max_tokens: int | None = None,
+        depth: int | None = None,
     ) -> None:
         if dtype not in get_args(FeatureDtype):
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(FeatureDtype))}")
@@ -107,9 +137,10 @@ class Extractor:
         self.max_tokens = token_budget(model) if max_tokens is None else max_tokens
         self.n_truncated = 0
         self.widths = {f: model.width(f.site, f.layer) if neurons is None else len(neurons) for f, neurons in wanted.items()}
+        self._depth = model.depth if depth is None else depth
         self._by_layer: dict[int, list[tuple[Feature, Tensor | None]]] = {}
         for feature, neurons in wanted.items():
-            columns = None if neurons is None else torch.as_tensor(neurons, device=self._device)
+            columns = None if neurons is None else torch.as_tensor(neurons, device=model.device)
             self._by_layer.setdefault(feature.layer, []).append((feature, columns))
 
     @property
@@ -126,118 +157,127 @@ class Extractor:
                 features.append(block)
             return features
         with ActivationStore.writer(store):
-            return self._run_into(ActivationStore.create(store, self._spec()), texts, progress)
+            opened = ActivationStore.create(store, self._spec())
+            for encoded in self.encoded(texts, progress, opened):
+                opened.append(self._features(encoded), texts_digest(encoded.texts))
+            return opened
 
-    def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[dict[Feature, Float[np.ndarray, "row _"]]]:
-        """The features of a stream of texts, a block of rows at a time, in input order."""
-        for features, _ in self.leaving_blocks(texts, None, progress):
-            yield features
+    def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[Pooled]:
+        """The features of a stream of texts, a block of texts at a time, in input order."""
+        for block in self.encoded(texts, progress):
+            yield self._features(block)
 
-    def leaving_blocks(
-        self, texts: Iterable[str], start: Callable[[int], Leave] | None, progress: bool | None = None
-    ) -> Iterator[tuple[dict[Feature, Float[np.ndarray, "row _"]], Int[np.ndarray, "row"]]]:
-        """`blocks`, of rows that may leave early, and how many layers each row was run.
+    def encoded(
+        self, texts: Iterable[str], progress: bool | None = None, store: ActivationStore | None = None
+    ) -> Iterator[Block]:
+        """A stream of texts as blocks of token ids.
 
-        start: called with a batch's number of rows for what tells who leaves it; what a row left before is 0. None: no row
-            leaves.
+        store: skip the blocks that it holds already, and mark it complete at the end. Warns once, at the end, how many texts
+        were cut. Raises InputError for a text that is not a str (naming the row), and for a store of other texts.
         """
-        n_texts, cut_before = 0, self.n_truncated
+        n_texts, truncated_before = 0, self.n_truncated
+        blocks = windows(texts, self.rows_per_block)
         with _progress_bar(texts, progress) as bar:
-            for encoded in _encoded(self._encode, windows(texts, self.rows_per_block), 0, self._several_blocks(texts)):
-                yield self._block(encoded, n_texts, bar, start)
-                n_texts += len(encoded.row_of)
-        self.tokenizer.warn_truncated(self.n_truncated - cut_before, n_texts)
+            for digest, block in zip(() if store is None else store.texts_digests, blocks):  # noqa: B905 (more blocks follow)
+                if texts_digest(block) != digest:
+                    raise InputError(
+                        f"{store and store.folder}: rows {n_texts} to {n_texts + len(block) - 1} were extracted from other "
+                        "texts; choose another folder, or delete this one"
+                    )
+                bar.update(len(block))
+                n_texts += len(block)
+            for encoded in _ahead(self._encode, blocks, n_texts, self._has_several_blocks(texts)):
+                self.n_truncated += int(encoded.copies @ encoded.is_truncated)
+                yield replace(encoded, bar=bar)
+                n_texts += len(encoded.texts)
+        if store is not None:
+            if n_texts < store.n_rows:
+                raise InputError(f"{store.folder}: holds {store.n_rows} rows, but only {n_texts} texts were given")
+            store.finish()
+        self.tokenizer.warn_truncated(self.n_truncated - truncated_before, n_texts)
 
-    def _several_blocks(self, texts: Iterable[str]) -> bool:
-        """Whether more than one block lies in memory."""
+    def batches(self, block: Block) -> Iterator[tuple[Int[np.ndarray, "row"], TokenBatch]]:
+        """A block's rows of ids, packed under the token budget: which rows, and their tokens."""
+        copies = block.copies
+        for rows in pack([len(ids) for ids in block.ids], self.max_tokens):
+            yield np.array(rows), TokenBatch.from_rows([block.ids[row] for row in rows], self.model.device)
+            if block.bar is not None:
+                block.bar.update(int(copies[rows].sum()))
+
+    def pooled(
+        self, block: Block, rows: Int[np.ndarray, "row"], batch: TokenBatch, until: int | None = None
+    ) -> Iterator[tuple[Layer, Pooled]]:
+        """Run the model on one batch of a block: every layer, with its wanted features of the rows that still run.
+
+        until: the last layer to run (None: all that the model holds). A caller that stops iterating stops the model, too; after
+        `layer.keep`, later layers run the kept rows only. The caller deletes each layer before it asks for the next one, so
+        that one layer's activation is in memory at a time. Raises InputError for a feature that is not finite.
+        """
+        layers = self.model.layers(batch)
+        while True:
+            with torch.inference_mode():  # not around the yield: the mode would stay on while the caller works
+                layer = next(layers, None)
+                if layer is None:
+                    return
+                wanted = self._by_layer.get(layer.index, ())
+                features = {feature: self._pool(layer, feature, columns) for feature, columns in wanted}
+            self._check_finite(features, block, rows)
+            yield layer, features
+            if layer.index == until:
+                return
+            if layer.rows_kept is not None:
+                rows = rows[layer.rows_kept.cpu().numpy()]
+            del layer, features
+
+    def _features(self, block: Block) -> Pooled:
+        """The features of a block's texts."""
+        features = {feature: np.empty((len(block.ids), width), self.dtype) for feature, width in self.widths.items()}
+        last = max(self._by_layer)
+        for rows, batch in self.batches(block):
+            for layer, pooled in self.pooled(block, rows, batch, last):
+                for feature, values in pooled.items():
+                    features[feature][rows] = values
+                del layer
+        return {feature: block.per_text(values) for feature, values in features.items()}
+
+    def _pool(self, layer: Layer, feature: Feature, columns: Tensor | None) -> Float[np.ndarray, "row width"]:
+        """g(A_l): one pooling of a site of a layer, or some columns of it."""
+        values = layer.hidden if feature.site == "hidden" else layer.activation
+        assert values is not None  # only the final hidden state comes without an activation
+        pooled = POOLINGS[cast(Pooling, feature.pooling)](values, layer.batch)
+        if columns is not None:
+            pooled = pooled[:, columns]  # cheaper than picking the columns of every token
+        with np.errstate(over="ignore"):  # a value too large for float16 is refused by name later
+            return pooled.cpu().numpy().astype(self.dtype, copy=False)
+
+    def _check_finite(self, features: Pooled, block: Block, rows: Int[np.ndarray, "row"]) -> None:
+        """InputError that names the first text, and the neuron, that is not finite."""
+        for feature, values in features.items():
+            if not np.isfinite(values).all():
+                bad, columns = np.nonzero(~np.isfinite(values))
+                texts = [int(np.argmax(block.row_of == row)) for row in rows[bad]]
+                first = int(np.argmin(texts))
+                raise InputError(
+                    f"text {block.first_row + texts[first]}: {feature.site} {columns[first]} of layer {feature.layer} is not a "
+                    f"finite {self.dtype}; use dtype='float32', and a wider dtype for the model"
+                )
+
+    def _has_several_blocks(self, texts: Iterable[str]) -> bool:
+        """Whether more than one block of texts is in memory already."""
         return isinstance(texts, Sequence) and len(texts) > self.rows_per_block
 
-    def _encode(self, texts: Sequence[str], first_row: int) -> "_Block":
-        """Token ids of the texts that differ; `first_row` numbers the first text in errors."""
+    def _encode(self, texts: Sequence[str], first_row: int) -> Block:
+        """Token ids of the distinct texts; `first_row` numbers the first text in errors."""
         places: dict[str, int] = {}
         for row, text in enumerate(texts, first_row):
             check_text(text, row)
         row_of = np.array([places.setdefault(text, len(places)) for text in texts])
         try:
-            return _Block(self.tokenizer.encode(list(places)), row_of, texts)
+            encoded = self.tokenizer.encode(list(places))
         except InputError:
-            self.tokenizer.encode(texts, first_row)  # to name the right row
+            self.tokenizer.encode(texts, first_row)  # the same error, with the right row
             raise
-
-    @torch.inference_mode()
-    def _block(
-        self, block: "_Block", first_row: int, bar: "tqdm[None]", start: Callable[[int], Leave] | None = None
-    ) -> tuple[dict[Feature, Float[np.ndarray, "row _"]], Int[np.ndarray, "row"]]:
-        """The features of some texts, and how many layers each was run; each is computed once, however often it is there."""
-        ids, n_copies = block.encoded.ids, np.bincount(block.row_of)
-        self.n_truncated += int(n_copies @ block.encoded.truncated)
-        kept = {feature: np.zeros((len(ids), width), self.dtype) for feature, width in self.widths.items()}
-        depths = np.zeros(len(ids), dtype=np.int64)
-        for rows in pack([len(row) for row in ids], self.max_tokens):
-            batch = TokenBatch.from_rows([ids[row] for row in rows], self._device)
-            self._run_batch(batch, np.array(rows), kept, depths, None if start is None else start(len(rows)))
-            bar.update(int(n_copies[rows].sum()))
-        for feature, array in kept.items():
-            if not np.isfinite(array).all():
-                row, column = np.argwhere(~np.isfinite(array))[0]
-                raise InputError(
-                    f"text {first_row + int(np.argmax(block.row_of == row))}: {feature.site} {column} of layer {feature.layer} "
-                    f"is not a finite {self.dtype}; use dtype='float32', and a wider dtype for the model"
-                )
-        if len(ids) == len(block.row_of):
-            return kept, depths
-        return {f: array[block.row_of] for f, array in kept.items()}, depths[block.row_of]
-
-    def _run_batch(
-        self,
-        batch: TokenBatch,
-        rows: Int[np.ndarray, "row"],
-        kept: Mapping[Feature, Float[np.ndarray, "_ _"]],
-        depths: Int[np.ndarray, "_"],
-        leave: Leave | None,
-    ) -> None:
-        """Pool every wanted feature of one batch while the layers run.
-
-        rows: where the batch's rows stand in `kept` and `depths`, which are filled.
-        """
-        # Who may leave is asked at every layer; otherwise nothing past the last wanted one is run.
-        last = max(self._by_layer) if leave is None else self.model.depth - 1
-        for layer in self.model.layers(batch):
-            for feature, columns in self._by_layer.get(layer.index, ()):
-                with np.errstate(over="ignore"):  # what float16 cannot hold is refused later, by name
-                    kept[feature][rows] = _pool(layer, feature, columns, layer.batch).cpu().numpy()
-            depths[rows] = layer.index + 1
-            if layer.index == last:
-                return
-            leaves = None if leave is None else leave(layer.index, partial(_take, kept, rows))
-            if leaves is not None and leaves.any():
-                if leaves.all():
-                    return
-                rows = rows[~leaves]
-                layer.keep(torch.from_numpy(np.flatnonzero(~leaves)).to(self._device))
-            del layer  # one layer's activation alive at a time
-
-    def _run_into(self, store: ActivationStore, texts: Iterable[str], progress: bool | None) -> ActivationStore:
-        finished = store.texts_digests
-        n_texts, cut_before = 0, self.n_truncated
-        blocks = windows(texts, self.rows_per_block)
-        with _progress_bar(texts, progress) as bar:
-            for digest, block in zip(finished, blocks):  # noqa: B905 (a run that goes on has more texts than are finished)
-                if _digest(block) != digest:
-                    raise InputError(
-                        f"{store.folder}: rows {n_texts} to {n_texts + len(block) - 1} were extracted from other texts; "
-                        "choose another folder, or delete this one"
-                    )
-                bar.update(len(block))
-                n_texts += len(block)
-            for encoded in _encoded(self._encode, blocks, n_texts, self._several_blocks(texts)):
-                store.append(self._block(encoded, n_texts, bar)[0], _digest(encoded.texts))
-                n_texts += len(encoded.row_of)
-        if n_texts < store.n_rows:
-            raise InputError(f"{store.folder}: holds {store.n_rows} rows, but only {n_texts} texts were given")
-        store.finish()
-        self.tokenizer.warn_truncated(self.n_truncated - cut_before, n_texts)
-        return store
+        return Block(texts, first_row, encoded.ids, encoded.truncated, row_of)
 
     def _spec(self) -> FeatureSpec:
         source = self.model.source
@@ -246,7 +286,7 @@ class Extractor:
         return FeatureSpec(
             model=source.name,
             model_revision=source.revision,
-            model_fingerprint=source.fingerprint(self.model.depth),
+            model_fingerprint=source.fingerprint(self._depth),
             model_dtype=str(self.model.dtype).removeprefix("torch."),
             tokenizer_fingerprint=self.tokenizer.fingerprint,
             depth=max(self._by_layer) + 1,
@@ -263,18 +303,6 @@ class Extractor:
         chosen = [(*feature, columns.tolist()) for feature, columns in wanted if columns is not None]
         return hashlib.sha256(json.dumps(chosen).encode()).hexdigest() if chosen else "all"
 
-    @property
-    def _device(self) -> torch.device:
-        return self.model.device
-
-
-class _Block(NamedTuple):
-    """Consecutive texts: the ids of those that differ, and for every text which of them it is."""
-
-    encoded: Encoded
-    row_of: Int[np.ndarray, "row"]
-    texts: Sequence[str]
-
 
 def token_budget(model: Transformer) -> int:
     """Tokens per batch: as many as keep a layer's activation at ACTIVATION_BYTES.
@@ -286,17 +314,17 @@ def token_budget(model: Transformer) -> int:
     return max(1, ACTIVATION_BYTES[model.device.type == "cuda"] // bytes_per_token)
 
 
-def _encoded(
-    encode: Callable[[Sequence[str], int], "_Block"], blocks: Iterable[list[str]], first_row: int, ahead: bool
-) -> Iterator["_Block"]:
-    """Blocks of texts as token ids; `ahead`: each one is encoded while the one before it is in use.
+def _ahead(
+    encode: Callable[[Sequence[str], int], Block], blocks: Iterable[list[str]], first_row: int, is_ahead: bool
+) -> Iterator[Block]:
+    """Blocks of texts as token ids; with `is_ahead`, a thread encodes each block while the caller uses the one before.
 
-    Not for a stream: its next texts may be long in coming, and what is here already must not wait for them.
+    Not for a stream: its next texts may arrive late, and those that are here already must not wait for them.
     """
     with ThreadPoolExecutor(1) as worker:
-        waiting: Future[_Block] | None = None
+        waiting: Future[Block] | None = None
         for block in blocks:
-            coming = worker.submit(encode, block, first_row) if ahead else None
+            coming = worker.submit(encode, block, first_row) if is_ahead else None
             first_row += len(block)
             if coming is None:
                 yield encode(block, first_row - len(block))
@@ -307,26 +335,13 @@ def _encoded(
             yield waiting.result()
 
 
-def _take(
-    kept: Mapping[Feature, Float[np.ndarray, "_ _"]], rows: Int[np.ndarray, "row"], feature: Feature
-) -> Float[np.ndarray, "row _"]:
-    return kept[feature][rows]
-
-
-def _pool(layer: Layer, feature: Feature, columns: Tensor | None, batch: TokenBatch) -> Float[Tensor, "row width"]:
-    """g(A_l): one pooling of what is seen at a layer, or of some columns of it."""
-    values = layer.hidden if feature.site == "hidden" else layer.activation
-    assert values is not None  # only the final hidden state comes without an activation
-    pooled = POOLINGS[cast(Pooling, feature.pooling)](values, batch)
-    return pooled if columns is None else pooled[:, columns]  # cheaper than picking the columns of every token
-
-
 def _progress_bar(texts: Iterable[str], progress: bool | None) -> "tqdm[None]":
     total = len(texts) if isinstance(texts, Sized) else None
     return tqdm(total=total, unit=" rows", disable=None if progress is None else not progress)
 
 
-def _digest(texts: Sequence[str]) -> str:
+def texts_digest(texts: Sequence[str]) -> str:
+    """sha256 over the texts, each after its length: ["ab", "c"] and ["a", "bc"] differ."""
     digest = hashlib.sha256()
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""

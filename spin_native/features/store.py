@@ -99,6 +99,11 @@ class Features:
             blocks.append(block[feature])
         self.n_rows += len(next(iter(block.values())))
 
+    def drop(self, feature: Feature) -> None:
+        """Free the memory of one feature, which cannot be read any more. Nothing happens to a file."""
+        self.widths.pop(feature, None)
+        self._blocks.pop(feature, None)
+
     def _read(self, feature: Feature) -> Iterator[Float[np.ndarray, "row width"]]:
         blocks = self._blocks[feature]
         if len(blocks) > 1:  # join once; the pieces are let go

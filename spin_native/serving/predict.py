@@ -14,7 +14,6 @@ from spin_native import tables
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.classifier.exits import Exit
 from spin_native.errors import InputError
-from spin_native.serving._task_adapter import task_of
 from spin_native.text.tokenizer import TruncationWarning
 
 LISTED_ROWS = 5  # how many rejected rows are listed by number
@@ -99,7 +98,7 @@ def _new_columns(clf: SpinClassifier | SpinRegressor, texts: Sequence[Any], exit
     # A block without any usable row still needs the columns' names and types: an empty text gives them.
     outputs_and_depths = list(clf.output_blocks([texts[row] for row in usable] or [""], False, exit_))
     outputs, depths = (np.concatenate(parts) for parts in zip(*outputs_and_depths, strict=True))
-    columns = task_of(clf).columns(outputs)
+    columns = clf.task_.columns(outputs)
     if exit_.by != "fixed":
         columns["exit_depth"] = depths
     position = np.full(len(texts), -1)  # of each row among the usable ones

@@ -1,0 +1,349 @@
+"""What SpinClassifier and SpinRegressor share: their parameters, and one short method for each thing they do."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Literal, TypeVar
+
+import huggingface_hub
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+
+from spin_native.checkpoints import Checkpoint, Location
+from spin_native.classifier import explain, options, saved
+from spin_native.classifier.deployed import Deployed
+from spin_native.classifier.exits import Exit
+from spin_native.classifier.explain import Contribution
+from spin_native.classifier.heads import Head
+from spin_native.classifier.options import DTYPES
+from spin_native.classifier.rows import TextsAndLabels, evaluation_rows, labelled_parts
+from spin_native.classifier.settings import FinalRows, HeadName, Mixing, PhaseTwo, Scaling, Settings
+from spin_native.classifier.tasks import TASKS, Metric, Task, TaskName
+from spin_native.classifier.training import Fitted, Training
+from spin_native.errors import InputError
+from spin_native.features.extract import Site
+from spin_native.features.pooling import Pooling
+from spin_native.models import ModelConfig
+
+Array = np.ndarray
+Spin = TypeVar("Spin", bound="SpinEstimator")
+
+
+class SpinEstimator(BaseEstimator):
+    """Read the salient neurons of a language model's first layers (SPIN, arXiv 2311.15983).
+
+    model, revision: the base model, a folder or a Hub name. dtype, device: how to run it.
+    depth: how many layers it may run; None for all, "best" to let the validation rows choose among all.
+    tolerance: with "best", take the shallowest depth whose validation score is at most this much below the best.
+    sites, poolings: what is read of every layer. mixing: one (site, pooling) per head ("apart", as SPIN does), all of them in
+        one head ("together", Sparsify-then-Classify), or what validation prefers of these ("best").
+    head: "refit", a new regression on the salient neurons (SPIN); "frozen", the layers' own probes, pruned, under a dense
+        layer (Liu, phase 2); "weighted", a small perceptron over neurons weighted by their layers' validation scores (SIREN).
+    phase_two: the rows that a frozen head learns from: those the probes have "seen", as many "unseen" ones (half the training
+        rows are kept from the probes), or "both".
+    ranker: what makes a neuron important: its probe's weights, "squared" (SPIN), "l2" (Liu) or "absolute" (SIREN); or, without
+        a probe, "class_mean_difference", "f_statistic", "mutual_information" or "predictivity" (skill neurons).
+    etas: shares of the importance to keep, validation chooses (None: .2, .4, .6, .8, .9 and 1). top_k: numbers of neurons per
+        layer, or top_share: shares of each layer, instead.
+    Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the smallest C at which a probe has any weight. head_Cs: of the
+        refit and frozen heads' L2 regressions; None: .3, 1, 3 and 10 over the number of neurons (frozen: .1 to 300 over the
+        number of the probes' outputs), so that the prior variance of a logit does not depend on it.
+    scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
+    final_rows: the rows of the last fit of refit and frozen heads and of the baseline, once validation has chosen: "training"
+        rows only, as published, or "all", training and validation rows (whose scores then say nothing any more). None: "all"
+        where the validation rows were split off the training rows (and phase_two is "seen"), "training" where they were given.
+        C stays; the probes stay, too.
+    metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
+        the first of them.
+    validation_share: of the training rows, split off (by class) where no validation rows are given.
+    sample: fit probes and selection on at most so many training (and validation) rows, and extract of all rows the salient
+        neurons only: kilobytes for each row instead of megabytes. None: on all rows.
+    exits: depths below depth_ that keep a head of their own, so that easy texts can stop early: "all", a sequence, or None.
+    baseline: also fit the usual way, a regression on the pooled final hidden state.
+    seed: of every random choice.
+
+    After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
+    depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
+    (linear models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
+    {phase: seconds}, task_ (what the labels mean).
+    """
+
+    task: ClassVar[TaskName]
+
+    def __init__(
+        self,
+        model: str = "roberta-base",
+        *,
+        revision: str | None = None,
+        depth: int | Literal["best"] | None = "best",
+        tolerance: float = 0.0,
+        sites: Sequence[Site] = ("activation",),
+        poolings: Sequence[Pooling] = ("mean", "max"),
+        mixing: Mixing = "best",
+        head: HeadName = "refit",
+        phase_two: PhaseTwo = "seen",
+        ranker: str = "squared",
+        etas: Sequence[float] | None = None,
+        top_k: Sequence[int] | None = None,
+        top_share: Sequence[float] | None = None,
+        Cs: Sequence[float] | None = None,
+        head_Cs: Sequence[float] | None = None,
+        scaling: Scaling = "standard",
+        final_rows: FinalRows | None = None,
+        metric: Metric | None = None,
+        validation_share: float = 0.2,
+        sample: int | None = None,
+        exits: Sequence[int] | Literal["all"] | None = None,
+        baseline: bool = True,
+        dtype: str = "float32",
+        device: str = "cpu",
+        allow_pickle: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.model = model
+        self.revision = revision
+        self.depth = depth
+        self.tolerance = tolerance
+        self.sites = sites
+        self.poolings = poolings
+        self.mixing = mixing
+        self.head = head
+        self.phase_two = phase_two
+        self.ranker = ranker
+        self.etas = etas
+        self.top_k = top_k
+        self.top_share = top_share
+        self.Cs = Cs
+        self.head_Cs = head_Cs
+        self.scaling = scaling
+        self.final_rows = final_rows
+        self.metric = metric
+        self.validation_share = validation_share
+        self.sample = sample
+        self.exits = exits
+        self.baseline = baseline
+        self.dtype = dtype
+        self.device = device
+        self.allow_pickle = allow_pickle
+        self.seed = seed
+
+    @property
+    def metric_(self) -> Metric:
+        """The metric that is compared."""
+        return options.metric_of(self.get_params(), TASKS[self.task])
+
+    def fit(
+        self: Spin,
+        texts: Iterable[str],
+        labels: Iterable[Any],
+        *,
+        validation: TextsAndLabels | None = None,
+        test: TextsAndLabels | None = None,
+        store: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> Spin:
+        """Extract the features of all texts, probe every layer, integrate a head for every depth, and choose a depth.
+
+        texts, labels: one text (str) and one label (all str, or all int; for a regression numbers) per row, in lists, arrays
+            or Series.
+        validation, test: (texts, labels) of other rows. Validation chooses everything, and the last fit learns from it if
+            final_rows is "all"; test is scored once per depth.
+        store: a folder that keeps the features on disk; a fit with the same store resumes after an interruption.
+        progress: bars on stderr (None: if that is a terminal).
+
+        Raises InputError for unusable settings, texts, labels or checkpoints. LeakWarning if a text is in two of the parts.
+        After an error or an interruption, an earlier fit is still there.
+        """
+        given = self.get_params()
+        options.check(given, TASKS[self.task])
+        share, seed = self.validation_share, self.seed
+        task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share, seed)
+        if self.final_rows is None and validation is None and self.phase_two == "seen":
+            given["final_rows"] = "all"
+        checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
+        max_depth, exits = options.check_model(given, checkpoint.config)
+        training = Training(
+            checkpoint=checkpoint,
+            dtype=DTYPES[self.dtype],
+            device=self.device,
+            settings=options.settings_of(given, task),
+            max_depth=max_depth,
+            chooses_depth=self.depth == "best",
+            tolerance=self.tolerance,
+            exits=exits,
+            sample=self.sample,
+            phase_two=self.phase_two,
+            with_baseline=self.baseline,
+            progress=progress,
+        )
+        fitted = training.run(parts, None if store is None else Path(store))
+        if fitted.unconverged:
+            warnings.warn(
+                f"{len(fitted.unconverged)} linear models did not converge: {', '.join(fitted.unconverged[:3])}"
+                + (", ..." if len(fitted.unconverged) > 3 else ""),
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self._take(fitted, checkpoint)
+        return self
+
+    def _settings(self, task: Task) -> Settings:
+        """What a fit tries, checked."""
+        options.check(self.get_params(), type(task))
+        return options.settings_of(self.get_params(), task)
+
+    def _take(self, fitted: Fitted, checkpoint: Checkpoint) -> None:
+        """Load the layers that the heads need, and set every attribute of a fit at once."""
+        deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device)
+        learnt = {f"{field.name}_": getattr(fitted, field.name) for field in fields(fitted)}
+        self.__dict__.update(learnt, _deployed=deployed)
+
+    # The first depth_ layers, the salient neurons, the heads.
+
+    @property
+    def head_(self) -> Head:
+        """The head at depth_."""
+        check_is_fitted(self, "heads_")
+        return self.heads_[self.depth_]
+
+    @property
+    def model_config_(self) -> ModelConfig:
+        """Sizes of the base model."""
+        check_is_fitted(self, "heads_")
+        return self._deployed.extractor.model.config
+
+    @property
+    def n_truncated_(self) -> int:
+        """How many of the texts read so far were longer than the base model holds, and were cut."""
+        check_is_fitted(self, "heads_")
+        return self._deployed.extractor.n_truncated
+
+    @property
+    def salient_neurons_(self) -> dict[int, Int[Array, "_"]]:
+        """Layer -> sorted neurons that the head reads, under any pooling (FFN neurons, where it reads both sites)."""
+        return explain.salient_neurons(self.head_)
+
+    def output_blocks(
+        self, texts: Iterable[str], progress: bool | None = None, exit: str | Exit | None = None
+    ) -> Iterator[tuple[Float[Array, "row _"], Int[Array, "row"]]]:
+        """Probabilities [row, class] (or values [row, 1]) of a stream of texts, and the depth where each row exited, in blocks.
+
+        exit: when a row exits, such as "fixed:4", "confidence:0.9" or "patience:2" (see Exit); None: exit_.
+        """
+        check_is_fitted(self, "heads_")
+        given = self.exit_ if exit is None else Exit.parse(exit) if isinstance(exit, str) else exit
+        yield from self._deployed.blocks(texts, given, progress)
+
+    def _outputs(
+        self, texts: str | Iterable[str], progress: bool | None, exit: str | Exit | None
+    ) -> tuple[Float[Array, "row _"], Int[Array, "row"]]:
+        blocks = list(self.output_blocks([texts] if isinstance(texts, str) else texts, progress, exit))
+        if not blocks:
+            return np.empty((0, self.task_.n_outputs)), np.empty(0, dtype=np.int64)
+        outputs, depths = zip(*blocks, strict=True)
+        return np.concatenate(outputs), np.concatenate(depths)
+
+    def score(
+        self, texts: Iterable[str], labels: Iterable[Any], sample_weight: None = None, *, exit: str | Exit | None = None
+    ) -> float:
+        """The chosen metric on other rows; InputError for a label that was not there in fit."""
+        if sample_weight is not None:
+            raise InputError("score takes no sample_weight")
+        check_is_fitted(self, "heads_")
+        rows = evaluation_rows(self.task_, texts, labels, "rows to score")
+        outputs, _ = self._outputs(rows.texts, False, exit)
+        return self.task_.score(self.metric_, rows.labels, self.task_.decide(outputs))
+
+    def explain(self, text: str, n_neurons: int = 5) -> list[Contribution]:
+        """The neurons that added most to the value, or the logit of the class that the head at depth_ predicts, largest first.
+
+        Weight times standardised feature; for a perceptron, slope times it.
+        """
+        check_is_fitted(self, "heads_")
+        features = self._deployed.salient_features(text, self.depth_)
+        return explain.contributions(self.head_, features, n_neurons)
+
+    def output_names(self) -> list[str]:
+        """What each weight of a neuron stands for: the second class of two, every class, or the value."""
+        check_is_fitted(self, "heads_")
+        return list(self.task_.output_names)
+
+    def neuron_weights(self) -> list[dict[str, Any]]:
+        """Every salient neuron with its weight for each output (`output_names`), on the standardised feature.
+
+        InputError for a perceptron, whose neurons have no single weight.
+        """
+        return explain.neuron_weights(self.head_)
+
+    # On disk.
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `spin_classifier.json` and `head.safetensors`; the base model is named, not copied.
+
+        Saving over another classifier is atomic: a crash leaves the old one or the new one.
+        """
+        check_is_fitted(self, "heads_")
+        fitted = Fitted(**{field.name: getattr(self, f"{field.name}_") for field in fields(Fitted)})
+        saved.save_classifier(Path(folder), fitted, self.metric_, self.get_params(), self._deployed.checkpoint)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Spin],
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        base_model: str | None = None,
+        dtype: str | None = None,
+        device: str = "cpu",
+        allow_pickle: bool = False,
+    ) -> Spin:
+        """Load a saved classifier from a folder or a Hub repository, and the layers of the base model that it runs.
+
+        base_model: where the base model is now, if it moved. dtype: how to run it, if not as it was fitted.
+        Raises InputError if its weights or its tokenizer are not, to the bit, those it was fitted on, or the task is another.
+        """
+        read = saved.read_saved(Location(str(name), revision))
+        return cls._restored(read, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+
+    @classmethod
+    def _restored(
+        cls: type[Spin],
+        read: saved.Saved,
+        *,
+        base_model: str | None = None,
+        dtype: str | None = None,
+        device: str = "cpu",
+        allow_pickle: bool = False,
+    ) -> Spin:
+        """The classifier that was read."""
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        if read.task != cls.task:
+            raise InputError(f"{read.name}: its task is {read.task!r}; {cls.__name__} does {cls.task}")
+        parameters = saved.parameters_of(read, base_model)
+        with saved.refuse_edited(read):
+            clf = cls(**parameters, device=device, allow_pickle=allow_pickle)
+            clf.dtype = dtype or clf.dtype
+            DTYPES[clf.dtype]
+        fitted = saved.restored(read)
+        checkpoint = Checkpoint(Location(clf.model, clf.revision), allow_pickle)
+        saved.check_base_model(read, checkpoint)
+        clf._take(fitted, checkpoint)
+        return clf
+
+    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
+        """Save to a repository on the HuggingFace Hub (created if it is not there); returns its address."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api = huggingface_hub.HfApi()
+            try:
+                api.create_repo(repo, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo, folder_path=folder, commit_message="SPIN classifier")
+            except (OSError, ValueError) as error:  # HTTP errors are OSErrors there, bad names ValueErrors
+                raise InputError(f"{repo!r}: could not be uploaded ({error})") from error
+        return f"{api.endpoint}/{repo}"

@@ -1,0 +1,145 @@
+"""What the heads compare with: the depth curve, single layers, the final hidden state, and controls."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from spin_native.classifier.fitting import BASELINE_C_TIMES, Rows, Standardizer, best_probe
+from spin_native.classifier.heads import Head, RefitHead
+from spin_native.classifier.heads.refit import refit
+from spin_native.classifier.parts import ExtractedPart, Neurons, Part
+from spin_native.classifier.settings import Settings
+from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers
+from spin_native.features.store import Feature
+from spin_native.probes.controls import bottom, control_task, random_neurons
+
+Array = np.ndarray
+
+
+class CurveRow(NamedTuple):
+    """One depth of the depth curve, one layer of the layer curve, or the baseline.
+
+    depth: layers run (in the layer curve: the layer's index + 1). validation: the score that chose, of a fit on training rows
+    alone. test: the score of the final fit (see final_rows); None if no test rows were given. n_neurons: features that are
+    read. pooling, eta, C: chosen by validation (eta: the share, or the number, of the cut; None where nothing is cut). site:
+    what is read. Where several are read together, their names with a + between.
+    """
+
+    depth: int
+    validation: float
+    test: float | None
+    n_neurons: int
+    pooling: str
+    eta: float | int | None
+    C: float | None
+    site: str
+
+    @classmethod
+    def of_head(cls, depth: int, validation: float, test: float | None, head: Head) -> "CurveRow":
+        """The row of a head."""
+        n_neurons, pooling, site = head.n_neurons, head.names("pooling"), head.names("site")
+        return cls(depth, validation, test, n_neurons, pooling, head.cut.amount, head.C, site)
+
+
+class Controls(NamedTuple):
+    """What the salient neurons are worth: validation scores of new L2 regressions.
+
+    salient: on the salient neurons. random, bottom: on as many random neurons of each layer, and on as many of the least
+    important ones. shuffled: on the salient neurons with shuffled labels. selectivity: salient - shuffled.
+    """
+
+    salient: float
+    random: float
+    bottom: float
+    shuffled: float
+    selectivity: float
+
+
+def controls(head: Head, layers: ProbedLayers, train: Part, validation: Part, settings: Settings) -> Controls:
+    """Refit on the head's neurons, and on the controls of the same sizes."""
+
+    def score(neurons: Mapping[Feature, Array], shuffle: bool = False) -> float:
+        standardizer = Standardizer.join([layers[f].standardizer.take(chosen) for f, chosen in neurons.items()])
+        rows = []
+        for part in (train, validation):
+            labels = control_task(part.labels, settings.seed) if shuffle else part.labels
+            rows.append(Rows(standardizer(part.side_by_side(neurons)), labels))
+        return refit(rows[0], rows[1], settings)[1]
+
+    sizes = {feature: len(chosen) for feature, chosen in head.neurons.items()}
+    drawn = {f: random_control(layers[f], n, settings) for f, n in sizes.items()}
+    least = {f: bottom(layers[f].importance, n) for f, n in sizes.items()}
+    salient, shuffled = score(head.neurons), score(head.neurons, shuffle=True)
+    return Controls(salient, score(drawn), score(least), shuffled, salient - shuffled)
+
+
+def random_control(layer: ProbedLayer, n: int, settings: Settings) -> Array:
+    """`n` random neurons of a layer; a smaller n draws some of a larger one's."""
+    return random_neurons(len(layer.importance), n, settings.seed + layer.feature.layer)
+
+
+def columns_of_heads(layers: ProbedLayers, settings: Settings, with_controls: bool) -> Neurons:
+    """The neurons that heads and, perhaps, controls can read of each layer."""
+    neurons = {}
+    for feature, layer in layers.items():
+        chosen = layer.widest(settings.cuts)
+        if with_controls:
+            n = len(chosen)
+            chosen = np.union1d(chosen, np.union1d(random_control(layer, n, settings), bottom(layer.importance, n)))
+        neurons[feature] = chosen
+    return neurons
+
+
+def columns_of_test(layers: ProbedLayers, settings: Settings) -> Neurons:
+    """The neurons that heads and the layer curve can read of each layer."""
+    return {feature: np.union1d(layer.widest(settings.cuts), layer.weighted) for feature, layer in layers.items()}
+
+
+def layer_curve(layers: ProbedLayers, test: Part | None, settings: Settings) -> list[CurveRow]:
+    """One probe on each single layer (Liu, figure 4); of several poolings the one that validation prefers."""
+    best: dict[tuple[str, int], ProbedLayer] = {}
+    for layer in layers.values():
+        key = layer.feature.site, layer.feature.layer
+        if key not in best or settings.worth(layer.score) > settings.worth(best[key].score):
+            best[key] = layer
+    rows = []
+    for (site, index), layer in sorted(best.items()):
+        used, tested = layer.weighted, None
+        if test is not None:
+            cut = settings.cuts[0]  # not applied here
+            head = RefitHead(settings.task, cut, {layer.feature: used}, layer.standardizer.take(used), layer.probe.only(used))
+            tested = settings.score(test.labels, head.predict(head.read(test)))
+        rows.append(CurveRow(index + 1, layer.score, tested, len(used), layer.feature.pooling, None, layer.probe.C, site))
+    return rows
+
+
+def baseline(
+    train: ExtractedPart, validation: ExtractedPart, test: ExtractedPart | None, layer: int, settings: Settings
+) -> tuple[CurveRow, bool]:
+    """The usual way: an L2 regression on the pooled final hidden state; validation chooses pooling and C.
+
+    layer: the number of the final hidden state (n_layers). With its row: whether the solver converged.
+    """
+    best = None
+    for pooling in settings.poolings:
+        feature = Feature("hidden", pooling, layer)
+        raw = train.whole(feature)
+        standardizer = Standardizer.of(raw, settings.scaling)
+        rows = Rows(standardizer(raw), train.labels)
+        del raw
+        held_out = Rows(standardizer(validation.whole(feature)), validation.labels)
+        Cs = [times / rows.features.shape[1] for times in BASELINE_C_TIMES]
+        probe, score = best_probe(rows, held_out, Cs, 0.0, settings)
+        if best is None or settings.worth(score) > settings.worth(best[1]):
+            best = probe, score, feature, standardizer, rows, held_out
+    assert best is not None
+    probe, score, feature, standardizer, rows, held_out = best
+    if settings.final_rows == "all":
+        both = rows.joined(held_out)
+        (probe,) = probe.fit_path(both.features, both.labels, [probe.C])
+    tested = None
+    if test is not None:
+        tested = settings.score(test.labels, probe.predict(standardizer(test.whole(feature))))
+    width = probe.coef_.shape[1]
+    return CurveRow(layer, score, tested, width, feature.pooling, None, probe.C, "hidden"), probe.converged_

@@ -1,0 +1,13 @@
+"""What labels mean: classes or values. No other room asks which of them it is.
+
+A task checks and encodes labels, splits and samples rows, names the loss, the metrics and the outputs, and turns what a head
+gives into answers. Another task is another class here and one line in TASKS.
+"""
+
+from spin_native.classifier.tasks.base import Metric, Probe, Task, TaskName
+from spin_native.classifier.tasks.classes import Classes
+from spin_native.classifier.tasks.values import Values
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classes, Values)}
+
+__all__ = ["TASKS", "Classes", "Metric", "Probe", "Task", "TaskName", "Values"]

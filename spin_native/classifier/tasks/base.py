@@ -1,0 +1,174 @@
+"""What every task offers to the rooms that train, deploy, save and print."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from spin_native.classifier.exits import Exit
+from spin_native.errors import InputError
+from spin_native.probes.probes import LinearProbe, LogisticProbe
+
+Array = np.ndarray
+Probe = LogisticProbe | LinearProbe
+TaskName = Literal["classification", "regression"]
+Metric = Literal["accuracy", "macro_f1", "pearson", "spearman", "mse", "mae"]
+Indices = Int[Array, "_"]
+
+
+class NetworkTargets(NamedTuple):
+    """What a neural network is fitted to: (labels - shift) / spread, and further arguments of its fit."""
+
+    targets: Shaped[Array, "row"]
+    shift: float
+    spread: float
+    arguments: dict[str, Any]
+
+
+class Task(ABC):
+    """The labels of a data set, and all that depends on their kind.
+
+    metrics: name -> function of (truth, prediction), both encoded; the first is the default. less_is_better: those of them that
+    are errors. unfit_rankers: names of rankers that need other labels. probe_type, network_type: what is fitted to such labels.
+
+    Encoded labels are arrays [row, ...]. Scores are what a linear model or network gives, [row, score]; outputs are what users
+    see, [row, output].
+    """
+
+    name: ClassVar[TaskName]
+    metrics: ClassVar[dict[Metric, Callable[[Array, Array], float]]]
+    less_is_better: ClassVar[tuple[Metric, ...]] = ()
+    unfit_rankers: ClassVar[tuple[str, ...]] = ()
+    probe_type: ClassVar[type[Probe]]
+    network_type: ClassVar[type]
+
+    # Labels.
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, labels: Sequence[Any], n_texts: int, what: str) -> "Task":
+        """The task that the training labels describe; InputError if nothing can be learnt from them."""
+
+    @abstractmethod
+    def encode(self, labels: Iterable[Any], n_texts: int, what: str) -> Shaped[Array, "row"]:
+        """Labels as arrays; InputError, naming the row, for labels that are missing, unknown, or too few."""
+
+    @abstractmethod
+    def to_json(self) -> list[Any]:
+        """What `from_json` needs to restore the task."""
+
+    @classmethod
+    @abstractmethod
+    def from_json(cls, labels: Sequence[Any]) -> "Task":
+        """The task that was saved; ValueError if this is not what `to_json` gave."""
+
+    # Rows.
+
+    @abstractmethod
+    def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
+        """Which rows to train on, and which `share` of them to validate on; InputError where that cannot be done."""
+
+    def sample(self, labels: Shaped[Array, "row"], n_rows: int, seed: int) -> tuple[Indices, Indices]:
+        """`n_rows` random rows (or all), and the others, each in input order."""
+        order = self._sampling_order(labels, np.random.default_rng(seed).permutation(len(labels)))
+        return np.sort(order[:n_rows]), np.sort(order[n_rows:])
+
+    def _sampling_order(self, labels: Shaped[Array, "row"], order: Indices) -> Indices:
+        return order
+
+    def check_part(self, labels: Shaped[Array, "_"], what: str) -> None:  # noqa: B027 (most tasks need no check)
+        """InputError if a part of the training rows can no longer be learnt from."""
+
+    # Fitting and comparing.
+
+    @property
+    @abstractmethod
+    def n_scores(self) -> int:
+        """How many scores a linear model gives."""
+
+    @property
+    @abstractmethod
+    def n_outputs(self) -> int:
+        """How many outputs users see."""
+
+    @abstractmethod
+    def one_against_rest(self, labels: Shaped[Array, "row"]) -> list[Shaped[Array, "row"]]:
+        """The target of each score: of every class whether a row belongs to it, or the values."""
+
+    @abstractmethod
+    def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
+        """What a neural network is fitted to."""
+
+    @abstractmethod
+    def constant(self, labels: Shaped[Array, "row"]) -> Probe:
+        """A probe without features that gives the best constant answer."""
+
+    @classmethod
+    def check_ranker(cls, ranker: str) -> None:
+        """InputError for a ranker that such labels cannot be given to."""
+        if ranker in cls.unfit_rankers:
+            raise InputError(f"ranker {ranker!r} needs classes; choose another one for a {cls.name}")
+
+    def check_exit(self, exit_: Exit) -> None:  # noqa: B027
+        """InputError for an exit that these outputs cannot decide."""
+
+    @classmethod
+    def worth(cls, metric: Metric, score: float) -> float:
+        """A score such that more is better."""
+        return -score if metric in cls.less_is_better else score
+
+    def score(self, metric: Metric, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> float:
+        """One metric of encoded predictions."""
+        return float(self.metrics[metric](truth, predicted))
+
+    # Answers.
+
+    @property
+    @abstractmethod
+    def output_names(self) -> list[str]:
+        """What each score stands for."""
+
+    @abstractmethod
+    def outputs(self, scores: Float[Array, "row score"]) -> Float[Array, "row output"]:
+        """Scores as users see them."""
+
+    @abstractmethod
+    def decide(self, outputs: Float[Array, "row output"]) -> Shaped[Array, "row"]:
+        """Encoded predictions."""
+
+    @abstractmethod
+    def answers(self, outputs: Float[Array, "row output"]) -> Shaped[Array, "row"]:
+        """Predictions as users wrote their labels."""
+
+    @abstractmethod
+    def explained(self, output: Float[Array, "output"]) -> tuple[int, int]:
+        """Which score to explain for one row, and its sign: 1, or -1 where the score speaks against the answer."""
+
+    @abstractmethod
+    def columns(self, outputs: Float[Array, "row output"]) -> dict[str, Array]:
+        """The columns that a prediction adds to a table."""
+
+    @abstractmethod
+    def described(self, output: Float[Array, "output"]) -> dict[str, Any]:
+        """One row's prediction for JSON."""
+
+    @abstractmethod
+    def shown(self, output: Float[Array, "output"]) -> str:
+        """One row's prediction for a terminal."""
+
+    def evaluate(self, outputs: Float[Array, "row output"], labels: Iterable[Any], what: str) -> dict[str, Any]:
+        """Every metric of the outputs of labelled rows, and "rows"; InputError for unusable labels of `what`."""
+        truth, predicted = self.encode(labels, len(outputs), what), self.decide(outputs)
+        scores: dict[str, Any] = {name: float(metric(truth, predicted)) for name, metric in self.metrics.items()}
+        return {**scores, **self._details(truth, predicted), "rows": len(truth)}
+
+    def _details(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
+        """What an evaluation shows beside the metrics."""
+        return {}
+
+
+def check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise InputError(f"validation_share is {share}; expected a share between 0 and 1")

@@ -1,0 +1,118 @@
+"""Regression: one number per row."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Shaped
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import mean_absolute_error, mean_squared_error
+from sklearn.model_selection import train_test_split
+from sklearn.neural_network import MLPRegressor
+
+from spin_native.classifier.exits import Exit
+from spin_native.classifier.tasks.base import Array, Indices, NetworkTargets, Task, check_share
+from spin_native.errors import InputError
+from spin_native.probes.probes import LinearProbe
+
+
+def _correlation(of: Callable[..., tuple[float, float]], truth: Array, predicted: Array) -> float:
+    """0 for a constant prediction, which correlates with nothing."""
+    return float(of(truth, predicted)[0]) if np.ptp(predicted) > 0 and np.ptp(truth) > 0 else 0.0
+
+
+class Values(Task):
+    """One number per row. Encoded: float64; one score, one output."""
+
+    name = "regression"
+    metrics = {
+        "pearson": partial(_correlation, pearsonr),
+        "spearman": partial(_correlation, spearmanr),
+        "mse": mean_squared_error,
+        "mae": mean_absolute_error,
+    }
+    less_is_better = ("mse", "mae")
+    unfit_rankers = ("class_mean_difference", "predictivity")
+    probe_type, network_type = LinearProbe, MLPRegressor
+    n_scores = n_outputs = 1
+    output_names = ["value"]
+
+    @classmethod
+    def learn(cls, labels: Sequence[Any], n_texts: int, what: str) -> "Values":
+        values = cls().encode(labels, n_texts, what)
+        if len(values) < 4 or np.ptp(values) == 0:
+            raise InputError(
+                f"{what}: {len(values)} rows with {len(set(values.tolist()))} values; expected 4 or more rows whose values "
+                "differ"
+            )
+        return cls()
+
+    def encode(self, labels: Iterable[Any], n_texts: int, what: str) -> Float64[Array, "row"]:
+        values = list(labels)
+        if len(values) != n_texts:
+            raise InputError(f"{what}: {n_texts} texts but {len(values)} values; expected one value per text")
+        numbers = np.empty(n_texts)
+        for row, value in enumerate(values):
+            try:
+                numbers[row] = np.nan if value is None or isinstance(value, bool) else float(value)
+            except (TypeError, ValueError):
+                numbers[row] = np.nan
+            if not np.isfinite(numbers[row]):
+                raise InputError(f"{what}: the value of row {row} is {value!r}; expected a finite number")
+        return numbers
+
+    def to_json(self) -> list[Any]:
+        return []
+
+    @classmethod
+    def from_json(cls, labels: Sequence[Any]) -> "Values":
+        return cls()
+
+    def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
+        check_share(share)
+        if int(np.ceil(share * len(labels))) > len(labels) - 2:
+            raise InputError(
+                f"{len(labels)} rows are too few to split off {share:.0%} for validation and keep two; add rows, or give "
+                "validation rows of your own"
+            )
+        train, validation = train_test_split(np.arange(len(labels)), test_size=share, random_state=seed)
+        if np.ptp(labels[train]) == 0:
+            raise InputError("training rows: after the split all values are the same; add rows, or choose another seed")
+        return train, validation
+
+    def one_against_rest(self, labels: Shaped[Array, "row"]) -> list[Shaped[Array, "row"]]:
+        return [labels]
+
+    def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
+        shift, spread = labels.mean(), labels.std() or 1.0
+        return NetworkTargets((labels - shift) / spread, shift, spread, {})
+
+    def constant(self, labels: Shaped[Array, "row"]) -> LinearProbe:
+        """The mean value."""
+        return LinearProbe.from_weights(np.zeros((1, 0)), np.array([labels.mean()]))
+
+    def check_exit(self, exit_: Exit) -> None:
+        if exit_.by != "fixed":
+            raise InputError(f"exit {str(exit_)!r} needs classes; a regression exits at a fixed depth")
+
+    def outputs(self, scores: Float[Array, "row 1"]) -> Float[Array, "row 1"]:
+        return scores
+
+    def decide(self, outputs: Float[Array, "row 1"]) -> Float[Array, "row"]:
+        return outputs[:, 0]
+
+    def answers(self, outputs: Float[Array, "row 1"]) -> Float[Array, "row"]:
+        return outputs[:, 0]
+
+    def explained(self, output: Float[Array, "1"]) -> tuple[int, int]:
+        return 0, 1
+
+    def columns(self, outputs: Float[Array, "row 1"]) -> dict[str, Array]:
+        return {"predicted_value": outputs[:, 0]}
+
+    def described(self, output: Float[Array, "1"]) -> dict[str, Any]:
+        return {"value": float(output[0])}
+
+    def shown(self, output: Float[Array, "1"]) -> str:
+        return f"{output[0]:.4f}"
