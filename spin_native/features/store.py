@@ -23,7 +23,7 @@ FeatureDtype = Literal["float32", "float16"]
 
 
 class Feature(NamedTuple):
-    """One array of pooled features: [row, width] for one site, one pooling and one layer."""
+    """The address of one array of pooled features [row, width]: its site, pooling and layer."""
 
     site: str
     pooling: str
@@ -34,10 +34,10 @@ class Feature(NamedTuple):
 class FeatureSpec:
     """What a store was made from; two stores are the same only if all of it is.
 
-    model_fingerprint, tokenizer_fingerprint: sha256 of what was used of the checkpoint, and of the tokenizer's files.
-    depth: how many layers were run. dtype: of the kept features.
-    rows_per_shard, max_tokens: they do not change what is computed, but fix its last bits.
-    widths: feature -> number of columns. columns: which neurons these are, where not all: a sha256, else "all".
+    model_fingerprint, tokenizer_fingerprint: sha256 of the weights that were used, and of the tokenizer's files.
+    depth: how many layers were run. dtype: of the stored features.
+    rows_per_shard, max_tokens: batch sizes, which can change the last bits of a feature on some paths.
+    widths: feature -> number of columns. columns: "all", or the sha256 of the list of neurons.
     """
 
     model: str
@@ -58,7 +58,7 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "FeatureSpec":
-        content = {"columns": "all", **content}  # so it was where nothing is told
+        content = {"columns": "all", **content}  # early stores do not say it
         values = {field.name: content[field.name] for field in fields(cls)}
         widths = {Feature(f["site"], f["pooling"], f["layer"]): f["width"] for f in values["widths"]}
         return cls(**{**values, "widths": widths})
@@ -67,7 +67,7 @@ class FeatureSpec:
 class Features:
     """Pooled features of texts in input order, held in memory.
 
-    widths: the arrays there are, feature -> number of columns.
+    widths: feature -> number of columns, for every array.
     """
 
     def __init__(self, widths: Mapping[Feature, int]) -> None:
@@ -76,14 +76,14 @@ class Features:
         self._blocks: dict[Feature, list[Float[np.ndarray, "row _"]]] = {feature: [] for feature in widths}
 
     def array(self, *, site: str, pooling: str, layer: int) -> Float32[np.ndarray, "row width"]:
-        """One site, pooling and layer, rows in input order; InputError, listing what there is, if it was not extracted."""
+        """One site, pooling and layer, rows in input order; InputError, listing the choices, if it was not extracted."""
         feature = Feature(site, pooling, layer)
         blocks = self.blocks(site=site, pooling=pooling, layer=layer) or [np.empty((0, self.widths[feature]), np.float32)]
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return joined.astype(np.float32, copy=False)
 
     def blocks(self, *, site: str, pooling: str, layer: int) -> list[Float[np.ndarray, "_ width"]]:
-        """The same as it is kept: a store's shards, mapped from the disk. For a solver's Design, which never joins them."""
+        """The same array as blocks of rows: a store's shards, mapped from the disk. A solver's Design reads them unjoined."""
         feature = Feature(site, pooling, layer)
         if feature not in self.widths:
             there_is = "; ".join(
@@ -106,7 +106,7 @@ class Features:
 
     def _read(self, feature: Feature) -> Iterator[Float[np.ndarray, "row width"]]:
         blocks = self._blocks[feature]
-        if len(blocks) > 1:  # join once; the pieces are let go
+        if len(blocks) > 1:  # join once, and free the pieces
             blocks[:] = [np.concatenate(blocks)]
         return iter(blocks)
 
@@ -120,9 +120,9 @@ class ActivationStore(Features):
         path = self.folder / MANIFEST
         try:
             self._manifest = Manifest.read(self.folder)
-            found = self._manifest.description["format"]
-            if found != FORMAT:
-                raise InputError(f"{path}: format {found}; this version of spin_native reads format {FORMAT}")
+            stored_format = self._manifest.description["format"]
+            if stored_format != FORMAT:
+                raise InputError(f"{path}: format {stored_format}; this version of spin_native reads format {FORMAT}")
             self.spec = FeatureSpec.from_json(self._manifest.description)
             super().__init__(self.spec.widths)
             self.n_rows = sum(shard["rows"] for shard in self._manifest.shards)
