@@ -116,6 +116,17 @@ def test_xlm_roberta_ids_equal_transformers(tmp_path):
 
 
 @needs_shared
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_token_strings_equal_transformers(kind):
+    ours, reference = real(kind)
+    for ids in ours.encode(NASTY).ids:
+        assert ours.token_strings(ids) == reference.convert_ids_to_tokens(ids)
+    for unknown in (-1, ours.n_vocab):
+        with pytest.raises(sn.InputError, match=f"token id {unknown} is not in the vocabulary"):
+            ours.token_strings([unknown])
+
+
+@needs_shared
 @pytest.mark.parametrize(
     ("kind", "literal", "special"),
     [("roberta", "</s>", 2), ("roberta", "<mask>", 50264), ("bert", "[SEP]", 102), ("gpt2-json", "<|endoftext|>", 50256)],

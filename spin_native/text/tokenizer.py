@@ -66,6 +66,19 @@ class Tokenizer:
         ids = [encoding.ids or [self._end_of_text()] for encoding in encodings]
         return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
 
+    def token_strings(self, ids: Iterable[int]) -> list[str]:
+        """Each id as the vocabulary spells it: GPT-2 and RoBERTa write a space before a word as "\u0120".
+
+        Raises InputError for an id that the vocabulary does not hold.
+        """
+        strings = []
+        for token_id in map(int, ids):
+            string = self._backend.id_to_token(token_id) if token_id >= 0 else None
+            if string is None:
+                raise InputError(f"token id {token_id} is not in the vocabulary, whose ids run from 0 to {self.n_vocab - 1}")
+            strings.append(string)
+        return strings
+
     def batches(
         self, texts: Iterable[str], max_tokens: int = MAX_TOKENS, window: int = WINDOW
     ) -> Iterator[tuple[TokenBatch, list[int]]]:
