@@ -1,6 +1,7 @@
 """SpinClassifier: what it chooses, what it runs, what it saves, and what it refuses."""
 
 import json
+import pickle
 import subprocess
 import sys
 from importlib.resources import files
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -44,7 +46,7 @@ def test_texts_and_labels_may_be_lists_arrays_or_series(tiny_model, reviews, sma
 def test_integer_labels_and_three_classes(tiny_model, reviews):
     texts, labels = reviews
     three = [2 if "film" in text else int(label == "positive") for text, label in zip(texts, labels, strict=True)]
-    clf = sn.SpinClassifier(str(tiny_model), depth=2, **SMALL).fit(texts, three)
+    clf = sn.SpinClassifier(str(tiny_model), depth=2, baseline=False, **SMALL).fit(texts, three)
     assert clf.classes_.tolist() == [0, 1, 2]
     np.testing.assert_allclose(clf.predict_proba(texts).sum(1), 1, rtol=1e-6)
     assert clf.score(texts, three) > 0.8
@@ -95,7 +97,7 @@ def test_the_deployed_classifier_holds_and_runs_depth_layers_only(tiny_model, re
     assert set(ran) == {2}
 
 
-def test_depth_none_is_all_layers_and_best_is_chosen_by_validation(tiny_model, reviews):
+def test_depth_none_is_all_layers_and_best_is_chosen_by_validation(tiny_model, reviews, unchecked):
     how = {"baseline": False, **SMALL}
     assert sn.SpinClassifier(str(tiny_model), depth=None, **how).fit(*reviews).depth_ == 3
     best = sn.SpinClassifier(str(tiny_model), **how).fit(*reviews)
@@ -131,7 +133,7 @@ def test_the_baseline_is_what_scikit_learn_gets_from_the_final_hidden_state(tiny
     assert (clf.baseline_.n_neurons, clf.baseline_.site) == (16, "hidden")
 
 
-def test_the_same_seed_gives_the_same_bytes(tiny_model, reviews, tmp_path):
+def test_the_same_seed_gives_the_same_bytes(tiny_model, reviews, tmp_path, unchecked):
     for name in "ab":
         sn.SpinClassifier(str(tiny_model), seed=3, **SMALL).fit(*reviews).save_pretrained(tmp_path / name)
     assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
@@ -154,7 +156,7 @@ def test_settings_of_numpy_and_ranges_are_saved(tiny_model, reviews, tmp_path, u
     assert np.array_equal(again.predict_proba(reviews[0]), clf.predict_proba(reviews[0]))
 
 
-def test_the_neurons_of_a_head_that_reads_hidden_states(tiny_model, reviews):
+def test_the_neurons_of_a_head_that_reads_hidden_states(tiny_model, reviews, unchecked):
     clf = sn.SpinClassifier(str(tiny_model), sites=("hidden",), depth=2, **SMALL).fit(*reviews)
     both = sn.SpinClassifier(str(tiny_model), sites=("activation", "hidden"), depth=2, **SMALL).fit(*reviews)
     both.heads_ = clf.heads_  # as if validation had chosen the hidden states
@@ -179,9 +181,9 @@ FIT = """
 import csv, sys, torch, spin_native as sn
 threads, model, reviews, folder = sys.argv[1:]
 torch.set_num_threads(int(threads))
-rows = list(csv.DictReader(open(reviews, encoding="utf-8")))[:300]
+rows = list(csv.DictReader(open(reviews, encoding="utf-8")))[:200]
 texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
-sn.SpinClassifier(model, depth=2, exits="all", poolings=("mean",), etas=(0.6, 0.9)).fit(texts, labels).save_pretrained(folder)
+sn.SpinClassifier(model, depth=2, exits="all", baseline=False, poolings=("mean",), etas=(0.9,)).fit(texts, labels).save_pretrained(folder)
 """
 
 
@@ -323,3 +325,10 @@ def test_reading_hidden_states_and_other_dtypes(tiny_model, reviews):
     assert max(n[-1] for n in hidden.salient_neurons_.values()) < 16
     assert hidden._deployed.extractor.model.dtype == torch.bfloat16
     assert hidden.score(*reviews) > 0.7
+
+
+def test_an_unfitted_classifier_is_cloned_and_pickled(tiny_model):
+    clf = sn.SpinClassifier(str(tiny_model), top_k=[2, 4], head="frozen")
+    for copy in (clone(clf), pickle.loads(pickle.dumps(clf))):
+        assert copy.get_params() == clf.get_params()
+        assert not hasattr(copy, "classes_")

@@ -112,7 +112,9 @@ def test_the_same_extraction_gives_the_same_bytes(parts, tmp_path, small_shards)
 
 
 @pytest.mark.parametrize("call", ["save_file", "replace", "fsync"])
-def test_a_failure_at_any_write_loses_nothing_and_the_next_run_goes_on(parts, tmp_path, small_shards, monkeypatch, call):
+def test_a_failure_at_any_write_loses_nothing_and_the_next_run_goes_on(
+    parts, tmp_path, small_shards, monkeypatch, call, unchecked
+):
     sn.extract(*parts, TEXTS, store=tmp_path / "whole")
     expected = bytes_of(tmp_path / "whole")
     owner = store_module if call == "save_file" else os

@@ -127,7 +127,7 @@ def test_every_head_estimates_values_is_saved_and_scored(tiny_model, reviews, va
         sn.SpinClassifier.from_pretrained(tmp_path)
 
 
-def test_a_regression_is_scored_by_the_metric_that_was_chosen(tiny_model, reviews, values):
+def test_a_regression_is_scored_by_the_metric_that_was_chosen(tiny_model, reviews, values, unchecked):
     texts = reviews[0]
     expected = {
         "pearson": lambda y, p: pearsonr(y, p)[0],
@@ -192,7 +192,7 @@ def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, 
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("sample", [None, 40])
-def test_validation_rows_that_were_split_off_are_learnt_from_in_the_end(tiny_model, reviews, head, sample):
+def test_validation_rows_that_were_split_off_are_learnt_from_in_the_end(tiny_model, reviews, head, sample, unchecked):
     """But not by a perceptron, whose training they stop, nor where rows are to be unseen."""
 
     def weights(**settings):
@@ -223,7 +223,7 @@ def test_a_sample_has_its_share_of_every_class(n_rows):
 
 
 @pytest.mark.parametrize(("phase_two", "expected"), [("seen", (64, 64)), ("unseen", (32, 32)), ("both", (32, 64))])
-def test_the_rows_of_phase_two(tiny_model, reviews, monkeypatch, phase_two, expected):
+def test_the_rows_of_phase_two(tiny_model, reviews, monkeypatch, phase_two, expected, unchecked):
     """Of 64 training rows; the unseen ones were not among the probes' rows."""
     rows = []
 
@@ -257,7 +257,7 @@ def test_a_perceptrons_slopes_are_finite_differences():
             assert slopes[i] == pytest.approx(difference, abs=1e-6)
 
 
-def test_heads_read_sites_and_poolings_apart_or_together(tiny_model, reviews):
+def test_heads_read_sites_and_poolings_apart_or_together(tiny_model, reviews, unchecked):
     how = {"sites": ("activation", "hidden"), "poolings": ("mean", "first"), "depth": 2, "etas": (0.8,), "baseline": False}
     together = sn.SpinClassifier(str(tiny_model), mixing="together", **how).fit(*reviews)
     assert len({feature[:2] for feature in together.head_.neurons}) > 1
@@ -272,7 +272,7 @@ def test_heads_read_sites_and_poolings_apart_or_together(tiny_model, reviews):
 @pytest.mark.parametrize(
     "ranker", ["l2", "absolute", "class_mean_difference", "f_statistic", "mutual_information", "predictivity"]
 )
-def test_every_ranker_can_choose_the_neurons(tiny_model, reviews, ranker):
+def test_every_ranker_can_choose_the_neurons(tiny_model, reviews, ranker, unchecked):
     how = {"top_k": (3,), "depth": 2, "poolings": ("mean",), "baseline": False}
     clf = sn.SpinClassifier(str(tiny_model), ranker=ranker, **how).fit(*reviews)
     assert all(len(neurons) <= 3 for neurons in clf.salient_neurons_.values())
@@ -290,7 +290,7 @@ def test_controls_do_worse_than_the_salient_neurons(tiny_model, reviews):
 # Data that is large, leaky, or says nothing.
 
 
-def test_a_sample_of_all_rows_is_the_same_as_no_sample(tiny_model, reviews):
+def test_a_sample_of_all_rows_is_the_same_as_no_sample(tiny_model, reviews, unchecked):
     whole = sn.SpinClassifier(str(tiny_model), **SMALL).fit(*reviews)
     sampled = sn.SpinClassifier(str(tiny_model), sample=1000, **SMALL).fit(*reviews)
     assert sampled.depth_curve_ == whole.depth_curve_
@@ -316,7 +316,7 @@ def test_rows_in_both_training_and_test_are_warned_of(tiny_model, reviews):
 
 
 @pytest.mark.parametrize("C", [1e-9, 0.05])
-def test_layers_without_a_weight_have_a_score_too(tiny_model, reviews, C):
+def test_layers_without_a_weight_have_a_score_too(tiny_model, reviews, C, unchecked):
     """On the curve of single layers: that of the most frequent class."""
     texts, labels = reviews
     for sample in (None, 40):

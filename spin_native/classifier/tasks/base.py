@@ -48,7 +48,7 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def learn(cls, labels: Sequence[Any], n_texts: int, what: str) -> "Task":
+    def learn(cls, labels: Iterable[Any], n_texts: int, what: str) -> "Task":
         """The task that the training labels describe; InputError if nothing can be learnt from them."""
 
     @abstractmethod

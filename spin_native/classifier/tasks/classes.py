@@ -32,7 +32,7 @@ class Classes(Task):
         self.classes = classes
 
     @classmethod
-    def learn(cls, labels: Sequence[Any], n_texts: int, what: str) -> "Classes":
+    def learn(cls, labels: Iterable[Any], n_texts: int, what: str) -> "Classes":
         classes = sorted(set(_checked_labels(labels, n_texts, what)))
         if len(classes) < 2:
             got = f"every row has the label {classes[0]!r}" if classes else "no rows"

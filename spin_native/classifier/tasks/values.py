@@ -39,7 +39,7 @@ class Values(Task):
     output_names = ["value"]
 
     @classmethod
-    def learn(cls, labels: Sequence[Any], n_texts: int, what: str) -> "Values":
+    def learn(cls, labels: Iterable[Any], n_texts: int, what: str) -> "Values":
         values = cls().encode(labels, n_texts, what)
         if len(values) < 4 or np.ptp(values) == 0:
             raise InputError(
