@@ -183,7 +183,8 @@ threads, model, reviews, folder = sys.argv[1:]
 torch.set_num_threads(int(threads))
 rows = list(csv.DictReader(open(reviews, encoding="utf-8")))[:200]
 texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
-sn.SpinClassifier(model, depth=2, exits="all", baseline=False, poolings=("mean",), etas=(0.9,)).fit(texts, labels).save_pretrained(folder)
+clf = sn.SpinClassifier(model, depth=2, exits="all", baseline=False, poolings=("mean",), etas=(0.9,))
+clf.fit(texts, labels).save_pretrained(folder)
 """
 
 
