@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny trained-looking BERT with a vocabulary of ordinary words, reviews over it, the demo's weights."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jaxtyping
 import pytest
 import torch
 import transformers
+from tiny import FAMILIES, checkpoint
 
 import spin_native as sn
 from spin_native.cli.demo import demo_weights
@@ -76,3 +78,15 @@ def saved(fitted: sn.SpinClassifier, tmp_path: Path) -> Path:
     """A folder the fitted classifier is saved in, free to be damaged."""
     fitted.save_pretrained(tmp_path / "classifier")
     return tmp_path / "classifier"
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Every family in turn."""
+    return request.param
+
+
+@pytest.fixture
+def folder(family: str, tmp_path: Path) -> Path:
+    """A copy of the family's tiny checkpoint, free to be damaged."""
+    return shutil.copytree(checkpoint(family)[0], tmp_path / family)

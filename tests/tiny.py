@@ -1,5 +1,6 @@
 """Random tiny models: transformers' own, saved as checkpoints, with what they compute on each unpadded row."""
 
+import json
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -9,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+import spin_native as sn
 from spin_native.models import Transformer
 from spin_native.parity import activation_functions
 from spin_native.text.batch import TokenBatch
@@ -136,6 +138,18 @@ def our_values(model: Transformer, batch: TokenBatch) -> dict[tuple[str, int], T
 def largest_error(ours: dict[tuple[str, int], Tensor], theirs: dict[tuple[str, int], Tensor]) -> float:
     assert ours.keys() == theirs.keys()
     return max(float((ours[key] - theirs[key]).abs().max()) for key in theirs)
+
+
+def values(folder: Path | str, **options: object) -> dict[tuple[str, int], Tensor]:
+    """What a checkpoint computes in float64 on rows of every length."""
+    model = sn.load_model(str(folder), dtype=torch.float64, **options)
+    return our_values(model, TokenBatch.from_rows(rows_of_every_length()))
+
+
+def edit_config(folder: Path, **settings: object) -> None:
+    """Change some settings of a checkpoint's config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **settings}))
 
 
 SHARED = Path(__file__).parents[2] / "shared"
