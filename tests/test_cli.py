@@ -110,7 +110,7 @@ def test_verify_prints_the_errors_of_every_layer(spin, tiny_model):
 
 
 def test_a_difference_from_transformers_is_an_error(spin, tiny_model, monkeypatch):
-    from spin_native.models.bert import Bert
+    from spin_native.models.families.bert import Bert
 
     true = Bert.embed
     monkeypatch.setattr(Bert, "embed", lambda self, batch: true(self, batch) * 1.001)
@@ -180,14 +180,14 @@ def test_an_interrupt_exits_with_130_and_a_surprise_with_1(spin, monkeypatch, sa
     def interrupt(*_given, **_named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sn.SpinClassifier, "from_pretrained", interrupt)
+    monkeypatch.setattr("spin_native.cli.predict.load_pretrained", interrupt)
     code, out, err = spin("predict", saved, "good")
     assert (code, out, err.strip()) == (130, "", "error: interrupted; what was finished is kept")
 
     def surprise(*_given, **_named):
         raise RuntimeError("what\nnow")
 
-    monkeypatch.setattr(sn.SpinClassifier, "from_pretrained", surprise)
+    monkeypatch.setattr("spin_native.cli.predict.load_pretrained", surprise)
     assert "unexpected RuntimeError: what now" in spin.fails("predict", saved, "good")
 
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from spin_native.cli.main import cli
@@ -47,7 +48,7 @@ def test_every_command_of_a_document_exists_with_its_options(document):
     for _, content in blocks(document):
         for line in re.findall(r"^spin-native .*$", content, flags=re.MULTILINE):
             _, name, *rest = shlex.split(line, comments=True)
-            command = cli.get_command(None, name)
+            command = cli.get_command(click.Context(cli), name)
             assert command is not None, line
             known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
             assert {word for word in rest if word.startswith("--")} <= known, line
