@@ -5,7 +5,8 @@
   is brought into that order once. Three things are saved: nothing is reordered at every call; the activation function or the
   residual sum is applied while a product is in registers; query, key and value are one product. Each weight is in memory once.
 
-Results equal those of the plain parts but for rounding, and on reordered weights a row's bits do not depend on its batch.
+Results equal those of the plain parts but for rounding, and on reordered weights a row's bits do not depend on its batch. (For
+float32 heads narrower than 16 numbers this is not promised: MKL's products have other last bits at other memory alignments.)
 A reordered product has no gradient, stays on the CPU and in its dtype. `load_model(..., prepack=False)` keeps the plain parts.
 """
 
@@ -245,6 +246,8 @@ class ReorderedLinear(nn.Module):
         """The product; plus `residual`, as `ResidualLinear` has it, where one is given."""
         if x.requires_grad and torch.is_grad_enabled():
             raise InputError(f"reordered weights give no gradients: {REMEDY}")
+        if len(x) == 1:  # oneDNN splits the sum of a lone row over threads, which changes its last bits
+            return self(x.repeat(2, 1), None if residual is None else residual.repeat(2, 1))[:1]
         if residual is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._reordered, self.bias, "add")
         kind, variant = self._fused
