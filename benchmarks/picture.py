@@ -1,7 +1,7 @@
 """Draws docs/depth_curve.svg, the picture in the README, from what `accuracy.py` printed.
 
-    python benchmarks/accuracy.py sst2 tweet_emotion edos --model FOLDER | tail -n 1 > scores.json
-    python benchmarks/picture.py scores.json docs/depth_curve.svg
+    python benchmarks/accuracy.py sst2 edos --model FOLDER | tail -n 1 > scores.json
+    python benchmarks/picture.py scores.json --out docs/depth_curve.svg
 
 One panel per data set: the test score of the `refit` head at every depth (mean over the seeds), and the baseline, logistic
 regression on the final hidden state, as a horizontal line.
@@ -55,11 +55,14 @@ def draw(results: dict[str, Any], out: Path, head: str) -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("scores", type=Path, help="file with the JSON line of accuracy.py")
-    arguments.add_argument("out", type=Path, help="SVG file to write")
+    arguments.add_argument("scores", type=Path, nargs="+", help="files with the JSON line of accuracy.py")
+    arguments.add_argument("--out", type=Path, required=True, help="SVG file to write")
     arguments.add_argument("--head", default="refit", help="refit, frozen or weighted")
     given = arguments.parse_args()
-    draw(json.loads(given.scores.read_text(encoding="utf-8"))["results"], given.out, given.head)
+    results: dict[str, Any] = {}
+    for path in given.scores:
+        results |= json.loads(path.read_text(encoding="utf-8"))["results"]
+    draw(results, given.out, given.head)
 
 
 if __name__ == "__main__":

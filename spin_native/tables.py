@@ -62,7 +62,9 @@ def read_blocks(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
         for block in READERS[file_format](path):
             for column in columns:
                 if column not in block.column_names:
-                    raise InputError(f"{path}: no column {column!r}; it has {', '.join(map(repr, block.column_names))}")
+                    raise InputError(
+                        f"{path}: no column {column!r}; it has {', '.join(map(repr, block.column_names))}; name another column"
+                    )
             n_rows += block.num_rows
             yield block
     except (pa.ArrowException, UnicodeDecodeError) as error:

@@ -69,7 +69,7 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         """
         check_is_fitted(self, "heads_")
         if len(self.heads_) < 2:
-            raise InputError("calibrate: there is one head only; fit with exits='all', or with a list of depths")
+            raise InputError("calibrate: there is one head only; fit with exits='all' (--exits all), or with a list of depths")
         rows = evaluation_rows(self.task_, texts, labels, "rows to calibrate on")
         promise = calibrate(self._deployed.all_outputs(rows.texts), rows.labels, by, max_accuracy_drop, confidence)
         needed = rows_needed(max_accuracy_drop, confidence)

@@ -1,7 +1,7 @@
 """The parts of a transformer block, each as its equation says it, and the two block orders.
 
 A block is cut where its neurons can be seen: `read` runs up to the FFN activation, `write` continues from it.
-Geva et al. (2021) call the two halves of an FFN keys and values: a neuron reads a pattern, then writes a vector.
+A neuron reads a pattern, then writes a vector (Geva et al. 2021, who call the two a key and a value, not those of attention).
 `fast.py` replaces parts by faster ones after loading; these are what they must equal.
 """
 
@@ -98,7 +98,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Where a neuron lives: `up` holds one key per neuron, `down` one value per neuron."""
+    """Where a neuron lives: a row of `up` is the pattern that it reads, a column of `down` the vector that it writes."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
