@@ -8,10 +8,10 @@ demo: .venv/ready
 	$(BIN)/spin-native demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 nightly: .venv/ready
-	$(BIN)/python -m pytest -m ""
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ""
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -84,6 +84,8 @@ def test_roberta_without_a_usable_padding_id_is_refused(tmp_path):
         ("bert", {"type_vocab_size": 1}),
         ("bert", {"layer_norm_eps": 1e-3}),
         ("roberta", {"pad_token_id": 0}),
+        ("mpnet", {"pad_token_id": 0}),
+        ("mpnet", {"layer_norm_eps": 1e-3}),
     ],
     indirect=["family"],
 )

@@ -8,7 +8,7 @@ from scipy.stats import binom
 import spin_native as sn
 from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.exits import THRESHOLDS, Exit, calibrate, harm_bound, replay
-from spin_native.models import attention
+from spin_native.models.fast import FusedAttention
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_when_rows_leave_by_hand():
 
 def test_rows_that_left_are_not_carried_on(exiting, reviews, monkeypatch):
     tokens = []
-    true = attention.attend
+    true = FusedAttention.forward
 
-    def counted(query, *arguments, **how):
+    def counted(self, query, *arguments):
         tokens.append(len(query))
-        return true(query, *arguments, **how)
+        return true(self, query, *arguments)
 
-    monkeypatch.setattr("spin_native.models.layers.attend", counted)
+    monkeypatch.setattr(FusedAttention, "forward", counted)
     exiting.predict(reviews[0], exit="confidence:0.8")
     assert tokens[0] > tokens[1] > 0
     before = tokens[:]

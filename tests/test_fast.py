@@ -222,6 +222,18 @@ def test_a_row_that_is_not_finite_changes_no_bit_of_its_neighbours(spoilt, causa
                 assert other == row or torch.equal(after[other], healthy[other]), (row, other)
 
 
+def test_a_changed_position_bias_counts_from_the_next_pass_on():
+    model = sn.load_model(checkpoint("mpnet")[0], dtype=torch.float64)
+    batch = padded(rows_of_every_length(), "none")
+    with torch.inference_mode():
+        before = our_values(model, batch)
+    with torch.no_grad():
+        model.distance_bias.of_bucket.weight.mul_(-3)
+        after, fresh = (our_values(model, rows) for rows in (batch, padded(rows_of_every_length(), "none")))
+    assert not torch.equal(after["hidden", 1], before["hidden", 1])
+    assert all(torch.equal(after[key], fresh[key]) for key in fresh)
+
+
 def test_the_ragged_gpu_kernel_is_trusted_only_where_it_is_right(monkeypatch):
     def right(query, key, value, batch, *, causal, scale):
         return Attention(2, scale=scale, causal=causal)(*(x.flatten(1) for x in (query, key, value)), batch)

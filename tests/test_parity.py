@@ -56,6 +56,18 @@ def test_other_dtypes_stay_within_their_bound_of_float64(family, shape, dtype, b
         assert (ours[key].double() - expected).norm() / expected.norm() <= bound, key
 
 
+@pytest.mark.parametrize("prepack", ["auto", False])
+def test_large_residuals_do_not_overflow_float16(prepack, tmp_path):
+    """GPT-2's residual stream reaches thousands, whose squares float16 does not hold."""
+    reference = reference_model("gpt2")
+    with torch.no_grad():
+        reference.wte.weight *= 3000
+    reference.save_pretrained(tmp_path)
+    ours = our_values(sn.load_model(str(tmp_path), dtype=torch.float16, prepack=prepack), TokenBatch.from_rows(ROWS))
+    for key, expected in reference_values(reference, ROWS).items():
+        assert (ours[key].double() - expected).norm() / expected.norm() <= 7e-3, key
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_do_not_see_each_other(family):
     folder, _ = checkpoint(family)
@@ -127,8 +139,18 @@ def test_the_loop_starts_from_given_vectors(family):
         *_, expected = model.layers(other)
         *_, last = model.layers(one, embedded=model.embed(other))
         assert torch.equal(last.hidden, expected.hidden)
-        with pytest.raises(sn.InputError, match=r"embedded is \[4, 16\]; expected \[5, 16\]: a vector per token"):
+        with pytest.raises(sn.InputError, match=r"embedded is \[4, 16\]; expected \[5, 16\]: one vector per token"):
             next(model.layers(one, embedded=model.embed(other)[:4]))
+
+
+def test_rows_to_keep_and_edits_of_a_wrong_shape_are_refused():
+    model = sn.load_model(checkpoint("bert")[0], dtype=torch.float64)
+    batch = TokenBatch.from_rows([[5, 6, 7], [8, 9], [10]])
+    for rows in ([2, 0], [1, 1], [3], [-1], []):
+        with pytest.raises(sn.InputError, match=r"Layer\.keep: got rows .* ascending indices from 0 to 2"):
+            next(model.layers(batch)).keep(torch.tensor(rows, dtype=torch.long))
+    with pytest.raises(sn.InputError, match=r"edit returned \[1, 40\]; expected the activation's shape, \[6, 40\]"):
+        list(model.layers(batch, edit=lambda layer: layer.activation[:1]))
 
 
 # Planted bugs: each must be seen by the comparison above.

@@ -162,6 +162,8 @@ def parameters_of(saved: Saved, base_model: str | None) -> dict[str, Any]:
         parameters = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         if parameters.get("top_k") is not None or parameters.get("top_share") is not None:
             parameters["etas"] = None  # once saved with their default beside what replaced them
+        if parameters["depth"] != "best":
+            parameters["tolerance"] = 0.0  # once saved, but never used, with a fixed depth
         place = {"model": base_model, "revision": None} if base_model else {"model": base["name"], "revision": base["revision"]}
         return parameters | place
 

@@ -133,6 +133,10 @@ class Extractor:
                 f"the tokenizer has {tokenizer.n_vocab} ids and rows of up to {tokenizer.max_tokens} tokens, the model "
                 f"{model.config.n_vocab} and {model.config.max_tokens}: they do not belong together"
             )
+        last = model.depth if model.is_whole else model.depth - 1  # a whole model also gives its final hidden state
+        for feature in wanted:
+            if feature.layer > last or (feature.site == "activation" and feature.layer >= model.depth):
+                raise InputError(f"no {feature.site} of layer {feature.layer} in a model of depth {model.depth}")
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.max_tokens = token_budget(model) if max_tokens is None else max_tokens
         self.n_truncated = 0
@@ -251,7 +255,7 @@ class Extractor:
             return pooled.cpu().numpy().astype(self.dtype, copy=False)
 
     def _check_finite(self, features: Pooled, block: Block, rows: Int[np.ndarray, "row"]) -> None:
-        """InputError that names the first text, and the neuron, that is not finite."""
+        """InputError that names a neuron that is not finite, and the first text of the batch with such a neuron."""
         for feature, values in features.items():
             if not np.isfinite(values).all():
                 bad, columns = np.nonzero(~np.isfinite(values))

@@ -10,6 +10,7 @@ float32 heads narrower than 16 numbers this is not promised: MKL's products have
 A reordered product has no gradient, stays on the CPU and in its dtype. `load_model(..., prepack=False)` keeps the plain parts.
 """
 
+import weakref
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from spin_native.models.transformer import Transformer
 from spin_native.text.batch import TokenBatch
 
 Prepack = Literal["auto"] | bool
+BiasedMasks = dict[tuple[int, int], Tensor]  # (length, width) -> mask with the position bias
 REMEDY = "load the model with prepack=False for gradients, other devices or other dtypes"
 IMMOVABLE = f"a model with reordered weights cannot be moved or converted: {REMEDY}"
 
@@ -42,13 +44,13 @@ KERNELS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
 
 def use_kernels(model: Transformer) -> None:
     """Replace attention, norms and activation functions by torch's fused kernels, in place. Gradients and moves still work."""
-    shared = _Masks()
+    masks = _Masks()
     for module in list(model.modules()):
         for name, part in list(module.named_children()):
             if isinstance(part, LayerNorm):
                 setattr(module, name, FusedLayerNorm(part))
             elif isinstance(part, Attention):
-                setattr(module, name, FusedAttention(part, shared))
+                setattr(module, name, FusedAttention(part, masks))
         if isinstance(module, FeedForward) and module.activation_function is ACTIVATIONS[model.config.activation_function]:
             module.activation_function = KERNELS[model.config.activation_function]
 
@@ -71,6 +73,7 @@ class FusedAttention(Attention):
     def __init__(self, plain: Attention, masks: "_Masks") -> None:
         super().__init__(plain.n_heads, scale=plain.scale, causal=plain.causal)
         self.bias, self._masks = plain.bias, masks
+        self._is_first = masks.is_new()  # of the model's layers
 
     def forward(
         self,
@@ -108,13 +111,14 @@ class FusedAttention(Attention):
         keys weigh exactly 0: a row's bits are the same either way. float16 overflows easily and gets no windows.
         """
         parts = []
+        biased = None if self.bias is None else self._masks.of_pass(batch, renew=self._is_first)
         for run in batch.runs:
             width, n_windows = run.length, run.n_rows
             if widens:
                 width = -(-run.length // KEYS_AT_A_TIME) * KEYS_AT_A_TIME
                 n_followed = max(0, (len(query) - run.start - width) // run.length + 1)  # rows whose window the batch covers
                 n_windows = min(n_followed if may_see_next or width == run.length else 0, run.n_rows)
-            mask = self._masks.get(self, batch, run.length, width, query)
+            mask = self._mask(run.length, width, query, biased)
             for first, last, n_keys in ((0, n_windows, width), (n_windows, run.n_rows, run.length)):
                 if first < last:
                     start, n_rows = run.start + first * run.length, last - first
@@ -127,31 +131,43 @@ class FusedAttention(Attention):
                     parts.append(heads.transpose(1, 2).flatten(2).flatten(0, 1))
         return torch.cat(parts)
 
+    def _mask(self, length: int, width: int, like: Tensor, biased: "BiasedMasks | None") -> Float[Tensor, "1 _ _ width"] | None:
+        """What is added to the scores of rows of one length over windows of `width` keys; None: nothing.
+
+        The position bias, and minus infinity on the keys after a row's end. like: has the dtype. biased: of this pass.
+        """
+        if self.bias is None or biased is None:
+            return None if self.causal or width == length else _beyond(length, width, like.dtype)
+        if (length, width) not in biased:
+            bias = self.bias(length).to(like.dtype)
+            if self.causal:
+                bias = bias.masked_fill(torch.ones_like(bias[0], dtype=torch.bool).triu(1), float("-inf"))
+            biased[length, width] = F.pad(bias, (0, width - length), value=float("-inf"))[None]
+        return biased[length, width]
+
 
 class _Masks:
-    """What is added to the attention scores: the position bias, and minus infinity on the keys after a row's end.
+    """The masks of one forward pass: a model's layers share them, so that each is built once per pass.
 
-    The layers of a model share one: masks with a bias are built once per batch, not once per layer.
+    The first layer renews them: after a pass the position bias may be changed.
     """
 
     def __init__(self) -> None:
-        self._batch: TokenBatch | None = None
-        self._biased: dict[tuple[int, int], Tensor] = {}
+        self._has_owner = False
+        self._pass: tuple[weakref.ref[TokenBatch], BiasedMasks] | None = None
 
-    def get(
-        self, attention: Attention, batch: TokenBatch, length: int, width: int, like: Tensor
-    ) -> Float[Tensor, "1 _ _ width"] | None:
-        """The mask of rows of one length over windows of `width` keys, as `like` in dtype and device; None: none is needed."""
-        if attention.bias is None:
-            return None if attention.causal or width == length else _beyond(length, width, like.dtype)
-        if self._batch is not batch or torch.is_grad_enabled():
-            self._batch, self._biased = batch, {}
-        if (length, width) not in self._biased:
-            bias = attention.bias(length).to(like.dtype)
-            if attention.causal:
-                bias = bias.masked_fill(torch.ones_like(bias[0], dtype=torch.bool).triu(1), float("-inf"))
-            self._biased[length, width] = F.pad(bias, (0, width - length), value=float("-inf"))[None]
-        return self._biased[length, width]
+    def is_new(self) -> bool:
+        """True once: for the first layer."""
+        had_owner, self._has_owner = self._has_owner, True
+        return not had_owner
+
+    def of_pass(self, batch: TokenBatch, *, renew: bool) -> "BiasedMasks":
+        """The masks that this pass has built, by length and width; new ones for another batch, and where gradients may flow."""
+        current = self._pass
+        if renew or current is None or current[0]() is not batch or torch.is_grad_enabled():
+            current = weakref.ref(batch), {}
+            self._pass = None if torch.is_grad_enabled() else current
+        return current[1]
 
 
 def _rows(

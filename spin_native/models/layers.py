@@ -44,9 +44,11 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(d_model))
 
     def forward(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        centred = x - x.mean(-1, keepdim=True)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # float16 overflows at the square of 256
+        centred = wide - wide.mean(-1, keepdim=True)
         variance = centred.square().mean(-1, keepdim=True)
-        return self.weight * centred / (variance + self.eps).sqrt() + self.bias
+        normed = self.weight * centred / (variance + self.eps).sqrt() + self.bias
+        return normed.to(x.dtype)
 
 
 class Embedding(nn.Embedding):

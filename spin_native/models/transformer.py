@@ -32,7 +32,15 @@ class Layer:
     rows_kept: Int[Tensor, "kept"] | None = None
 
     def keep(self, rows: Int[Tensor, "kept"]) -> None:
-        """Continue with these rows of `batch` only (ascending indices): the others exit here, and no later layer runs them."""
+        """Continue with these rows of `batch` only: the others exit here, and no later layer runs them.
+
+        rows: ascending indices; InputError for others.
+        """
+        listed = rows.tolist()
+        if not listed or listed != sorted(set(listed)) or listed[0] < 0 or listed[-1] >= self.batch.n_rows:
+            raise InputError(
+                f"Layer.keep: got rows {listed[:8]}; expected one or more ascending indices from 0 to {self.batch.n_rows - 1}"
+            )
         self.rows_kept = rows
 
 
@@ -135,7 +143,7 @@ class Transformer(nn.Module):
             if index == self.depth - 1 and not self.is_whole:
                 return
             if edit is not None:
-                activation = edit(layer)
+                activation = checked_edit(edit(layer), activation)
             if layer.rows_kept is not None:
                 batch, tokens = batch.only(layer.rows_kept)
                 attended, activation = attended[tokens], activation[tokens]
@@ -170,6 +178,13 @@ class Transformer(nn.Module):
             raise InputError(
                 f"row {row} has {batch.lengths[row]} tokens, the model holds {self.config.max_tokens}: truncate the text"
             )
+
+
+def checked_edit(edited: Tensor, activation: Tensor) -> Float[Tensor, "token d_ffn"]:
+    """`edited` itself; InputError unless it has the shape of the activation that it replaces."""
+    if edited.shape != activation.shape:
+        raise InputError(f"edit returned {list(edited.shape)}; expected the activation's shape, {list(activation.shape)}")
+    return edited
 
 
 def checked_depth(depth: int | None, n_layers: int) -> int:

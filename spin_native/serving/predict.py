@@ -95,9 +95,10 @@ def check_paths(source: Path, out: Path, overwrite: bool) -> None:
 def _new_columns(clf: SpinClassifier | SpinRegressor, texts: Sequence[Any], exit_: Exit) -> dict[str, pa.Array]:
     """The columns to add to one block of rows; rows whose text is not a str get nulls."""
     usable = [row for row, value in enumerate(texts) if isinstance(value, str)]
-    # A block without any usable row still needs the columns' names and types: an empty text gives them.
-    outputs_and_depths = list(clf.output_blocks([texts[row] for row in usable] or [""], False, exit_))
-    outputs, depths = (np.concatenate(parts) for parts in zip(*outputs_and_depths, strict=True))
+    outputs_and_depths = list(clf.output_blocks([texts[row] for row in usable], False, exit_)) if usable else []
+    # A block without any usable row still needs the columns' names and types.
+    nothing = np.empty((0, clf.task_.n_outputs)), np.empty(0, dtype=np.int64)
+    outputs, depths = (np.concatenate(parts) for parts in zip(nothing, *outputs_and_depths, strict=True))
     columns = clf.task_.columns(outputs)
     if exit_.by != "fixed":
         columns["exit_depth"] = depths

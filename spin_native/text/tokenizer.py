@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import tokenizers
+from jaxtyping import Int
 from tokenizers import models, normalizers, pre_tokenizers, processors
+from torch import Tensor
 
 from spin_native.errors import InputError
 from spin_native.text.batch import TokenBatch
@@ -66,7 +68,7 @@ class Tokenizer:
         ids = [encoding.ids or [self._end_of_text()] for encoding in encodings]
         return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
 
-    def token_strings(self, ids: Iterable[int]) -> list[str]:
+    def token_strings(self, ids: Iterable[int] | Int[Tensor, "token"]) -> list[str]:
         """Each id as the vocabulary spells it: GPT-2 and RoBERTa write a space before a word as "\u0120".
 
         Raises InputError for an id that the vocabulary does not hold.

@@ -1,7 +1,6 @@
 """MPNet (Song et al. 2020): RoBERTa's positions, no token types, and one relative-position bias shared by all layers."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -17,29 +16,26 @@ from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
 from spin_native.text.batch import TokenBatch
 
-# Fixed in the published code: rows of the relative-position table, and the distance from which all share the last bucket.
-N_BUCKETS, MAX_DISTANCE = 32, 128
+# Fixed in the published code: the id after which positions start, whatever config.json says; rows of the relative-position
+# table; and the distance from which all share the last bucket.
+PAD_ID, N_BUCKETS, MAX_DISTANCE = 1, 32, 128
 
 
-@dataclass(frozen=True)
 class MpnetConfig(ModelConfig):
-    pad_id: int
-
     @property
     def max_tokens(self) -> int:
-        return self.n_positions - self.pad_id - 1
+        return self.n_positions - PAD_ID - 1
 
 
 class MpnetEmbedding(nn.Module):
     def __init__(self, config: MpnetConfig) -> None:
         super().__init__()
-        self.pad_id = config.pad_id
         self.word = Embedding(config.n_vocab, config.d_model)
         self.position = Embedding(config.n_positions, config.d_model)
         self.norm = LayerNorm(config.d_model, config.norm_eps)
 
     def forward(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
-        return self.norm(self.word(batch.ids) + self.position(positions_after(self.pad_id, batch)))
+        return self.norm(self.word(batch.ids) + self.position(positions_after(PAD_ID, batch)))
 
 
 class DistanceBias(PositionBias):
@@ -83,7 +79,6 @@ class Mpnet(Transformer):
         file.refuse_unsupported()
         if (n_buckets := file.size("relative_attention_num_buckets", N_BUCKETS)) != N_BUCKETS:
             raise InputError(f"{file.where}: relative_attention_num_buckets is {n_buckets}; supported is {N_BUCKETS}")
-        n_positions = file.size("max_position_embeddings")
         return MpnetConfig(
             family=cls.model_type,
             n_layers=file.size("num_hidden_layers"),
@@ -91,10 +86,10 @@ class Mpnet(Transformer):
             d_model=file.size("hidden_size"),
             d_ffn=file.size("intermediate_size"),
             n_vocab=file.size("vocab_size"),
-            n_positions=n_positions,
+            n_positions=file.size("max_position_embeddings"),
             norm_eps=file.norm_eps("layer_norm_eps", 1e-12),
             activation_function=file.activation_function("hidden_act", "gelu"),
-            pad_id=file.pad_id_before_positions(n_positions),
+            pad_id=file.pad_id(),
         )
 
     weights = WeightTable(
