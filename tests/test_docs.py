@@ -70,6 +70,13 @@ def test_every_quoted_line_computes_what_the_methods_say():
         assert actual == quoted, f"{path}:{line}"
 
 
+def test_every_path_that_contributing_names_exists():
+    paths = re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", text_of("CONTRIBUTING.md"))
+    assert len(paths) >= 25
+    for path in paths:
+        assert (ROOT / path).exists() or (ROOT / "spin_native" / path).exists(), path
+
+
 def test_the_file_tree_of_contributing_is_the_real_one():
     (tree,) = [content for _, content in blocks("CONTRIBUTING.md") if content.startswith("spin_native/")]
     listed, stack = set(), []

@@ -13,6 +13,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, mean_squared_error, mutual_info_score
 
 import spin_native as sn
+from spin_native.classifier.heads import HEADS
 from spin_native.classifier.heads.weighted import Perceptron
 from spin_native.classifier.integrate import integrate
 from spin_native.classifier.parts import ExtractedPart
@@ -24,7 +25,6 @@ from spin_native.probes import probes, solver
 from spin_native.probes.controls import bottom, control_task, random_neurons, stability
 from spin_native.probes.importance import Cut, class_mean_difference, f_statistic, importance, mutual_information, predictivity
 
-HEADS = ("refit", "frozen", "weighted")
 SMALL = {"poolings": ("mean",), "etas": (0.8,)}  # one head for every depth: enough where the choice among several is no matter
 
 

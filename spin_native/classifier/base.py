@@ -329,7 +329,8 @@ class SpinEstimator(BaseEstimator):
         with saved.refuse_edited(read):
             clf = cls(**parameters, device=device, allow_pickle=allow_pickle)
             clf.dtype = dtype or clf.dtype
-            DTYPES[clf.dtype]
+            if clf.dtype not in DTYPES:
+                raise ValueError(f"dtype is {clf.dtype!r}")
         fitted = saved.restored(read)
         checkpoint = Checkpoint(Location(clf.model, clf.revision), allow_pickle)
         saved.check_base_model(read, checkpoint)

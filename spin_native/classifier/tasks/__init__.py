@@ -1,7 +1,7 @@
 """What labels mean: classes or values. No other room asks which of them it is.
 
 A task checks and encodes labels, splits and samples rows, names the loss, the metrics and the outputs, and turns what a head
-gives into answers. Another task is another class here and one line in TASKS.
+gives into answers. Another task is another class here, a line in TASKS, its names in `base.py`, and an estimator.
 """
 
 from spin_native.classifier.tasks.base import Metric, Probe, Task, TaskName
