@@ -44,8 +44,7 @@ def check(options: Options, task: type[Task]) -> None:
         ("ranker", (*WEIGHTINGS, *RANKERS)),
     ):
         if options[name] not in choices:
-            named = ", ".join(choice for choice in choices if choice is not None)
-            raise InputError(f"{name} is {options[name]!r}; expected one of {named}")
+            raise InputError(f"{name} is {options[name]!r}; expected one of {', '.join(map(str, choices))}")
     check_options(options["head"], options)
     task.check_ranker(options["ranker"])
     _check_numbers(options)
