@@ -44,6 +44,23 @@ def post_norm_block(config: ModelConfig, attend: Attention | None = None) -> Pos
     )
 
 
+def read_sizes(file: ConfigFile, family: str) -> ModelConfig:
+    """The keys of BERT's config.json that RoBERTa and MPNet use, too."""
+    file.refuse_unsupported()
+    return ModelConfig(
+        family=family,
+        n_layers=file.size("num_hidden_layers"),
+        n_heads=file.size("num_attention_heads"),
+        d_model=file.size("hidden_size"),
+        d_ffn=file.size("intermediate_size"),
+        n_vocab=file.size("vocab_size"),
+        n_positions=file.size("max_position_embeddings"),
+        norm_eps=file.norm_eps("layer_norm_eps", 1e-12),
+        activation_function=file.activation_function("hidden_act", "gelu"),
+        pad_id=file.pad_id(),
+    )
+
+
 class Bert(Transformer):
     model_type = "bert"
     special_tokens = ("[CLS]", "[SEP]")
@@ -53,20 +70,7 @@ class Bert(Transformer):
 
     @classmethod
     def read_config(cls, file: ConfigFile) -> BertConfig:
-        file.refuse_unsupported()
-        return BertConfig(
-            family=cls.model_type,
-            n_layers=file.size("num_hidden_layers"),
-            n_heads=file.size("num_attention_heads"),
-            d_model=file.size("hidden_size"),
-            d_ffn=file.size("intermediate_size"),
-            n_vocab=file.size("vocab_size"),
-            n_positions=file.size("max_position_embeddings"),
-            n_token_types=file.size("type_vocab_size", 2),
-            norm_eps=file.norm_eps("layer_norm_eps", 1e-12),
-            activation_function=file.activation_function("hidden_act", "gelu"),
-            pad_id=file.pad_id(),
-        )
+        return BertConfig(**vars(read_sizes(file, cls.model_type)), n_token_types=file.size("type_vocab_size", 2))
 
     weights = WeightTable(
         prefix="bert.",

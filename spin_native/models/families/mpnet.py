@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spin_native.errors import InputError
 from spin_native.models.attention import Attention, PositionBias
 from spin_native.models.config import ConfigFile, ModelConfig
-from spin_native.models.families.bert import post_norm_block
+from spin_native.models.families.bert import post_norm_block, read_sizes
 from spin_native.models.families.roberta import positions_after
 from spin_native.models.layers import Embedding, LayerNorm, PostNormBlock
 from spin_native.models.transformer import Transformer
@@ -76,21 +76,9 @@ class Mpnet(Transformer):
 
     @classmethod
     def read_config(cls, file: ConfigFile) -> MpnetConfig:
-        file.refuse_unsupported()
         if (n_buckets := file.size("relative_attention_num_buckets", N_BUCKETS)) != N_BUCKETS:
             raise InputError(f"{file.where}: relative_attention_num_buckets is {n_buckets}; supported is {N_BUCKETS}")
-        return MpnetConfig(
-            family=cls.model_type,
-            n_layers=file.size("num_hidden_layers"),
-            n_heads=file.size("num_attention_heads"),
-            d_model=file.size("hidden_size"),
-            d_ffn=file.size("intermediate_size"),
-            n_vocab=file.size("vocab_size"),
-            n_positions=file.size("max_position_embeddings"),
-            norm_eps=file.norm_eps("layer_norm_eps", 1e-12),
-            activation_function=file.activation_function("hidden_act", "gelu"),
-            pad_id=file.pad_id(),
-        )
+        return MpnetConfig(**vars(read_sizes(file, cls.model_type)))
 
     weights = WeightTable(
         prefix="mpnet.",
