@@ -15,7 +15,7 @@ import spin_native as sn
 from spin_native.features import store as store_module
 from spin_native.features.extract import Extractor, features_of, texts_digest
 from spin_native.features.pooling import POOLINGS
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 from spin_native.text.batch import TokenBatch
 
 WORDS = ["good", "bad", "nice", "awful", "fine", "the", "a", "was", "film", "food"]
@@ -54,8 +54,8 @@ def test_features_equal_each_text_run_by_itself_in_input_order(parts):
 
 def test_depth_k_offers_k_layers_and_only_a_whole_model_the_final_hidden_state(parts, unchecked):
     model, _ = parts
-    assert features_of(model, ("hidden",), ("max",), 2) == [Feature("hidden", "max", 0), Feature("hidden", "max", 1)]
-    assert features_of(model, ("activation", "hidden"), ("max",), None)[-1] == Feature("hidden", "max", 3)
+    assert features_of(model, ("hidden",), ("max",), 2) == [FeatureKey("hidden", "max", 0), FeatureKey("hidden", "max", 1)]
+    assert features_of(model, ("activation", "hidden"), ("max",), None)[-1] == FeatureKey("hidden", "max", 3)
     with pytest.raises(sn.InputError, match="expected 1 to 3"):
         features_of(model, ("hidden",), ("max",), 4)
     with pytest.raises(sn.InputError, match="expected a sequence of one or more of mean, max, first, last"):
@@ -66,7 +66,7 @@ def test_a_neuron_choice_gives_those_columns(parts):
     model, tokenizer = parts
     whole = sn.extract(model, tokenizer, TEXTS)
     chosen = np.array([5, 2, 31])
-    few = Extractor(model, tokenizer, {Feature("activation", "max", 1): chosen}).run(TEXTS)
+    few = Extractor(model, tokenizer, {FeatureKey("activation", "max", 1): chosen}).run(TEXTS)
     expected = whole.array(site="activation", pooling="max", layer=1)[:, chosen]
     assert np.array_equal(few.array(site="activation", pooling="max", layer=1), expected)
 
@@ -170,7 +170,7 @@ def test_other_texts_other_settings_and_other_folders_are_refused(parts, tmp_pat
     with pytest.raises(sn.InputError, match=r"holds features of another extraction \(dtype is float32, now float16\)"):
         sn.extract(model, tokenizer, TEXTS, store=tmp_path / "s", dtype="float16")
     some, others = (
-        Extractor(model, tokenizer, {Feature("activation", "mean", 0): np.array(neurons)}) for neurons in ([0, 1], [0, 2])
+        Extractor(model, tokenizer, {FeatureKey("activation", "mean", 0): np.array(neurons)}) for neurons in ([0, 1], [0, 2])
     )
     some.run(TEXTS, tmp_path / "some")
     with pytest.raises(sn.InputError, match=r"another extraction \(columns is"):

@@ -15,11 +15,11 @@ from spin_native.classifier.heads.weighted import Perceptron, WeightedHead
 from spin_native.classifier.parts import ExtractedPart
 from spin_native.classifier.sparsify import ProbedLayer, Selection
 from spin_native.classifier.tasks import Classes
-from spin_native.features.store import Feature, Features
+from spin_native.features.store import FeatureKey, Features
 from spin_native.probes.controls import random_neurons
 from spin_native.probes.importance import Cut
 
-FIRST, SECOND = Feature("activation", "mean", 0), Feature("activation", "mean", 1)
+FIRST, SECOND = FeatureKey("activation", "mean", 0), FeatureKey("activation", "mean", 1)
 N_NEURONS = 30
 
 

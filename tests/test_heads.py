@@ -20,7 +20,7 @@ from spin_native.classifier.parts import ExtractedPart
 from spin_native.classifier.sparsify import sparsify
 from spin_native.classifier.tasks import Classes
 from spin_native.errors import LeakWarning, NoNeuronWarning
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 from spin_native.probes import probes, solver
 from spin_native.probes.controls import bottom, control_task, random_neurons, stability
 from spin_native.probes.importance import Cut, class_mean_difference, f_statistic, importance, mutual_information, predictivity
@@ -265,7 +265,7 @@ def test_heads_read_sites_and_poolings_apart_or_together(tiny_model, reviews, un
     apart = sn.SpinClassifier(str(tiny_model), mixing="apart", **how).fit(*reviews)
     assert len({feature[:2] for feature in apart.head_.neurons}) == 1
     for clf in (together, apart):
-        expected = clf.head_.neurons.get(Feature("activation", "mean", 0), np.empty(0, int))
+        expected = clf.head_.neurons.get(FeatureKey("activation", "mean", 0), np.empty(0, int))
         assert set(expected.tolist()) <= set(clf.salient_neurons_.get(0, np.empty(0, int)).tolist())
 
 

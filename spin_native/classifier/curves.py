@@ -11,7 +11,7 @@ from spin_native.classifier.heads.refit import refit
 from spin_native.classifier.parts import ExtractedPart, Neurons, Part
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 from spin_native.probes.controls import bottom, control_task, random_neurons
 
 Array = np.ndarray
@@ -59,7 +59,7 @@ class Controls(NamedTuple):
 def controls(head: Head, layers: ProbedLayers, train: Part, validation: Part, settings: Settings) -> Controls:
     """Refit on the head's neurons, and on the controls of the same sizes."""
 
-    def score(neurons: Mapping[Feature, Array], shuffle: bool = False) -> float:
+    def score(neurons: Mapping[FeatureKey, Array], shuffle: bool = False) -> float:
         standardizer = Standardizer.join([layers[f].standardizer.take(chosen) for f, chosen in neurons.items()])
         rows = []
         for part in (train, validation):
@@ -123,7 +123,7 @@ def baseline(
     """
     best = None
     for pooling in settings.poolings:
-        feature = Feature("hidden", pooling, layer)
+        feature = FeatureKey("hidden", pooling, layer)
         raw = train.whole(feature)
         standardizer = Standardizer.of(raw, settings.scaling)
         rows = Rows(standardizer(raw), train.labels)

@@ -12,7 +12,7 @@ from spin_native.classifier.heads import Head
 from spin_native.classifier.parts import Neurons
 from spin_native.errors import InputError
 from spin_native.features.extract import Block, Extractor, Pooled
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 
 Array = np.ndarray
 
@@ -113,7 +113,7 @@ class Deployed:
                     layer.keep(torch.from_numpy(running).to(layer.batch.ids.device))
                 del layer
 
-    def _salient(self, features: Mapping[Feature, Array], depth: int) -> Float[Array, "row salient"]:
+    def _salient(self, features: Mapping[FeatureKey, Array], depth: int) -> Float[Array, "row salient"]:
         """What the head at a depth reads of the features, side by side."""
         columns = self._columns[depth]
         return np.concatenate([features[feature][:, chosen] for feature, chosen in columns.items()], axis=1)
@@ -130,7 +130,7 @@ def _read_by_any(heads: Iterable[Head]) -> Neurons:
 
 def _without_unread_neurons(
     read: Neurons, depth: int, n_layers: int
-) -> tuple[Int[Array, "_"] | None, dict[Feature, Int[Array, "_"] | None]]:
+) -> tuple[Int[Array, "_"] | None, dict[FeatureKey, Int[Array, "_"] | None]]:
     """The neurons that the model's last layer keeps (None: all), and which columns of each feature to read then.
 
     A whole model keeps all: its last layer writes to the final hidden state.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int, Shaped
 
-from spin_native.features.store import Feature, Features
+from spin_native.features.store import FeatureKey, Features
 
 Array = np.ndarray
-Neurons = dict[Feature, Int[Array, "_"]]  # of each feature, some of its columns, sorted
+Neurons = dict[FeatureKey, Int[Array, "_"]]  # of each feature, some of its columns, sorted
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Part(ABC):
     labels: Shaped[Array, "_"]
 
     @abstractmethod
-    def take(self, feature: Feature, neurons: Int[Array, "neuron"]) -> Float32[Array, "row neuron"]:
+    def take(self, feature: FeatureKey, neurons: Int[Array, "neuron"]) -> Float32[Array, "row neuron"]:
         """Some neurons (sorted) of a feature."""
 
-    def side_by_side(self, neurons: Mapping[Feature, Int[Array, "_"]]) -> Float32[Array, "row salient"]:
+    def side_by_side(self, neurons: Mapping[FeatureKey, Int[Array, "_"]]) -> Float32[Array, "row salient"]:
         """Some neurons of several features."""
         return np.concatenate([self.take(feature, chosen) for feature, chosen in neurons.items()], axis=1)
 
@@ -40,15 +40,15 @@ class ExtractedPart(Part):
     """
 
     features: Features
-    columns: Mapping[Feature, Int[Array, "_"]] | None = None
+    columns: Mapping[FeatureKey, Int[Array, "_"]] | None = None
     rows: Int[Array, "_"] | None = None
 
-    def whole(self, feature: Feature) -> Float32[Array, "row width"]:
+    def whole(self, feature: FeatureKey) -> Float32[Array, "row width"]:
         """All columns of a feature."""
         array = self.features.array(**feature._asdict())
         return array if self.rows is None else array[self.rows]
 
-    def take(self, feature: Feature, neurons: Int[Array, "neuron"]) -> Float32[Array, "row neuron"]:
+    def take(self, feature: FeatureKey, neurons: Int[Array, "neuron"]) -> Float32[Array, "row neuron"]:
         if not len(neurons):
             return self._nothing()  # of a feature that may not have been extracted at all
         if self.columns is not None and feature in self.columns:
@@ -75,9 +75,9 @@ class GatheredPart(Part):
     """Some columns of some features, in memory."""
 
     neurons: Neurons
-    arrays: dict[Feature, Float32[Array, "_ _"]]
+    arrays: dict[FeatureKey, Float32[Array, "_ _"]]
 
-    def take(self, feature: Feature, neurons: Int[Array, "neuron"]) -> Float32[Array, "row neuron"]:
+    def take(self, feature: FeatureKey, neurons: Int[Array, "neuron"]) -> Float32[Array, "row neuron"]:
         if not len(neurons):
             return self._nothing()
         return self.arrays[feature].take(np.searchsorted(self.neurons[feature], neurons), axis=1)

@@ -11,7 +11,7 @@ from spin_native.classifier.fitting import PROBE_C_TIMES, Rows, Standardizer, be
 from spin_native.classifier.parts import ExtractedPart, Neurons
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.tasks import Probe
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 from spin_native.probes.importance import RANKERS, Cut, importance
 
 Array = np.ndarray
@@ -21,7 +21,7 @@ Array = np.ndarray
 class ProbedLayer:
     """One site and pooling of one layer: its standardizer, its probe with its validation score, each neuron's importance."""
 
-    feature: Feature
+    feature: FeatureKey
     standardizer: Standardizer
     probe: Probe
     score: float
@@ -42,7 +42,7 @@ class ProbedLayer:
         return max((cut(self.importance) for cut in cuts), key=len)  # selections of growing cuts are nested
 
 
-ProbedLayers = Mapping[Feature, ProbedLayer]
+ProbedLayers = Mapping[FeatureKey, ProbedLayer]
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Selection:
 
 def sparsify(
     train: ExtractedPart, validation: ExtractedPart, max_depth: int, settings: Settings, progress: bool | None
-) -> dict[Feature, ProbedLayer]:
+) -> dict[FeatureKey, ProbedLayer]:
     """Probe every layer, and rank its neurons."""
-    wanted = [Feature(site, pooling, layer) for layer in range(max_depth) for site, pooling in settings.sources]
+    wanted = [FeatureKey(site, pooling, layer) for layer in range(max_depth) for site, pooling in settings.sources]
     hidden_bar = None if progress is None else not progress
     return {
         feature: _probed(train, validation, feature, settings)
@@ -71,7 +71,7 @@ def sparsify(
     }
 
 
-def _probed(train: ExtractedPart, validation: ExtractedPart, feature: Feature, settings: Settings) -> ProbedLayer:
+def _probed(train: ExtractedPart, validation: ExtractedPart, feature: FeatureKey, settings: Settings) -> ProbedLayer:
     """One layer's L1 probe; validation chooses C."""
     raw = train.whole(feature)
     standardizer = Standardizer.of(raw, settings.scaling)

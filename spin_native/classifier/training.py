@@ -32,11 +32,11 @@ from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, sparsify
 from spin_native.classifier.tasks import Task
 from spin_native.errors import NoNeuronWarning
 from spin_native.features.extract import Extractor
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 from spin_native.models import Transformer
 
 Array = np.ndarray
-Wanted = dict[Feature, Int[Array, "_"] | None]
+Wanted = dict[FeatureKey, Int[Array, "_"] | None]
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Training:
 
     def _whole(
         self, parts: Mapping[str, LabelledRows], store: Path | None
-    ) -> tuple[dict[str, ExtractedPart], dict[Feature, ProbedLayer]]:
+    ) -> tuple[dict[str, ExtractedPart], dict[FeatureKey, ProbedLayer]]:
         """All features of all rows, and the layers. Adds the part "heads": the training rows that the heads learn from."""
         wanted = self._everything | self._final
         with self._timed("extract"):
@@ -169,7 +169,7 @@ class Training:
 
     def _sampled(
         self, parts: Mapping[str, LabelledRows], store: Path | None
-    ) -> tuple[dict[str, ExtractedPart], dict[Feature, ProbedLayer]]:
+    ) -> tuple[dict[str, ExtractedPart], dict[FeatureKey, ProbedLayer]]:
         """In two stages: all features of a sample of the rows, and of all rows only the neurons its probes make useful."""
         sampled = {}
         for name in ("training", "validation"):
@@ -220,13 +220,13 @@ class Training:
     def _everything(self) -> Wanted:
         """All features of the layers that heads can read."""
         sources = self.settings.sources
-        return {Feature(site, pooling, layer): None for layer in range(self.max_depth) for site, pooling in sources}
+        return {FeatureKey(site, pooling, layer): None for layer in range(self.max_depth) for site, pooling in sources}
 
     @property
     def _final(self) -> Wanted:
         """The features that the baseline reads."""
         poolings = self.settings.poolings if self.with_baseline else ()
-        return {Feature("hidden", pooling, self._n_layers): None for pooling in poolings}
+        return {FeatureKey("hidden", pooling, self._n_layers): None for pooling in poolings}
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from spin_native.errors import InputError
 from spin_native.features.pooling import POOLINGS, Pooling
-from spin_native.features.store import ActivationStore, Feature, FeatureDtype, Features, FeatureSpec
+from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec
 from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, windows
@@ -29,8 +29,8 @@ from spin_native.text.tokenizer import Tokenizer, check_text
 
 Site = Literal["activation", "hidden"]
 # Which columns of each feature are wanted: all (None), or these neurons.
-Wanted = Mapping[Feature, Int[np.ndarray, "_"] | None]
-Pooled = dict[Feature, Float[np.ndarray, "row _"]]
+Wanted = Mapping[FeatureKey, Int[np.ndarray, "_"] | None]
+Pooled = dict[FeatureKey, Float[np.ndarray, "row _"]]
 
 # Of one layer's activation; measured on CPUs (all shapes from width 384 to 1600, float32 and bfloat16), a guess for CUDA.
 ACTIVATION_BYTES = {False: 12 * 2**20, True: 192 * 2**20}
@@ -66,14 +66,14 @@ def extract(
     return Extractor(model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens).run(texts, store, progress)
 
 
-def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None) -> list[Feature]:
+def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None) -> list[FeatureKey]:
     """The features that `depth` layers of a model offer, layer by layer."""
     check_choices(sites, get_args(Site))
     check_choices(poolings, get_args(Pooling))
     depth = checked_depth(depth, model.depth)
-    offered = [Feature(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
+    offered = [FeatureKey(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
     if "hidden" in sites and depth == model.config.n_layers:
-        offered += [Feature("hidden", pooling, depth) for pooling in poolings]
+        offered += [FeatureKey("hidden", pooling, depth) for pooling in poolings]
     return offered
 
 
@@ -142,7 +142,7 @@ class Extractor:
         self.n_truncated = 0
         self.widths = {f: model.width(f.site, f.layer) if neurons is None else len(neurons) for f, neurons in wanted.items()}
         self._depth = model.depth if depth is None else depth
-        self._by_layer: dict[int, list[tuple[Feature, Tensor | None]]] = {}
+        self._by_layer: dict[int, list[tuple[FeatureKey, Tensor | None]]] = {}
         for feature, neurons in wanted.items():
             columns = None if neurons is None else torch.as_tensor(neurons, device=model.device)
             self._by_layer.setdefault(feature.layer, []).append((feature, columns))
@@ -244,7 +244,7 @@ class Extractor:
                 del layer
         return {feature: block.per_text(values) for feature, values in features.items()}
 
-    def _pool(self, layer: Layer, feature: Feature, columns: Tensor | None) -> Float[np.ndarray, "row width"]:
+    def _pool(self, layer: Layer, feature: FeatureKey, columns: Tensor | None) -> Float[np.ndarray, "row width"]:
         """g(A_l): one pooling of a site of a layer, or some columns of it."""
         values = layer.hidden if feature.site == "hidden" else layer.activation
         assert values is not None  # only the final hidden state comes without an activation

@@ -22,7 +22,7 @@ FORMAT = 1
 FeatureDtype = Literal["float32", "float16"]
 
 
-class Feature(NamedTuple):
+class FeatureKey(NamedTuple):
     """The address of one array of pooled features [row, width]: its site, pooling and layer."""
 
     site: str
@@ -49,7 +49,7 @@ class FeatureSpec:
     dtype: FeatureDtype
     rows_per_shard: int
     max_tokens: int
-    widths: dict[Feature, int]
+    widths: dict[FeatureKey, int]
     columns: str = "all"
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class FeatureSpec:
     def from_json(cls, content: Mapping[str, Any]) -> "FeatureSpec":
         content = {"columns": "all", **content}  # early stores do not say it
         values = {field.name: content[field.name] for field in fields(cls)}
-        widths = {Feature(f["site"], f["pooling"], f["layer"]): f["width"] for f in values["widths"]}
+        widths = {FeatureKey(f["site"], f["pooling"], f["layer"]): f["width"] for f in values["widths"]}
         return cls(**{**values, "widths": widths})
 
 
@@ -70,41 +70,41 @@ class Features:
     widths: feature -> number of columns, for every array.
     """
 
-    def __init__(self, widths: Mapping[Feature, int]) -> None:
+    def __init__(self, widths: Mapping[FeatureKey, int]) -> None:
         self.widths = dict(widths)
         self.n_rows = 0
-        self._blocks: dict[Feature, list[Float[np.ndarray, "row _"]]] = {feature: [] for feature in widths}
+        self._blocks: dict[FeatureKey, list[Float[np.ndarray, "row _"]]] = {feature: [] for feature in widths}
 
     def array(self, *, site: str, pooling: str, layer: int) -> Float32[np.ndarray, "row width"]:
         """One site, pooling and layer, rows in input order; InputError, listing the choices, if it was not extracted."""
-        feature = Feature(site, pooling, layer)
+        feature = FeatureKey(site, pooling, layer)
         blocks = self.blocks(site=site, pooling=pooling, layer=layer) or [np.empty((0, self.widths[feature]), np.float32)]
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return joined.astype(np.float32, copy=False)
 
     def blocks(self, *, site: str, pooling: str, layer: int) -> list[Float[np.ndarray, "_ width"]]:
         """The same array as blocks of rows: a store's shards, mapped from the disk. A solver's Design reads them unjoined."""
-        feature = Feature(site, pooling, layer)
+        feature = FeatureKey(site, pooling, layer)
         if feature not in self.widths:
             there_is = "; ".join(
                 f"{name}s {', '.join(str(v) for v in dict.fromkeys(getattr(f, name) for f in self.widths))}"
-                for name in Feature._fields
+                for name in FeatureKey._fields
             )
             raise InputError(f"no features for site={site!r}, pooling={pooling!r}, layer={layer!r}; there are {there_is}")
         return list(self._read(feature))
 
-    def append(self, block: Mapping[Feature, Float[np.ndarray, "row _"]]) -> None:
+    def append(self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]]) -> None:
         """Add the next rows."""
         for feature, blocks in self._blocks.items():
             blocks.append(block[feature])
         self.n_rows += len(next(iter(block.values())))
 
-    def drop(self, feature: Feature) -> None:
+    def drop(self, feature: FeatureKey) -> None:
         """Free the memory of one feature, which cannot be read any more. Nothing happens to a file."""
         self.widths.pop(feature, None)
         self._blocks.pop(feature, None)
 
-    def _read(self, feature: Feature) -> Iterator[Float[np.ndarray, "row width"]]:
+    def _read(self, feature: FeatureKey) -> Iterator[Float[np.ndarray, "row width"]]:
         blocks = self._blocks[feature]
         if len(blocks) > 1:  # join once, and free the pieces
             blocks[:] = [np.concatenate(blocks)]
@@ -168,7 +168,7 @@ class ActivationStore(Features):
         """Which texts each finished shard was made from."""
         return [shard["texts"] for shard in self._manifest.shards]
 
-    def append(self, block: Mapping[Feature, Float[np.ndarray, "row _"]], texts_digest: str = "") -> None:
+    def append(self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]], texts_digest: str = "") -> None:
         """Write the next rows as one shard; InputError if the disk does not take it, with all finished shards kept."""
         rows = len(next(iter(block.values())))
         tensors = {_key(feature): np.ascontiguousarray(array) for feature, array in block.items()}
@@ -186,7 +186,7 @@ class ActivationStore(Features):
         """Mark the store complete: these are all the texts."""
         self._manifest.finish()
 
-    def _read(self, feature: Feature) -> Iterator[Float[np.ndarray, "row width"]]:
+    def _read(self, feature: FeatureKey) -> Iterator[Float[np.ndarray, "row width"]]:
         for shard in self._manifest.shards:
             path = self.folder / shard["file"]
             try:
@@ -201,7 +201,7 @@ class ActivationStore(Features):
             yield array
 
 
-def _key(feature: Feature) -> str:
+def _key(feature: FeatureKey) -> str:
     return f"{feature.site}.{feature.pooling}.{feature.layer}"
 
 

@@ -13,7 +13,7 @@ from spin_native.classifier.heads.refit import RefitHead
 from spin_native.classifier.heads.weighted import WeightedHead
 from spin_native.classifier.tasks import Task
 from spin_native.errors import InputError
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 from spin_native.probes.importance import Cut
 
 HEADS: dict[str, type[Head]] = {head.kind: head for head in (RefitHead, FrozenHead, WeightedHead)}
@@ -36,7 +36,7 @@ def check_options(name: str, given: Mapping[str, Any]) -> None:
 
 def read_head(description: Mapping[str, Any], tensors: Mapping[str, np.ndarray], task: Task) -> Head:
     """A head from its description and its tensors; KeyError or ValueError if they do not fit together."""
-    features = [Feature(read["site"], read["pooling"], read["layer"]) for read in description["reads"]]
+    features = [FeatureKey(read["site"], read["pooling"], read["layer"]) for read in description["reads"]]
     neurons = {f: tensors[f"neurons.{f.site}.{f.pooling}.{f.layer}"] for f in features}
     width = sum(map(len, neurons.values()))
     kind = HEADS[description["kind"]] if width else ConstantHead

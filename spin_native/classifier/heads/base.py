@@ -14,7 +14,7 @@ from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import ProbedLayers, Selection
 from spin_native.classifier.tasks import Probe, Task
 from spin_native.errors import InputError
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 from spin_native.probes.importance import Cut
 
 Array = np.ndarray
@@ -74,7 +74,7 @@ class Head(ABC):
         return sum(map(len, self.neurons.values()))
 
     @property
-    def places(self) -> list[tuple[Feature, int]]:
+    def places(self) -> list[tuple[FeatureKey, int]]:
         """(feature, neuron) of each column it reads."""
         return [(feature, int(neuron)) for feature, neurons in self.neurons.items() for neuron in neurons]
 

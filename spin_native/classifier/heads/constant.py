@@ -9,7 +9,7 @@ from spin_native.classifier.fitting import Rows, Standardizer
 from spin_native.classifier.heads.base import LinearHead, no_neurons
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import ProbedLayers, Selection
-from spin_native.features.store import Feature
+from spin_native.features.store import FeatureKey
 
 Array = np.ndarray
 
@@ -27,7 +27,7 @@ class ConstantHead(LinearHead):
         """The best constant answer to these labels."""
         site, pooling = settings.sources[0]
         empty = np.empty(0, dtype=np.float32)
-        neurons = {Feature(site, pooling, 0): no_neurons()}
+        neurons = {FeatureKey(site, pooling, 0): no_neurons()}
         return cls(settings.task, settings.cuts[0], neurons, Standardizer(empty, empty), settings.task.constant(labels))
 
     @classmethod
