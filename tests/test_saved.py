@@ -1,5 +1,6 @@
 """Classifiers on disk: what is saved is loaded, old files too; a crash at any step leaves a whole classifier."""
 
+import copy
 import hashlib
 import json
 import os
@@ -35,6 +36,14 @@ def test_a_loaded_classifier_equals_the_saved_one(fitted, saved, reviews):
     assert again.baseline_ == fitted.baseline_
     assert again.get_params() == fitted.get_params()
     assert again.explain("good film") == fitted.explain("good film")
+
+
+def test_parameters_set_after_the_fit_are_not_saved_as_those_of_the_fit(fitted, tmp_path):
+    changed = copy.copy(fitted).set_params(dtype="bfloat16", metric="macro_f1", depth=1)
+    for name, clf in (("changed", changed), ("fitted", fitted)):
+        clf.save_pretrained(tmp_path / name)
+    written, expected = ((tmp_path / name / "spin_classifier.json").read_bytes() for name in ("changed", "fitted"))
+    assert written == expected
 
 
 def copy_of(tiny_model, folder):

@@ -201,7 +201,7 @@ class SpinEstimator(BaseEstimator):
         """Load the layers that the heads need, and set every attribute of a fit at once."""
         deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device)
         learnt = {f"{field.name}_": getattr(fitted, field.name) for field in fields(fitted)}
-        self.__dict__.update(learnt, _deployed=deployed)
+        self.__dict__.update(learnt, _deployed=deployed, _fitted_with=self.get_params())
 
     # The first depth_ layers, the salient neurons, the heads.
 
@@ -289,7 +289,8 @@ class SpinEstimator(BaseEstimator):
         """
         check_is_fitted(self, "heads_")
         fitted = Fitted(**{field.name: getattr(self, f"{field.name}_") for field in fields(Fitted)})
-        saved.save_classifier(Path(folder), fitted, self.metric_, self.get_params(), self._deployed.checkpoint)
+        metric = options.metric_of(self._fitted_with, TASKS[self.task])
+        saved.save_classifier(Path(folder), fitted, metric, self._fitted_with, self._deployed.checkpoint)
 
     @classmethod
     def from_pretrained(
