@@ -120,11 +120,18 @@ def _option_type(annotation: Any) -> Any:
 @setting("mixing", "Research", "Read one site and pooling per head (apart), all (together), or what validation prefers (best).")
 @setting("scaling", "Research", "Scale each neuron to mean 0 and variance 1, or not.")
 @setting("ranker", "Research", "What makes a neuron important.", type=click.Choice([*WEIGHTINGS, *RANKERS]))
-@setting("etas", "Research", "Shares of the importance to keep. Validation chooses one.", flags=["--etas", "--eta"])
+@setting(
+    "etas",
+    "Research",
+    "Shares of the importance to keep. Validation chooses one.  [default: 0.2,0.4,0.6,0.8,0.9,1]",
+    flags=["--etas", "--eta"],
+)
 @setting("top_k", "Research", "Numbers of neurons to keep per layer, instead of --etas.")
 @setting("top_share", "Research", "Shares of each layer's neurons to keep, instead of --etas.")
-@setting("Cs", "Research", "Inverse strengths of the L1 penalty to try, for the layers' probes.")
-@setting("head_Cs", "Research", "Inverse strengths of the L2 penalty to try, for the heads.")
+@setting("Cs", "Research", "Inverse strengths of the L1 penalty to try, for the layers' probes.  [default: set by the data]")
+@setting(
+    "head_Cs", "Research", "Inverse strengths of the L2 penalty to try, for the heads.  [default: set by the number of neurons]"
+)
 @setting("phase_two", "Research", "Rows that a frozen head learns from: rows its probes have seen, unseen ones, or both.")
 @setting(
     "final_rows",
