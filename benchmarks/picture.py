@@ -38,8 +38,7 @@ def draw(results: dict[str, Any], out: Path, head: str) -> None:
         baseline = np.mean([record["test"] for record in result["baseline"]])
         panel.axhline(baseline, color=BASELINE, linestyle="--", linewidth=1.5)
         panel.plot(depths, scores, color=CURVE, marker="o", markersize=4, linewidth=1.8)
-        panel.annotate("final hidden state", (depths[0], baseline), (0, 3), textcoords="offset points", color=BASELINE,
-                       ha="left", va="bottom", fontsize=9)  # fmt: skip
+        panel.text(0.98, 0.05, "- -  final hidden state", transform=panel.transAxes, color=BASELINE, ha="right", fontsize=9)
         panel.annotate("salient neurons of the first k layers", (depths[-1], scores.max()), (0, 6), color=CURVE,
                        textcoords="offset points", ha="right", va="bottom", fontsize=9)  # fmt: skip
         panel.set_title(TITLES[name], loc="left", fontweight="bold")
