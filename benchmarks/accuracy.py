@@ -31,19 +31,13 @@ import spin_native as sn
 # The package's internals, so that one extraction and one set of probes serve all heads.
 from spin_native.classifier.curves import baseline
 from spin_native.classifier.integrate import integrate
+from spin_native.classifier.options import DTYPES
 from spin_native.classifier.parts import ExtractedPart
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import sparsify
 from spin_native.classifier.tasks import Classes, Values
 from spin_native.probes.importance import importance
 
-DTYPES: dict[str, Any] = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "auto": "auto",
-}
 HEADS = ("refit", "frozen", "weighted")
 
 

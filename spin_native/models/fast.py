@@ -44,13 +44,14 @@ KERNELS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
 
 def use_kernels(model: Transformer) -> None:
     """Replace attention, norms and activation functions by torch's fused kernels, in place. Gradients and moves still work."""
-    masks = _Masks()
+    masks, is_first = _Masks(), True
     for module in list(model.modules()):
         for name, part in list(module.named_children()):
             if isinstance(part, LayerNorm):
                 setattr(module, name, FusedLayerNorm(part))
             elif isinstance(part, Attention):
-                setattr(module, name, FusedAttention(part, masks))
+                setattr(module, name, FusedAttention(part, masks, renews_masks=is_first))
+                is_first = False
         if isinstance(module, FeedForward) and module.activation_function is ACTIVATIONS[model.config.activation_function]:
             module.activation_function = KERNELS[model.config.activation_function]
 
@@ -68,12 +69,13 @@ class FusedAttention(Attention):
 
     In a batch sorted longest first, rows of one length are neighbours (`TokenBatch.runs`), so that a run of them is a
     [row, position] view for one kernel. Other batches are sorted first, and the result is brought back, by copying.
+
+    masks: shared by the layers of a model; the first layer renews them (renews_masks).
     """
 
-    def __init__(self, plain: Attention, masks: "_Masks") -> None:
+    def __init__(self, plain: Attention, masks: "_Masks", *, renews_masks: bool = True) -> None:
         super().__init__(plain.n_heads, scale=plain.scale, causal=plain.causal)
-        self.bias, self._masks = plain.bias, masks
-        self._is_first = masks.is_new()  # of the model's layers
+        self.bias, self._masks, self._renews_masks = plain.bias, masks, renews_masks
 
     def forward(
         self,
@@ -111,7 +113,7 @@ class FusedAttention(Attention):
         keys weigh exactly 0: a row's bits are the same either way. float16 overflows easily and gets no windows.
         """
         parts = []
-        biased = None if self.bias is None else self._masks.of_pass(batch, renew=self._is_first)
+        biased = None if self.bias is None else self._masks.of_pass(batch, renew=self._renews_masks)
         for run in batch.runs:
             width, n_windows = run.length, run.n_rows
             if widens:
@@ -149,17 +151,11 @@ class FusedAttention(Attention):
 class _Masks:
     """The masks of one forward pass: a model's layers share them, so that each is built once per pass.
 
-    The first layer renews them: after a pass the position bias may be changed.
+    Not once per batch: between two passes the position bias may be changed.
     """
 
     def __init__(self) -> None:
-        self._has_owner = False
         self._pass: tuple[weakref.ref[TokenBatch], BiasedMasks] | None = None
-
-    def is_new(self) -> bool:
-        """True once: for the first layer."""
-        had_owner, self._has_owner = self._has_owner, True
-        return not had_owner
 
     def of_pass(self, batch: TokenBatch, *, renew: bool) -> "BiasedMasks":
         """The masks that this pass has built, by length and width; new ones for another batch, and where gradients may flow."""
