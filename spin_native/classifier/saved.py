@@ -24,7 +24,7 @@ from spin_native.classifier.exits import Exit, Promise
 from spin_native.classifier.heads import describe, head_tensors, read_head
 from spin_native.classifier.tasks import TASKS
 from spin_native.classifier.training import Fitted
-from spin_native.disk import flush, write_bytes, write_json
+from spin_native.disk import flush, json_bytes, write_bytes
 from spin_native.errors import InputError
 from spin_native.version import __version__
 
@@ -49,7 +49,18 @@ class Saved:
 
 
 def save_classifier(folder: Path, fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Write a fitted classifier to a folder; InputError if the disk does not take it.
+    """Write a fitted classifier to a folder; InputError if the disk does not take it. See `pack` for the arguments."""
+    description, tensors = pack(fitted, metric, parameters, checkpoint)
+    try:
+        _write(folder, description, tensors)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the classifier could not be written ({error}); choose another folder or make room"
+        ) from error
+
+
+def pack(fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[bytes, bytes]:
+    """A fitted classifier as the content of its two files: the JSON description, and the tensors that it names by sha256.
 
     metric: what its scores are. parameters: the estimator's. The same classifier gives the same bytes.
     """
@@ -79,22 +90,17 @@ def save_classifier(folder: Path, fitted: Fitted, metric: str, parameters: Mappi
         },
     }
     tensors = {f"{depth}.{name}": t for depth, head in fitted.heads.items() for name, t in head_tensors(head).items()}
-    try:
-        _write(folder, description, tensors)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: the classifier could not be written ({error}); choose another folder or make room"
-        ) from error
-
-
-def _write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """Replace both files as one. A crash leaves the old classifier or the new one."""
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     described = {name: _plain(value) for name, value in description.items()}
+    return json_bytes({"format": FORMAT, "head_sha256": _sha256(content), **described}), content
+
+
+def _write(folder: Path, description: bytes, tensors: bytes) -> None:
+    """Replace both files as one. A crash leaves the old classifier or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     _finish_interrupted_save(folder)
-    write_bytes(folder / NEW_TENSORS, content)
-    write_json(folder / DESCRIPTION, {"format": FORMAT, "head_sha256": _sha256(content), **described})
+    write_bytes(folder / NEW_TENSORS, tensors)
+    write_bytes(folder / DESCRIPTION, description)
     os.replace(folder / NEW_TENSORS, folder / TENSORS)
     flush(folder)
 
@@ -115,15 +121,31 @@ def _finish_interrupted_save(folder: Path) -> None:
 def read_saved(location: Location) -> Saved:
     """The description and the tensors; InputError if they are damaged or do not belong together."""
     description = location.read_json(DESCRIPTION)
+    check_format(description, location.name)
+    return _saved(location.name, description, _tensors_content(location, description.get("head_sha256")))
+
+
+def unpack(name: str, description: bytes, tensors: bytes) -> Saved:
+    """What `pack` gave, read again; `name` names it in errors. See `read_saved` for these."""
+    read = json.loads(description)
+    check_format(read, name)
+    if _sha256(tensors) != read.get("head_sha256"):
+        raise InputError(f"{name}: its tensors are not those that its description names (their sha256 differs)")
+    return _saved(name, read, tensors)
+
+
+def check_format(description: Mapping[str, Any], name: str) -> None:
     if description.get("format") != FORMAT:
         raise InputError(
-            f"{location.name}/{DESCRIPTION}: format {description.get('format')!r}; expected {FORMAT}: save the classifier again"
+            f"{name}/{DESCRIPTION}: format {description.get('format')!r}; expected {FORMAT}: save the classifier again"
         )
-    content = _tensors_content(location, description.get("head_sha256"))
+
+
+def _saved(name: str, description: dict[str, Any], tensors: bytes) -> Saved:
     try:
-        return Saved(location.name, description, load(content))
+        return Saved(name, description, load(tensors))
     except SafetensorError as error:
-        raise InputError(f"{location.name}/{TENSORS}: damaged ({error}); save the classifier again") from error
+        raise InputError(f"{name}/{TENSORS}: damaged ({error}); save the classifier again") from error
 
 
 def _tensors_content(location: Location, expected: str | None) -> bytes:
