@@ -1,23 +1,36 @@
-"""Writes that survive a crash: atomic files, one writer per folder, and a manifest of finished shards.
+"""Files that survive a crash, and files that are not trusted when they are read back.
 
-The order is always the same: write under another name, flush, rename, flush the folder, and only then list. Whatever happens (a
-killed process, a full disk), a file under its own name is complete, and a shard that the manifest lists is complete too.
+Writing: atomic files, one writer per folder, and a manifest of finished shards. The order is always the same: write under
+another name, flush, rename, flush the folder, and only then list. Whatever happens (a killed process, a full disk), a file
+under its own name is complete, and a shard that the manifest lists is complete too.
+
+Reading: a JSON file becomes a typed record in one step (`read_record`), and a file name that was read from a file is checked
+before it is used (`is_plain_name`).
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Generic, TypeVar
 
+import msgspec
 from filelock import FileLock, Timeout
+from msgspec import Meta
 
 from spin_native.errors import InputError
 
 PARTIAL = ".partial"  # ending of a file that is still being written
 LOCK = ".lock"
 MANIFEST = "manifest.json"
+MAX_RECORD_BYTES = 64 * 2**20  # the largest published index has 1 MB
+
+Record = TypeVar("Record")
+Count = Annotated[int, Meta(ge=0, le=2**40)]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -32,7 +45,7 @@ def write_json(path: Path, content: object) -> None:
 
 def json_bytes(content: object) -> bytes:
     """Readable JSON in UTF-8."""
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -75,36 +88,147 @@ def is_unused(folder: Path) -> bool:
     return not folder.exists() or all(name == LOCK or name.endswith(PARTIAL) for name in os.listdir(folder))
 
 
-class Manifest:
+# Reading.
+
+
+def read_record(path: Path, kind: type[Record], otherwise: str) -> Record:
+    """A JSON file as a typed record. Fields that the record does not have are skipped: later versions may add some.
+
+    otherwise: the error's words where the file is JSON, but not this record.
+    Raises InputError, naming the file and the field, for whatever is not a UTF-8 JSON object with these fields, each of its
+    type; for a key that an object has twice; and for NaN and infinity, which are no JSON. FileNotFoundError where no file is.
+    """
+    return decode_record(_record_bytes(path), kind, path, otherwise)
+
+
+def _record_bytes(path: Path) -> bytes:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: not a file; expected a JSON file")
+        if status.st_size > MAX_RECORD_BYTES:
+            raise InputError(f"{path}: {status.st_size} bytes; expected a JSON file of at most {MAX_RECORD_BYTES}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def decode_record(content: bytes, kind: type[Record], where: object, otherwise: str) -> Record:
+    """The bytes of a JSON file as a typed record; errors as of `read_record`. `where` names the file in errors."""
+    try:
+        record = msgspec.json.decode(content, type=kind)
+    except msgspec.ValidationError as error:
+        if got := re.fullmatch(r"Expected `object`, got `(\w+)`", str(error)):
+            raise InputError(f"{where}: holds {_a(got[1])}; expected a JSON object: {otherwise}") from error
+        raise InputError(f"{where}: {otherwise} ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: {otherwise} (objects inside objects, too many levels deep)") from error
+    except ValueError as error:  # also undecodable bytes
+        hint = "starts with a byte order mark; save it as plain UTF-8" if content[:2] in BYTE_ORDER_MARKS else error
+        raise InputError(f"{where}: not JSON ({hint}); fetch the file again") from error
+    if (twice := _key_given_twice(content)) is not None:
+        raise InputError(f"{where}: {otherwise} (an object has the key {twice!r} twice)")
+    return record
+
+
+BYTE_ORDER_MARKS = (b"\xef\xbb", b"\xff\xfe", b"\xfe\xff")  # of UTF-8 (its first two bytes) and UTF-16
+
+
+def _a(kind: str) -> str:
+    return {"array": "a list", "null": "null", "str": "a text", "bool": "true or false"}.get(kind, "a number")
+
+
+STRING_OR_BRACE = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")(\s*:)?|[{}]')
+
+
+def _key_given_twice(content: bytes) -> str | None:
+    """A key that some object of a valid JSON text has twice: readers differ in which value they take."""
+    keys: list[set[str]] = []  # of each object that is open
+    for token in STRING_OR_BRACE.finditer(content):
+        if token[0] == b"{":
+            keys.append(set())
+        elif token[0] == b"}":
+            keys.pop()
+        elif token[2] is not None:
+            key = json.loads(token[1])
+            if key in keys[-1]:
+                return key
+            keys[-1].add(key)
+    return None
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file name that was read from a file names something in the same folder, on every system."""
+    return re.fullmatch(r"[^/\\:\x00]+", name) is not None and name not in (".", "..")
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# Manifests.
+
+
+class Shard(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A finished shard: its file's name, its rows, a digest of the texts it was made from, and the sha256 of the file.
+
+    sha256: None in folders of version 0.1, which did not write it.
+    """
+
+    file: str
+    rows: Count
+    texts: str
+    sha256: str | None = None
+
+
+class ListedShards(msgspec.Struct, frozen=True):
+    """What every manifest holds, whatever its description."""
+
+    complete: bool
+    shards: tuple[Shard, ...]
+
+
+Description = TypeVar("Description", bound=msgspec.Struct)
+
+
+class Manifest(Generic[Description]):
     """The list of a folder's finished shards.
 
-    description: what the shards hold; stored beside the list. shards: one entry per finished shard, in order. is_complete:
-    whether the last shard has been written.
+    description: what the shards hold; stored beside the list. shards: in order. is_complete: whether the last shard has been
+    written.
     """
 
     def __init__(
-        self, folder: Path, description: Mapping[str, Any], shards: Sequence[Mapping[str, Any]] = (), is_complete: bool = False
+        self, folder: Path, description: Description, shards: tuple[Shard, ...] = (), is_complete: bool = False
     ) -> None:
-        self.folder, self.description = folder, dict(description)
-        self.shards, self.is_complete = [dict(shard) for shard in shards], is_complete
+        self.folder, self.description, self.shards, self.is_complete = folder, description, shards, is_complete
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """The manifest on disk; OSError if there is none, ValueError or KeyError if it is not a manifest."""
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-        shards, is_complete = content.pop("shards"), content.pop("complete")
-        return cls(folder, content, shards, is_complete)
+    def read(cls, folder: Path, kind: type[Description], otherwise: str) -> "Manifest[Description]":
+        """The manifest on disk; FileNotFoundError if there is none. `kind`, `otherwise` and other errors: see `read_record`."""
+        path = folder / MANIFEST
+        content = _record_bytes(path)
+        description = decode_record(content, kind, path, otherwise)
+        listed = decode_record(content, ListedShards, path, otherwise)
+        return cls(folder, description, listed.shards, listed.complete)
 
     def write(self) -> None:
         """Replace the manifest on disk."""
-        write_json(self.folder / MANIFEST, {**self.description, "complete": self.is_complete, "shards": self.shards})
+        listed = msgspec.to_builtins(ListedShards(self.is_complete, self.shards))
+        write_json(self.folder / MANIFEST, {**msgspec.to_builtins(self.description), **listed})
 
-    def add(self, filename: str, write: Callable[[Path], object], **entry: Any) -> None:
-        """Write one shard and list it with `entry`. After an error the shards before it are untouched and still listed."""
-        write_file(self.folder / filename, write)
-        added = Manifest(self.folder, self.description, [*self.shards, {"file": filename, **entry}])
+    def add(self, filename: str, write: Callable[[Path], object], rows: int, texts: str) -> None:
+        """Write one shard and list it. After an error the shards before it are untouched and still listed."""
+        path = self.folder / filename
+        write_file(path, write)
+        added = Manifest(self.folder, self.description, (*self.shards, Shard(filename, rows, texts, sha256_of(path))))
         added.write()
         self.shards = added.shards
 

@@ -1,5 +1,8 @@
 """The one error that the package raises on purpose, and its warnings."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """Something the caller gave cannot be used.
@@ -15,3 +18,20 @@ class LeakWarning(UserWarning):
 
 class NoNeuronWarning(UserWarning):
     """No neuron is salient: every text gets the same answer."""
+
+
+@contextmanager
+def as_input_error(where: object, problem: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a library raises about a file into one InputError: where, the problem and what the library said, remedy.
+
+    Also a panic of a library's Rust code, which Python sees as a BaseException.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # KeyboardInterrupt and the like
+        said = str(error).strip().splitlines()
+        raise InputError(f"{where}: {problem} ({said[0] if said else type(error).__name__}); {remedy}") from error

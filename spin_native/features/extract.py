@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -21,13 +21,12 @@ from tqdm.auto import tqdm
 
 from spin_native.errors import InputError
 from spin_native.features.pooling import POOLINGS, Pooling
-from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec
+from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec, Site
 from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, windows
 from spin_native.text.tokenizer import Tokenizer, check_text
 
-Site = Literal["activation", "hidden"]
 # Which columns of each feature are wanted: all (None), or these neurons.
 Wanted = Mapping[FeatureKey, Int[np.ndarray, "_"] | None]
 Pooled = dict[FeatureKey, Float[np.ndarray, "row _"]]

@@ -8,18 +8,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from jaxtyping import Float, Float32
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from spin_native.disk import MANIFEST, Manifest, is_unused, writer
-from spin_native.errors import InputError
+from spin_native.disk import MANIFEST, Count, Manifest, Shard, is_unused, read_record, sha256_of, writer
+from spin_native.errors import InputError, as_input_error
+from spin_native.features.pooling import Pooling
 
 FORMAT = 1
 FeatureDtype = Literal["float32", "float16"]
+Site = Literal["activation", "hidden"]
+DAMAGED = "this shard is gone or damaged", "delete the folder and extract again"  # problem and remedy
+NO_MANIFEST = "not a manifest of an activation store; extract again"
 
 
 class FeatureKey(NamedTuple):
@@ -52,16 +58,52 @@ class FeatureSpec:
     widths: dict[FeatureKey, int]
     columns: str = "all"
 
-    def to_json(self) -> dict[str, Any]:
-        features = [{**feature._asdict(), "width": width} for feature, width in self.widths.items()]
-        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "widths": features}
+    def to_record(self) -> "StoreRecord":
+        features = [StoredFeature(*feature, width) for feature, width in self.widths.items()]  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return StoreRecord(format=FORMAT, **{**values, "max_tokens": int(self.max_tokens), "widths": features})
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "FeatureSpec":
-        content = {"columns": "all", **content}  # early stores do not say it
-        values = {field.name: content[field.name] for field in fields(cls)}
-        widths = {FeatureKey(f["site"], f["pooling"], f["layer"]): f["width"] for f in values["widths"]}
-        return cls(**{**values, "widths": widths})
+    def from_record(cls, record: "StoreRecord") -> "FeatureSpec":
+        """The specification that a manifest holds; ValueError for features that no extraction gives."""
+        widths = {FeatureKey(f.site, f.pooling, f.layer): f.width for f in record.widths}
+        if len(widths) < len(record.widths):
+            raise ValueError("widths names a feature twice")
+        if deep := [feature for feature in widths if feature.layer > record.depth - (feature.site == "activation")]:
+            raise ValueError(f"widths names {_key(deep[0])}, but the depth is {record.depth}")
+        return cls(**{field.name: getattr(record, field.name) for field in fields(cls)} | {"widths": widths})
+
+
+class StoredFeature(msgspec.Struct, frozen=True):
+    """One feature as a manifest names it."""
+
+    site: Site
+    pooling: Pooling
+    layer: Annotated[int, Meta(ge=0, le=10_000)]
+    width: Annotated[int, Meta(ge=0, le=2**31)]
+
+
+class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A store's manifest.json, its list of shards apart. See FeatureSpec for the fields."""
+
+    format: int
+    model: str
+    model_revision: str | None
+    model_fingerprint: str
+    model_dtype: str
+    tokenizer_fingerprint: str
+    depth: Annotated[int, Meta(ge=1, le=10_000)]
+    dtype: FeatureDtype
+    rows_per_shard: Annotated[int, Meta(ge=1, le=2**40)]
+    max_tokens: Count
+    widths: list[StoredFeature]
+    columns: str = "all"  # early stores do not say it
+
+
+class StoreFormat(msgspec.Struct):
+    """The one field that every format has."""
+
+    format: int
 
 
 class Features:
@@ -115,27 +157,29 @@ class ActivationStore(Features):
     """Pooled features on disk, mapped into memory when read. `extract(..., store=folder)` writes one."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open a store; InputError if the folder holds none or its manifest cannot be read."""
+        """Open a store; InputError if the folder holds none or its manifest cannot be read. See `verify` for its shards."""
         self.folder = Path(folder)
         path = self.folder / MANIFEST
         try:
-            self._manifest = Manifest.read(self.folder)
-            stored_format = self._manifest.description["format"]
-            if stored_format != FORMAT:
-                raise InputError(f"{path}: format {stored_format}; this version of spin_native reads format {FORMAT}")
-            self.spec = FeatureSpec.from_json(self._manifest.description)
-            super().__init__(self.spec.widths)
-            self.n_rows = sum(shard["rows"] for shard in self._manifest.shards)
-        except InputError:
-            raise
-        except OSError as error:
+            stored = read_record(path, StoreFormat, NO_MANIFEST)
+            if stored.format != FORMAT:
+                raise InputError(f"{path}: format {stored.format}; this version of spin_native reads format {FORMAT}")
+            self._manifest = Manifest.read(self.folder, StoreRecord, NO_MANIFEST)
+        except FileNotFoundError as error:
             raise InputError(f"{self.folder}: no activation store ({error.strerror}: {MANIFEST})") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a manifest of an activation store ({error!r}); extract again") from error
+        try:
+            self.spec = FeatureSpec.from_record(self._manifest.description)
+            super().__init__(self.spec.widths)
+            for shard in self._manifest.shards:
+                if shard.file != (expected := _shard_name(self.n_rows)):  # a manifest must not lead out of the folder
+                    raise ValueError(f"the shard of row {self.n_rows} is {shard.file!r}; expected {expected!r}")
+                self.n_rows += shard.rows
+        except ValueError as error:
+            raise InputError(f"{path}: {NO_MANIFEST} ({error})") from error
 
     @classmethod
     def create(cls, folder: str | Path, spec: FeatureSpec) -> "ActivationStore":
-        """A new store, or the existing one if its specification is the same; InputError otherwise."""
+        """A new store, or the existing one, verified, if its specification is the same; InputError otherwise."""
         folder = Path(folder)
         if (folder / MANIFEST).exists():
             store = cls(folder)
@@ -146,12 +190,30 @@ class ActivationStore(Features):
                     f"{folder}: holds features of another extraction ({name} is {_short(getattr(store.spec, name))}, now "
                     f"{_short(getattr(spec, name))}); choose another folder, or delete this one"
                 )
+            store.verify()
             return store
         if not is_unused(folder):
             raise InputError(f"{folder}: not empty and no activation store; choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        Manifest(folder, {"format": FORMAT, **spec.to_json()}).write()
+        Manifest(folder, spec.to_record()).write()
         return cls(folder)
+
+    def verify(self) -> None:
+        """Read every shard; InputError unless it is, to the bit, the file that was listed.
+
+        Version 0.1 listed no checksums: of such shards only the sizes are compared.
+        """
+        for shard in self._manifest.shards:
+            path = self._path(shard)
+            with as_input_error(path, *DAMAGED):
+                digest = None if shard.sha256 is None else sha256_of(path)
+            if digest != shard.sha256:
+                raise InputError(
+                    f"{path}: this shard was changed or damaged (its sha256 is not the one in {MANIFEST}); delete the folder "
+                    "and extract again"
+                )
+            for feature in self.widths:
+                self._array(shard, feature)
 
     @staticmethod
     def writer(folder: str | Path) -> AbstractContextManager[None]:
@@ -166,15 +228,14 @@ class ActivationStore(Features):
     @property
     def texts_digests(self) -> list[str]:
         """Which texts each finished shard was made from."""
-        return [shard["texts"] for shard in self._manifest.shards]
+        return [shard.texts for shard in self._manifest.shards]
 
     def append(self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]], texts_digest: str = "") -> None:
         """Write the next rows as one shard; InputError if the disk does not take it, with all finished shards kept."""
         rows = len(next(iter(block.values())))
         tensors = {_key(feature): np.ascontiguousarray(array) for feature, array in block.items()}
-        name = f"rows-{self.n_rows:010d}.safetensors"
         try:
-            self._manifest.add(name, lambda path: save_file(tensors, path), rows=rows, texts=texts_digest)
+            self._manifest.add(_shard_name(self.n_rows), lambda path: save_file(tensors, path), rows, texts_digest)
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"{self.folder}: rows {self.n_rows} to {self.n_rows + rows - 1} could not be written ({error}); the "
@@ -187,18 +248,31 @@ class ActivationStore(Features):
         self._manifest.finish()
 
     def _read(self, feature: FeatureKey) -> Iterator[Float[np.ndarray, "row width"]]:
-        for shard in self._manifest.shards:
-            path = self.folder / shard["file"]
-            try:
-                # The torch reader maps the file; the numpy one would copy it.
-                array = safe_open(path, framework="pt").get_tensor(_key(feature)).numpy()
-            except (OSError, SafetensorError) as error:
-                raise InputError(
-                    f"{path}: this shard is gone or damaged ({error}); delete the folder and extract again"
-                ) from error
-            if array.shape != (shard["rows"], self.widths[feature]):
-                raise InputError(f"{path}: {_key(feature)} is {list(array.shape)}, not what {MANIFEST} says; extract again")
-            yield array
+        return (self._array(shard, feature) for shard in self._manifest.shards)
+
+    def _array(self, shard: Shard, feature: FeatureKey) -> Float[np.ndarray, "row width"]:
+        """One feature's rows in one shard, mapped from the disk."""
+        path, key = self._path(shard), _key(feature)
+        with as_input_error(path, *DAMAGED):
+            # The torch reader maps the file; the numpy one would copy it.
+            array = safe_open(path, framework="pt").get_tensor(key).numpy()
+        if array.shape != (shard.rows, self.widths[feature]) or array.dtype != self.spec.dtype:
+            raise InputError(
+                f"{path}: {key} is {array.dtype} {list(array.shape)}; expected {self.spec.dtype} "
+                f"{[shard.rows, self.widths[feature]]}, as {MANIFEST} says: extract again"
+            )
+        return array
+
+    def _path(self, shard: Shard) -> Path:
+        """Where a shard is; InputError for a link that leads out of the folder."""
+        path = self.folder / shard.file
+        if path.is_symlink() and path.resolve().parent != self.folder.resolve():
+            raise InputError(f"{path}: a link out of the folder; expected the shard itself: extract again")
+        return path
+
+
+def _shard_name(first_row: int) -> str:
+    return f"rows-{first_row:010d}.safetensors"
 
 
 def _key(feature: FeatureKey) -> str:
