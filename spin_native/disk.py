@@ -126,14 +126,19 @@ def decode_record(content: bytes, kind: type[Record], where: object, otherwise: 
     except RecursionError as error:
         raise InputError(f"{where}: {otherwise} (objects inside objects, too many levels deep)") from error
     except ValueError as error:  # also undecodable bytes
-        hint = "starts with a byte order mark; save it as plain UTF-8" if content[:2] in BYTE_ORDER_MARKS else error
-        raise InputError(f"{where}: not JSON ({hint}); fetch the file again") from error
+        raise InputError(f"{where}: not JSON ({_why_not_json(content) or error}); fetch the file again") from error
     if (twice := _key_given_twice(content)) is not None:
         raise InputError(f"{where}: {otherwise} (an object has the key {twice!r} twice)")
     return record
 
 
-BYTE_ORDER_MARKS = (b"\xef\xbb", b"\xff\xfe", b"\xfe\xff")  # of UTF-8 (its first two bytes) and UTF-16
+def _why_not_json(content: bytes) -> str | None:
+    """What is wrong with a text that is no JSON, where that is a known fault."""
+    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        return "it starts with a byte order mark; save it as plain UTF-8"
+    if no_number := re.search(rb'"(\w+)"\s*:\s*-?(NaN|Infinity)\b', content):
+        return f"{no_number[1].decode()} is {no_number[2].decode().lower()}, which JSON does not have"
+    return None
 
 
 def _a(kind: str) -> str:

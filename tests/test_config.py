@@ -49,7 +49,7 @@ def test_a_config_that_cannot_be_read_is_refused(family, folder):
         ({"hidden_act": ["gelu"]}, "hidden_act is"),
         ({"num_attention_heads": 3}, "a width of 16 cannot be split over 3 heads"),
         ({"num_hidden_layers": "3"}, "num_hidden_layers is '3'; expected a whole number of at least 1"),
-        ({"num_hidden_layers": 10**9}, "1000000000 layers; expected at most 1000"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected at most 1000$"),
         ({"hidden_size": -16}, "hidden_size is -16"),
         ({"vocab_size": True}, "vocab_size is True"),
         ({"intermediate_size": None}, "intermediate_size is None"),

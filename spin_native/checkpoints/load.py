@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from spin_native.checkpoints.accounting import account, take
 from spin_native.checkpoints.files import Reader, open_tensors
 from spin_native.checkpoints.hub import Location
 from spin_native.errors import InputError
-from spin_native.models import FAMILIES, ModelConfig, Transformer, new_model, read_config
+from spin_native.models import FAMILIES, ModelConfig, Transformer, family_of, new_model, read_config
 from spin_native.models.fast import IMMOVABLE, PRODUCTS, Prepack, is_worth_it, reorder, use_kernels
 from spin_native.text.tokenizer import Tokenizer
 
@@ -44,15 +45,23 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> ModelConfig:
-        return read_config(self.location.read_json("config.json"), f"{self.name}/config.json")
+        content = self.location.read_record("config.json", dict, "not the settings of a model")
+        where = self.location.where("config.json")
+        if content.get("model_type") is None:  # early configs do not say it
+            content["model_type"] = family_of(self._stored, where)
+        return read_config(content, where)
+
+    @cached_property
+    def _stored(self) -> dict[str, Reader]:
+        """Tensor name as it is stored -> its reader."""
+        return open_tensors(self.location, allow_pickle=self.allow_pickle)
 
     @cached_property
     def readers(self) -> dict[str, Reader]:
         """Canonical tensor name -> its reader."""
-        stored = open_tensors(self.location, allow_pickle=self.allow_pickle)
         whole = self.build(None)
-        stored_as = account(stored, dict(whole.named_parameters()), whole.weights, self.name)
-        return {canonical: stored[name] for canonical, name in stored_as.items()}
+        stored_as = account(self._stored, dict(whole.named_parameters()), whole.weights, self.name)
+        return {canonical: self._stored[name] for canonical, name in stored_as.items()}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -140,7 +149,7 @@ class Checkpoint:
 
 
 def load_model(
-    name: str,
+    name: str | os.PathLike[str],
     depth: int | None = None,
     *,
     dtype: Dtype = torch.float32,
@@ -151,7 +160,7 @@ def load_model(
 ) -> Transformer:
     """Load a checkpoint of one of the families (RoBERTa, BERT, DistilBERT, GPT-2, MPNet, XLM-RoBERTa) for reading its neurons.
 
-    name: a folder, or a Hub name ("roberta-base"); `revision` picks a branch, tag or commit there.
+    name: a folder (str or Path), or a Hub name ("roberta-base"); `revision` picks a branch, tag or commit there.
     depth: how many layers to load (1 to n_layers), None for all. Only their tensors are read from the file.
     dtype: torch.float32, float64, bfloat16 or float16; stored numbers are converted. "auto" is bfloat16 where the machine has
         instructions for it, which makes it several times as fast and moves scores by less than their noise, else float32.
@@ -177,7 +186,7 @@ def resolved_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
     return dtype
 
 
-def load_tokenizer(name: str, *, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(name: str | os.PathLike[str], *, revision: str | None = None) -> Tokenizer:
     """Load the tokenizer of a folder or Hub name; texts are cut to what that model holds.
 
     Raises InputError if it is missing or damaged, or if its ids do not fit the model's embedding.

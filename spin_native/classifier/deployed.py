@@ -7,10 +7,9 @@ import torch
 from jaxtyping import Float, Int
 
 from spin_native.checkpoints import Checkpoint, Dtype
-from spin_native.classifier.exits import Exit, ExitDecision
+from spin_native.classifier.exits import Exit, ExitDecision, checked_exit
 from spin_native.classifier.heads import Head
 from spin_native.classifier.parts import Neurons
-from spin_native.errors import InputError
 from spin_native.features.extract import Block, Extractor, Pooled
 from spin_native.features.store import FeatureKey
 
@@ -46,13 +45,7 @@ class Deployed:
     def checked(self, exit_: Exit) -> Exit:
         """The exit, with the depth of a fixed one filled in; InputError if these heads cannot decide it."""
         self.task.check_exit(exit_)
-        if exit_.by == "fixed" and exit_.value is None:
-            return Exit("fixed", self.depth)
-        if exit_.by == "fixed" and exit_.value not in self.heads:
-            raise InputError(f"no head at depth {exit_.value:g}; there are heads at {', '.join(map(str, self.heads))}")
-        if exit_.by == "patience" and exit_.value >= len(self.heads):  # type: ignore[operator]
-            raise InputError(f"patience {exit_.value:g} needs more than the {len(self.heads)} heads there are: fit with exits")
-        return exit_
+        return checked_exit(exit_, list(self.heads))
 
     def blocks(
         self, texts: Iterable[str], exit_: Exit, progress: bool | None

@@ -60,6 +60,17 @@ class Exit:
         return f"{self.by}:{int(self.value) if self.value == int(self.value) else repr(float(self.value))}"
 
 
+def checked_exit(exit_: Exit, depths: Sequence[int]) -> Exit:
+    """The exit, with the depth of a fixed one filled in; InputError if heads at these depths cannot decide it."""
+    if exit_.by == "fixed" and exit_.value is None:
+        return Exit("fixed", max(depths))
+    if exit_.by == "fixed" and exit_.value not in depths:
+        raise InputError(f"no head at depth {exit_.value:g}; there are heads at {', '.join(map(str, depths))}")
+    if exit_.by == "patience" and exit_.value >= len(depths):  # type: ignore[operator]
+        raise InputError(f"patience {exit_.value:g} needs more than the {len(depths)} heads there are: fit with exits")
+    return exit_
+
+
 class ExitDecision:
     """Decides, head by head, which of the rows that still run exit."""
 
@@ -106,6 +117,13 @@ class Promise:
     n_rows: int
     n_harmed: int
     mean_depth: float
+
+    def is_kept(self, deepest: int) -> bool:
+        """Whether its counts support it. An exit at the deepest head, where every row ends anyway, needs no support."""
+        if self.n_harmed > self.n_rows or self.mean_depth > deepest:
+            return False
+        is_deepest = self.exit == Exit("fixed", deepest)
+        return is_deepest or harm_bound(self.n_harmed, self.n_rows, self.confidence) <= self.max_accuracy_drop
 
 
 def calibrate(
@@ -160,7 +178,7 @@ def shallowest_within(scores: Mapping[int, float], tolerance: float) -> int:
 
     scores: depth -> validation score. Raises InputError for a negative tolerance.
     """
-    if not tolerance >= 0:
+    if not 0 <= tolerance < np.inf:
         raise InputError(f"tolerance is {tolerance}; expected 0 or more, in units of the score")
     # Scores are ratios of counts: a difference below this is rounding, not a row.
     enough = max(scores.values()) - tolerance - 1e-12

@@ -6,7 +6,7 @@ whose sha256 the JSON file holds, under either name. Half-written or mixed-up fo
 """
 
 import hashlib
-import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier.curves import Controls, CurveRow
-from spin_native.classifier.exits import Exit, Promise
-from spin_native.classifier.heads import describe, head_tensors, read_head
-from spin_native.classifier.tasks import TASKS
+from spin_native.classifier.exits import Exit, Promise, checked_exit
+from spin_native.classifier.heads import Head, describe, head_tensors, read_head
+from spin_native.classifier.records import Description, FormatRecord, TensorsRecord
+from spin_native.classifier.tasks import TASKS, Task
 from spin_native.classifier.training import Fitted
-from spin_native.disk import flush, json_bytes, write_bytes
-from spin_native.errors import InputError
+from spin_native.disk import decode_record, flush, json_bytes, read_record, write_bytes
+from spin_native.errors import InputError, as_input_error
 from spin_native.version import __version__
 
 DESCRIPTION, TENSORS = "spin_classifier.json", "head.safetensors"
@@ -33,6 +34,7 @@ NEW_TENSORS = TENSORS + ".new"
 FORMAT = 2
 # Parameters that say where, not what: a saved classifier names its base model apart, and runs where it is loaded.
 PLACE = ("model", "revision", "device", "allow_pickle")
+NOT_OURS = "not a classifier that spin_native saved"
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class Saved:
     """A saved classifier, read but not yet restored."""
 
     name: str
-    description: dict[str, Any]
+    description: Description
     tensors: dict[str, np.ndarray]
 
     @property
-    def task(self) -> str | None:
-        return self.description.get("task")
+    def task(self) -> str:
+        return self.description.task
 
 
 def save_classifier(folder: Path, fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> None:
@@ -92,7 +94,13 @@ def pack(fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint:
     tensors = {f"{depth}.{name}": t for depth, head in fitted.heads.items() for name, t in head_tensors(head).items()}
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     described = {name: _plain(value) for name, value in description.items()}
-    return json_bytes({"format": FORMAT, "head_sha256": _sha256(content), **described}), content
+    try:
+        return json_bytes({"format": FORMAT, "head_sha256": _sha256(content), **described}), content
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{error.object[max(0, error.start - 20) : error.end + 20]!r} holds half a character (a lone surrogate), which no "
+            "JSON file can: correct the label or the name of the base model's folder"
+        ) from error
 
 
 def _write(folder: Path, description: bytes, tensors: bytes) -> None:
@@ -110,8 +118,8 @@ def _finish_interrupted_save(folder: Path) -> None:
     if not (folder / NEW_TENSORS).is_file() or not (folder / DESCRIPTION).is_file():
         return
     try:
-        expected = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8")).get("head_sha256")
-    except (ValueError, AttributeError):
+        expected = read_record(folder / DESCRIPTION, TensorsRecord, NOT_OURS).head_sha256
+    except InputError:
         return  # no classifier of ours
     if _sha256((folder / NEW_TENSORS).read_bytes()) == expected:
         os.replace(folder / NEW_TENSORS, folder / TENSORS)
@@ -120,35 +128,33 @@ def _finish_interrupted_save(folder: Path) -> None:
 
 def read_saved(location: Location) -> Saved:
     """The description and the tensors; InputError if they are damaged or do not belong together."""
-    description = location.read_json(DESCRIPTION)
-    check_format(description, location.name)
-    return _saved(location.name, description, _tensors_content(location, description.get("head_sha256")))
+    with as_input_error(location.where(DESCRIPTION), "cannot be read", "check its permissions"):
+        description = location.need(DESCRIPTION).read_bytes()
+    read = _decoded(description, location.where(DESCRIPTION))
+    return _saved(location.name, read, _tensors_content(location, read.head_sha256))
 
 
 def unpack(name: str, description: bytes, tensors: bytes) -> Saved:
     """What `pack` gave, read again; `name` names it in errors. See `read_saved` for these."""
-    read = json.loads(description)
-    check_format(read, name)
-    if _sha256(tensors) != read.get("head_sha256"):
+    read = _decoded(description, name)
+    if _sha256(tensors) != read.head_sha256:
         raise InputError(f"{name}: its tensors are not those that its description names (their sha256 differs)")
     return _saved(name, read, tensors)
 
 
-def check_format(description: Mapping[str, Any], name: str) -> None:
-    if description.get("format") != FORMAT:
-        raise InputError(
-            f"{name}/{DESCRIPTION}: format {description.get('format')!r}; expected {FORMAT}: save the classifier again"
-        )
+def _decoded(content: bytes, where: str) -> Description:
+    stored = decode_record(content, FormatRecord, where, NOT_OURS).format
+    if stored != FORMAT:
+        raise InputError(f"{where}: format {stored!r}; expected {FORMAT}: save the classifier again")
+    return decode_record(content, Description, where, NOT_OURS)
 
 
-def _saved(name: str, description: dict[str, Any], tensors: bytes) -> Saved:
-    try:
+def _saved(name: str, description: Description, tensors: bytes) -> Saved:
+    with as_input_error(f"{name}/{TENSORS}", "damaged", "save the classifier again"):
         return Saved(name, description, load(tensors))
-    except SafetensorError as error:
-        raise InputError(f"{name}/{TENSORS}: damaged ({error}); save the classifier again") from error
 
 
-def _tensors_content(location: Location, expected: str | None) -> bytes:
+def _tensors_content(location: Location, expected: str) -> bytes:
     """The tensors that the description names: under their name, or under the new one if the last save was interrupted."""
     interrupted = None if location.folder is None else location.folder / NEW_TENSORS
     if interrupted is not None and interrupted.is_file():
@@ -170,7 +176,7 @@ def refuse_edited(saved: Saved) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{saved.name}: not a classifier that spin_native saved ({error!r}); save it again") from error
+        raise InputError(f"{saved.name}: {NOT_OURS} ({error}); save it again") from error
 
 
 def parameters_of(saved: Saved, base_model: str | None) -> dict[str, Any]:
@@ -179,46 +185,110 @@ def parameters_of(saved: Saved, base_model: str | None) -> dict[str, Any]:
     base_model: where the base model is now, if it moved. InputError if the file was edited.
     """
     with refuse_edited(saved):
-        base = saved.description["base_model"]
-        given = {"final_rows": "training"} | saved.description["settings"]  # the only choice when it was not saved yet
+        base = saved.description.base_model
+        given = {"final_rows": "training"} | saved.description.settings  # the only choice when it was not saved yet
         parameters = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        if not parameters.keys().isdisjoint(PLACE):
+            raise ValueError(f"settings name {', '.join(parameters.keys() & set(PLACE))}")
         if parameters.get("top_k") is not None or parameters.get("top_share") is not None:
             parameters["etas"] = None  # once saved with their default beside what replaced them
         if parameters["depth"] != "best":
             parameters["tolerance"] = 0.0  # once saved, but never used, with a fixed depth
-        place = {"model": base_model, "revision": None} if base_model else {"model": base["name"], "revision": base["revision"]}
+        place = {"model": base_model, "revision": None} if base_model else {"model": base.name, "revision": base.revision}
         return parameters | place
 
 
 def restored(saved: Saved) -> Fitted:
     """What the classifier had learnt; InputError if the file was edited."""
     with refuse_edited(saved):
-        description, scores = saved.description, saved.description["scores"]
-        task = TASKS[description["task"]].from_json(description["labels"])
-        depth, promise = description["base_model"]["depth"], description["promise"]
-        heads = {int(at): read_head(head, _tensors_of(saved, at), task) for at, head in description["heads"].items()}
+        description, scores = saved.description, saved.description.scores
+        task = _task(description)
+        heads = _heads(saved, task)
+        depth = description.base_model.depth
         if max(heads) != depth:
             raise ValueError(f"its deepest head is at {max(heads)}, its depth is {depth}")
+        exit_ = _exit(description.exit, task, heads)
         return Fitted(
             task=task,
             depth=depth,
             heads=heads,
-            depth_curve=[CurveRow(**row) for row in scores["depth_curve"]],
-            layer_curve=[CurveRow(**row) for row in scores["layer_curve"]],
-            baseline=scores["baseline"] and CurveRow(**scores["baseline"]),
-            controls=scores["controls"] and Controls(**scores["controls"]),
-            unconverged=scores["unconverged"],
-            exit=Exit.parse(description["exit"]),
-            promise=promise and Promise(**{**promise, "exit": Exit.parse(promise["exit"])}),
+            depth_curve=[_numbers(CurveRow, row) for row in scores.depth_curve],
+            layer_curve=[_numbers(CurveRow, row) for row in scores.layer_curve],
+            baseline=scores.baseline and _numbers(CurveRow, scores.baseline),
+            controls=scores.controls and _numbers(Controls, scores.controls),
+            unconverged=scores.unconverged,
+            exit=exit_,
+            promise=_promise(description, task, heads),
         )
+
+
+def _task(description: Description) -> Task:
+    """What the labels mean; ValueError unless they are of one type, distinct, and as they will be given back."""
+    labels = description.labels
+    if len({type(label) for label in labels}) > 1 or len(set(labels)) < len(labels):
+        raise ValueError(f"its labels are {labels}; expected different ones of one type")
+    task = TASKS[description.task].from_json(labels)
+    if task.to_json() != labels:
+        raise ValueError(f"its labels are {labels}; read back they are {task.to_json()}")
+    return task
+
+
+def _heads(saved: Saved, task: Task) -> dict[int, Head]:
+    """The heads by depth; ValueError unless the depths ascend and every tensor belongs to a head."""
+    depths = [int(at) if at.isascii() and at.isdecimal() else 0 for at in saved.description.heads]
+    if depths != sorted(set(depths)) or depths[0] < 1:
+        raise ValueError(f"its heads are at depths {', '.join(saved.description.heads)}; expected ascending numbers from 1")
+    heads = {}
+    unread = set(saved.tensors)
+    for depth, record in zip(depths, saved.description.heads.values(), strict=True):
+        prefix = f"{depth}."
+        tensors = {name.removeprefix(prefix): t for name, t in saved.tensors.items() if name.startswith(prefix)}
+        heads[depth] = read_head(record, tensors, task, depth)
+        unread -= {prefix + name for name in head_tensors(heads[depth])}
+    if unread:
+        raise ValueError(f"no head reads its tensor {min(unread)}")
+    return heads
+
+
+def _exit(written: str, task: Task, heads: Mapping[int, Head]) -> Exit:
+    exit_ = Exit.parse(written)
+    task.check_exit(exit_)
+    return checked_exit(exit_, list(heads))
+
+
+def _promise(description: Description, task: Task, heads: Mapping[int, Head]) -> Promise | None:
+    """The result of a calibration; ValueError unless its own counts support it, and the classifier exits by it."""
+    record = description.promise
+    if record is None:
+        return None
+    promise = Promise(**{**msgspec.structs.asdict(record), "exit": _exit(record.exit, task, heads)})
+    if description.exit != record.exit:
+        raise ValueError(f"its exit is {description.exit}, its promise is about {record.exit}")
+    if not promise.is_kept(deepest=max(heads)):
+        raise ValueError(
+            f"{promise.n_harmed} of {promise.n_rows} rows harmed are too many to promise a drop of at most "
+            f"{promise.max_accuracy_drop:g} with confidence {promise.confidence:g}"
+        )
+    return promise
+
+
+def _numbers(kind: Any, record: msgspec.Struct) -> Any:
+    """A row of scores. null stands for a required score that was no finite number."""
+    values = msgspec.structs.asdict(record)
+    required = ("validation",) if kind is CurveRow else Controls._fields
+    return kind(**{name: math.nan if value is None and name in required else value for name, value in values.items()})
 
 
 def check_base_model(saved: Saved, checkpoint: Checkpoint) -> None:
     """InputError unless weights and tokenizer are, to the bit, those the classifier was fitted on. Loads no weights."""
-    with refuse_edited(saved):
-        base = saved.description["base_model"]
-        expected = {"weights": base["fingerprint"], "tokenizer": base["tokenizer_fingerprint"]}
-    now = {"weights": checkpoint.fingerprint(base["depth"]), "tokenizer": checkpoint.tokenizer.fingerprint}
+    base, config = saved.description.base_model, checkpoint.config
+    if base.depth > config.n_layers:
+        raise InputError(
+            f"{saved.name}: runs {base.depth} layers, base model {checkpoint.name!r} has {config.n_layers}: it was fitted on "
+            "another one; name that with base_model"
+        )
+    expected = {"weights": base.fingerprint, "tokenizer": base.tokenizer_fingerprint}
+    now = {"weights": checkpoint.fingerprint(base.depth), "tokenizer": checkpoint.tokenizer.fingerprint}
     for what, was in expected.items():
         if was != now[what]:
             raise InputError(
@@ -226,20 +296,23 @@ def check_base_model(saved: Saved, checkpoint: Checkpoint) -> None:
                 f"(sha256 {now[what][:12]}..., expected {was[:12]}...); bring back the old files, name them with "
                 "base_model, or fit again"
             )
-
-
-def _tensors_of(saved: Saved, depth: str) -> dict[str, np.ndarray]:
-    """The tensors of the head at a depth."""
-    prefix = f"{depth}."
-    return {name.removeprefix(prefix): tensor for name, tensor in saved.tensors.items() if name.startswith(prefix)}
+    widths = {"activation": config.d_ffn, "hidden": config.d_model}
+    for name, tensor in saved.tensors.items():
+        _, *feature = name.split(".")
+        if feature[0] == "neurons" and len(tensor) and int(tensor.max()) >= widths[feature[1]]:
+            raise InputError(
+                f"{saved.name}: {name} holds neuron {int(tensor.max())}, a layer has 0 to {widths[feature[1]] - 1}; {NOT_OURS}"
+            )
 
 
 def _plain(value: Any) -> Any:
-    """The same value as JSON knows it: sequences and arrays are lists, NumPy's numbers Python's."""
+    """The same value as JSON knows it: sequences and arrays are lists, NumPy's numbers Python's, NaN and infinity null."""
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return [_plain(inner) for inner in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 

@@ -24,7 +24,8 @@ REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
     "pruned_heads": (None, {}),
     "quantization_config": (None,),
 }
-MAX_LAYERS = 1000  # the deepest published GPT-2 has 48; a hostile config must not make us build a million blocks
+# No published model comes near these; a hostile config must not make us build a million blocks, or overflow a size.
+MAX_LAYERS, MAX_SIZE = 1000, 2**24
 
 Config = TypeVar("Config", bound="ModelConfig")
 
@@ -69,43 +70,58 @@ class ConfigFile:
         for key, harmless in REFUSED_UNLESS.items():
             if key != except_for and self.content.get(key) not in harmless:
                 raise InputError(
-                    f"{self.where}: {key} is {self.content[key]!r}, which this forward pass does not compute; use a "
+                    f"{self.where}: {key} is {_short(self.content[key])}, which this forward pass does not compute; use a "
                     "checkpoint without it"
                 )
 
-    def size(self, key: str, default: int | None = None) -> int:
+    def size(self, key: str, default: int | None = None, at_most: int = MAX_SIZE) -> int:
         value = self.content.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"{self.where}: {key} is {value!r}; expected a whole number of at least 1")
+            raise InputError(f"{self.where}: {key} is {_short(value)}; expected a whole number of at least 1")
+        if value > at_most:
+            raise InputError(f"{self.where}: {key} is {_short(value)}; expected at most {at_most}")
+        return value
+
+    def n_layers(self, key: str) -> int:
+        return self.size(key, at_most=MAX_LAYERS)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.content.get(key, default)
+        if not isinstance(value, bool):
+            raise InputError(f"{self.where}: {key} is {_short(value)}; expected true or false")
         return value
 
     def norm_eps(self, key: str, default: float) -> float:
         eps = self.content.get(key, default)
         if not isinstance(eps, float) or not 0 < eps < 1:
-            raise InputError(f"{self.where}: {key} is {eps!r}; expected a small positive number")
+            raise InputError(f"{self.where}: {key} is {_short(eps)}; expected a small positive number")
         return eps
 
     def activation_function(self, key: str, default: str) -> ActivationFunction:
         name = self.content.get(key, default)
         if not isinstance(name, str) or name not in ACTIVATION_FUNCTIONS:
-            raise InputError(f"{self.where}: {key} is {name!r}; supported are {', '.join(ACTIVATION_FUNCTIONS)}")
+            raise InputError(f"{self.where}: {key} is {_short(name)}; supported are {', '.join(ACTIVATION_FUNCTIONS)}")
         return ACTIVATION_FUNCTIONS[name]
 
     def pad_id(self) -> int | None:
         pad_id = self.content.get("pad_token_id")
-        return pad_id if isinstance(pad_id, int) else None
+        return pad_id if isinstance(pad_id, int) and not isinstance(pad_id, bool) else None
 
     def pad_id_before_positions(self, n_positions: int) -> int:
         """The padding id of a family whose positions start after it (fairseq's convention)."""
         pad_id = self.content.get("pad_token_id", 1)
-        if not isinstance(pad_id, int) or not 0 <= pad_id < n_positions - 1:
-            raise InputError(f"{self.where}: pad_token_id is {pad_id!r}; expected 0 to {n_positions - 2}")
+        if not isinstance(pad_id, int) or isinstance(pad_id, bool) or not 0 <= pad_id < n_positions - 1:
+            raise InputError(f"{self.where}: pad_token_id is {_short(pad_id)}; expected 0 to {n_positions - 2}")
         return pad_id
 
     def checked(self, config: Config) -> Config:
         """`config` itself; InputError if its sizes cannot belong together."""
         if config.d_model % config.n_heads:
             raise InputError(f"{self.where}: a width of {config.d_model} cannot be split over {config.n_heads} heads")
-        if config.n_layers > MAX_LAYERS:
-            raise InputError(f"{self.where}: {config.n_layers} layers; expected at most {MAX_LAYERS}")
         return config
+
+
+def _short(value: object) -> str:
+    """A value of a stranger's file in an error: never a page of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

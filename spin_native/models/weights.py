@@ -5,7 +5,7 @@ tensor and how it is laid out.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -81,6 +81,11 @@ class WeightTable:
         stem, _, part = name.rpartition(".")
         template = self.rules[name] if name in self.rules else self.rules[stem + ".{part}"]
         return replace(template, stored=template.stored.format(layer=layer and layer[1], part=part))
+
+    def fit(self, stored: Iterable[str]) -> bool:
+        """Whether a checkpoint holds every weight of layer 0."""
+        wanted = {self.rule(name.format(layer=0, part="weight")).stored for name in self.rules if name.startswith("blocks.")}
+        return wanted <= set(map(self.canonical, stored))
 
     def is_ignorable(self, canonical: str) -> bool:
         return any(fnmatchcase(canonical, pattern) for pattern in (*self.buffers, *self.heads))

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 
 from spin_native.classifier.fitting import Standardizer
-from spin_native.classifier.heads.base import OPTIONS, Head, checked, describe, head_tensors
+from spin_native.classifier.heads.base import OPTIONS, Head, checked, checked_neurons, describe, head_tensors
 from spin_native.classifier.heads.constant import ConstantHead
 from spin_native.classifier.heads.frozen import FrozenHead
 from spin_native.classifier.heads.refit import RefitHead
 from spin_native.classifier.heads.weighted import WeightedHead
+from spin_native.classifier.records import HeadRecord
 from spin_native.classifier.tasks import Task
 from spin_native.errors import InputError
 from spin_native.features.store import FeatureKey
-from spin_native.probes.importance import Cut
 
 HEADS: dict[str, type[Head]] = {head.kind: head for head in (RefitHead, FrozenHead, WeightedHead)}
 
@@ -34,14 +34,20 @@ def check_options(name: str, given: Mapping[str, Any]) -> None:
             raise InputError(f"{option}={value!r} is for head={users}; head={name!r} does not use it: leave it out")
 
 
-def read_head(description: Mapping[str, Any], tensors: Mapping[str, np.ndarray], task: Task) -> Head:
-    """A head from its description and its tensors; KeyError or ValueError if they do not fit together."""
-    features = [FeatureKey(read["site"], read["pooling"], read["layer"]) for read in description["reads"]]
-    neurons = {f: tensors[f"neurons.{f.site}.{f.pooling}.{f.layer}"] for f in features}
+def read_head(record: HeadRecord, tensors: Mapping[str, np.ndarray], task: Task, depth: int) -> Head:
+    """The head at a depth, from its record and its tensors; KeyError or ValueError if they do not fit together."""
+    neurons = {}
+    for read in record.reads:
+        feature = FeatureKey(read.site, read.pooling, read.layer)
+        if feature in neurons or read.layer >= depth:
+            raise ValueError(f"the head at depth {depth} reads {feature}; expected different features of layers below {depth}")
+        neurons[feature] = checked_neurons(tensors, f"neurons.{read.site}.{read.pooling}.{read.layer}", read.salient_neurons)
     width = sum(map(len, neurons.values()))
-    kind = HEADS[description["kind"]] if width else ConstantHead
-    if description["model"] != kind.saved_model:
-        raise ValueError(f"a {description['kind']} head is a {description['model']} model; expected {kind.saved_model}")
-    cut = Cut(description["cut"]["by"], description["cut"]["amount"])
-    standardizer = Standardizer(checked(tensors, "mean", width), checked(tensors, "scale", width))
-    return kind.from_tensors(task, cut, neurons, standardizer, description["C"], tensors)
+    kind = HEADS[record.kind] if width else ConstantHead
+    if record.model != kind.saved_model:
+        raise ValueError(f"a {record.kind} head is a {record.model} model; expected {kind.saved_model}")
+    scale = checked(tensors, "scale", width)
+    if not (scale > 0).all():
+        raise ValueError("scale holds a number that is not positive")
+    standardizer = Standardizer(checked(tensors, "mean", width), scale)
+    return kind.from_tensors(task, record.cut, neurons, standardizer, record.C, tensors)

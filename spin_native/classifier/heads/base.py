@@ -181,11 +181,19 @@ class LinearHead(Head):
 
 
 def checked(tensors: Tensors, name: str, *shape: int) -> Array:
-    """A tensor of a known shape; ValueError for another shape and for numbers that are not finite."""
+    """A tensor of a known shape; ValueError for another shape, other than floats, and numbers that are not finite."""
     tensor = tensors[name]
-    if tensor.shape != shape or not np.isfinite(tensor).all():
-        raise ValueError(f"{name} is {tensor.shape}, expected {shape} finite numbers")
+    if tensor.shape != shape or tensor.dtype.kind != "f" or not np.isfinite(tensor).all():
+        raise ValueError(f"{name} is {tensor.dtype} {tensor.shape}, expected {shape} finite floating point numbers")
     return tensor
+
+
+def checked_neurons(tensors: Tensors, name: str, n_neurons: int) -> Int[Array, "neuron"]:
+    """Indices of neurons; ValueError unless they are `n_neurons` ascending whole numbers from 0."""
+    indices = tensors[name]
+    if indices.shape != (n_neurons,) or indices.dtype != np.int64 or (indices < 0).any() or (np.diff(indices) <= 0).any():
+        raise ValueError(f"{name} is {indices.dtype} {indices.shape}, expected {n_neurons} ascending int64 numbers from 0")
+    return indices
 
 
 def describe(head: Head) -> dict[str, Any]:

@@ -131,9 +131,11 @@ class WeightedHead(Head):
         cls, task: Task, cut: Cut, neurons: Neurons, standardizer: Standardizer, C: float | None, tensors: Tensors
     ) -> "WeightedHead":
         n_layers = sum(name.startswith("biases.") for name in tensors)
+        if any(tensors[f"biases.{i}"].ndim != 1 for i in range(n_layers)):
+            raise ValueError("a bias is no list of numbers")
         sizes = [len(standardizer.mean), *(len(tensors[f"biases.{i}"]) for i in range(n_layers))]
-        if sizes[-1] != task.n_scores:
-            raise ValueError(f"the last layer has {sizes[-1]} outputs, expected {task.n_scores}")
+        if n_layers < 1 or sizes[-1] != task.n_scores:
+            raise ValueError(f"the last of {n_layers} layers has {sizes[-1]} outputs, expected {task.n_scores}")
         weights = tuple(checked(tensors, f"weights.{i}", *sizes[i : i + 2]) for i in range(n_layers))
         biases = tuple(checked(tensors, f"biases.{i}", sizes[i + 1]) for i in range(n_layers))
         return cls(task, cut, neurons, standardizer, Perceptron(weights, biases))

@@ -1,6 +1,8 @@
 """One file per family: its config reader, embedding, block, weight table and head table. A new family adds a line here."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from spin_native.errors import InputError
@@ -36,6 +38,27 @@ def read_config(content: Mapping[str, Any], where: str) -> ModelConfig:
         raise InputError(f"{where}: model_type is {model_type!r}; supported are {', '.join(FAMILIES)}")
     file = ConfigFile(content, where)
     return file.checked(FAMILIES[model_type].read_config(file))
+
+
+def family_of(names: Iterable[str], where: str) -> str:
+    """The model_type of a checkpoint whose config.json (`where`) does not say it, from its tensors' names.
+
+    Raises InputError, with the line to add, where the names are those of no family or of several.
+    """
+    names = list(names)
+    certain = [
+        family.model_type
+        for family in FAMILIES.values()
+        if family.certain_names and all(any(fnmatchcase(n, pattern) for n in names) for pattern in family.certain_names)
+    ]
+    if len(certain) == 1:
+        return certain[0]
+    possible = [family.model_type for family in FAMILIES.values() if family.weights.fit(names)]
+    line = f'"model_type": {json.dumps(possible[0] if possible else "bert")}'
+    raise InputError(
+        f"{where}: names no model_type, and its tensors' names fit {', '.join(possible) or 'no family'}; add {line} to it, "
+        f"or the right one of {', '.join(possible or FAMILIES)}"
+    )
 
 
 def new_model(config: ModelConfig, depth: int | None = None) -> Transformer:

@@ -49,7 +49,7 @@ def read_sizes(file: ConfigFile, family: str) -> ModelConfig:
     file.refuse_unsupported()
     return ModelConfig(
         family=family,
-        n_layers=file.size("num_hidden_layers"),
+        n_layers=file.n_layers("num_hidden_layers"),
         n_heads=file.size("num_attention_heads"),
         d_model=file.size("hidden_size"),
         d_ffn=file.size("intermediate_size"),
@@ -64,6 +64,7 @@ def read_sizes(file: ConfigFile, family: str) -> ModelConfig:
 class Bert(Transformer):
     model_type = "bert"
     special_tokens = ("[CLS]", "[SEP]")
+    certain_names = ("bert.encoder.layer.0.attention.self.query.weight",)
 
     def __init__(self, config: BertConfig, depth: int | None = None) -> None:
         super().__init__(config, depth, BertEmbedding(config), lambda index: post_norm_block(config))

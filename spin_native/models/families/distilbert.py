@@ -25,6 +25,7 @@ class DistilBertEmbedding(nn.Module):
 class DistilBert(Transformer):
     model_type = "distilbert"
     special_tokens = ("[CLS]", "[SEP]")
+    certain_names = ("*transformer.layer.0.attention.q_lin.weight",)
 
     def __init__(self, config: ModelConfig, depth: int | None = None) -> None:
         super().__init__(config, depth, DistilBertEmbedding(config), lambda index: post_norm_block(config))
@@ -34,7 +35,7 @@ class DistilBert(Transformer):
         file.refuse_unsupported()
         return ModelConfig(
             family=cls.model_type,
-            n_layers=file.size("n_layers"),
+            n_layers=file.n_layers("n_layers"),
             n_heads=file.size("n_heads"),
             d_model=file.size("dim"),
             d_ffn=file.size("hidden_dim"),

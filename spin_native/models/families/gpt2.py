@@ -46,6 +46,7 @@ def gpt2_block(config: Gpt2Config, index: int) -> PreNormBlock:
 class Gpt2(Transformer):
     model_type = "gpt2"
     special_tokens = None
+    certain_names = ("*wte.weight", "*wpe.weight", "*h.0.attn.c_attn.weight")
 
     def __init__(self, config: Gpt2Config, depth: int | None = None) -> None:
         final_norm = LayerNorm(config.d_model, config.norm_eps)
@@ -57,7 +58,7 @@ class Gpt2(Transformer):
         d_model = file.size("n_embd")
         return Gpt2Config(
             family=cls.model_type,
-            n_layers=file.size("n_layer"),
+            n_layers=file.n_layers("n_layer"),
             n_heads=file.size("n_head"),
             d_model=d_model,
             d_ffn=4 * d_model if file.content.get("n_inner") is None else file.size("n_inner"),
@@ -66,8 +67,8 @@ class Gpt2(Transformer):
             norm_eps=file.norm_eps("layer_norm_epsilon", 1e-5),
             activation_function=file.activation_function("activation_function", "gelu_new"),
             pad_id=file.pad_id(),
-            scales_attention=bool(file.content.get("scale_attn_weights", True)),
-            scales_attention_by_layer=bool(file.content.get("scale_attn_by_inverse_layer_idx", False)),
+            scales_attention=file.flag("scale_attn_weights", True),
+            scales_attention_by_layer=file.flag("scale_attn_by_inverse_layer_idx", False),
         )
 
     weights = WeightTable(
@@ -90,5 +91,5 @@ class Gpt2(Transformer):
         },
         # attn.bias is the causal mask stored as a tensor, attn.masked_bias the number once written over hidden scores.
         buffers=("h.*.attn.bias", "h.*.attn.masked_bias"),
-        heads=("lm_head.*", "score.*"),
+        heads=("lm_head.*", "score.*", "classifier.*", "qa_outputs.*", "multiple_choice_head.*"),
     )
