@@ -118,6 +118,7 @@ def _record_bytes(path: Path) -> bytes:
 def decode_record(content: bytes, kind: type[Record], where: object, otherwise: str) -> Record:
     """The bytes of a JSON file as a typed record; errors as of `read_record`. `where` names the file in errors."""
     try:
+        content.decode()  # msgspec does not look into the texts that it skips
         record = msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
         if got := re.fullmatch(r"Expected `object`, got `(\w+)`", str(error)):

@@ -79,8 +79,8 @@ class _LegacyFile:
         with as_input_error(
             path, "damaged, or more than tensors in it", "fetch it again, or convert it to safetensors where you trust it"
         ):
-            content = _unpickled(path)
-        self.names, self._tensors, self.path = frozenset(content), checked_state_dict(content, path), path
+            self._tensors = checked_state_dict(_unpickled(path), path)
+        self.names, self.path = frozenset(self._tensors), path
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name]
