@@ -11,6 +11,10 @@ from huggingface_hub import errors
 
 from spin_native.errors import InputError
 
+EXPECTED = {
+    "model": "config.json and model.safetensors, or a Hub name such as 'roberta-base'",
+    "classifier": "spin_classifier.json and head.safetensors, or the Hub name of one",
+}
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -19,10 +23,13 @@ class Location:
     """A folder, or a repository on the HuggingFace Hub (read through huggingface_hub: its cache, variables, offline mode).
 
     Files are downloaded one by one, when they are needed. All come from one commit: that of the first file downloaded.
+
+    what: what it should hold, "model" or "classifier", for errors.
     """
 
     name: str
     revision: str | None = None
+    what: str = "model"
     folder: Path | None = field(init=False)
     offline: bool = field(init=False, default=False)
 
@@ -31,10 +38,7 @@ class Location:
         self.folder = path if path.is_dir() else None
         looks_like_path = self.name.startswith((".", "~", os.sep)) or self.name.count("/") > 1
         if self.folder is None and (looks_like_path or path.exists()):
-            raise InputError(
-                f"model {self.name!r}: no such folder; expected a folder with config.json and model.safetensors, "
-                "or a Hub name such as 'roberta-base'"
-            )
+            raise InputError(f"{self.what} {self.name!r}: no such folder; expected a folder with {EXPECTED[self.what]}")
 
     def find(self, filename: str) -> Path | None:
         """The file on this machine, downloaded if needed; None if it does not exist, or is neither cached nor in reach."""
@@ -51,17 +55,18 @@ class Location:
         except errors.EntryNotFoundError:
             return None
         except errors.GatedRepoError as error:
-            raise InputError(f"model {self.name!r}: access is restricted; ask for it on the Hub and log in") from error
+            raise InputError(f"{self.what} {self.name!r}: access is restricted; ask for it on the Hub and log in") from error
         except errors.RepositoryNotFoundError as error:
             raise InputError(
-                f"model {self.name!r}: no folder of that name, and no such repository on the Hub (or it is private: log in)"
+                f"{self.what} {self.name!r}: no folder of that name, and no such repository on the Hub (or it is private: log "
+                "in)"
             ) from error
         except errors.RevisionNotFoundError as error:
-            raise InputError(f"model {self.name!r}: the repository has no revision {self.revision!r}") from error
+            raise InputError(f"{self.what} {self.name!r}: the repository has no revision {self.revision!r}") from error
         except errors.HFValidationError as error:
-            raise InputError(f"model {self.name!r}: neither a folder nor a valid Hub name") from error
+            raise InputError(f"{self.what} {self.name!r}: neither a folder nor a valid Hub name") from error
         except OSError as error:
-            raise InputError(f"model {self.name!r}: {filename} could not be downloaded ({error})") from error
+            raise InputError(f"{self.what} {self.name!r}: {filename} could not be downloaded ({error})") from error
         path = Path(downloaded)
         self.revision = path.parts[path.parts.index("snapshots") + 1]  # from now on, this commit
         return path
@@ -76,10 +81,10 @@ class Location:
         """The error that says this location has no such file."""
         if self.offline:
             return InputError(
-                f"model {self.name!r}: no folder of that name, {what} is not in the local cache, and the Hub cannot be "
+                f"{self.what} {self.name!r}: no folder of that name, {what} is not in the local cache, and the Hub cannot be "
                 "reached; connect, or give a folder"
             )
-        return InputError(f"model {self.name!r}: holds no {what}; expected the files of a HuggingFace checkpoint")
+        return InputError(f"{self.what} {self.name!r}: holds no {what}; expected a folder with {EXPECTED[self.what]}")
 
     def read_json(self, filename: str) -> dict[str, Any]:
         """A JSON object from one of the files."""

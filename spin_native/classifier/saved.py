@@ -8,7 +8,7 @@ whose sha256 the JSON file holds, under either name. Half-written or mixed-up fo
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,20 +48,54 @@ class Saved:
         return self.description.get("task")
 
 
-def save_classifier(folder: Path, fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+def save_classifier(
+    folder: Path,
+    fitted: Fitted,
+    metric: str,
+    parameters: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    base_model: str | None = None,
+) -> None:
     """Write a fitted classifier to a folder; InputError if the disk does not take it.
 
-    metric: what its scores are. parameters: the estimator's. The same classifier gives the same bytes.
+    Arguments as of content_of. The same classifier gives the same bytes.
+    """
+    description, tensors = content_of(fitted, metric, parameters, checkpoint, base_model)
+    try:
+        _write(folder, description, tensors)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the classifier could not be written ({error}); choose another folder or make room"
+        ) from error
+
+
+def content_of(
+    fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint: Checkpoint, base_model: str | None = None
+) -> tuple[dict[str, Any], bytes]:
+    """What DESCRIPTION and TENSORS hold; InputError if the base model's files are gone.
+
+    metric: what its scores are. parameters: the estimator's. base_model: the name to give the base model (None: its own).
     """
     location = checkpoint.location
+    tensors = {f"{depth}.{name}": t for depth, head in fitted.heads.items() for name, t in head_tensors(head).items()}
+    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
+    try:
+        fingerprint = checkpoint.fingerprint(fitted.depth)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the base model {checkpoint.name!r} cannot be read any more ({error}); bring its files back"
+        ) from error
+    name = location.name if location.folder is None else str(location.folder.resolve())
     description = {
+        "format": FORMAT,
+        "head_sha256": _sha256(content),
         "spin_native": __version__,
         "task": fitted.task.name,
         "base_model": {
-            "name": location.name if location.folder is None else str(location.folder.resolve()),
-            "revision": checkpoint.revision,
+            "name": base_model or name,
+            "revision": None if base_model else checkpoint.revision,
             "depth": fitted.depth,
-            "fingerprint": checkpoint.fingerprint(fitted.depth),
+            "fingerprint": fingerprint,
             "tokenizer_fingerprint": checkpoint.tokenizer.fingerprint,
         },
         "labels": fitted.task.to_json(),
@@ -78,23 +112,15 @@ def save_classifier(folder: Path, fitted: Fitted, metric: str, parameters: Mappi
             "unconverged": fitted.unconverged,
         },
     }
-    tensors = {f"{depth}.{name}": t for depth, head in fitted.heads.items() for name, t in head_tensors(head).items()}
-    try:
-        _write(folder, description, tensors)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: the classifier could not be written ({error}); choose another folder or make room"
-        ) from error
+    return {name: _plain(value) for name, value in description.items()}, content
 
 
-def _write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+def _write(folder: Path, description: Mapping[str, Any], content: bytes) -> None:
     """Replace both files as one. A crash leaves the old classifier or the new one."""
-    content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
-    described = {name: _plain(value) for name, value in description.items()}
     folder.mkdir(parents=True, exist_ok=True)
     _finish_interrupted_save(folder)
     write_bytes(folder / NEW_TENSORS, content)
-    write_json(folder / DESCRIPTION, {"format": FORMAT, "head_sha256": _sha256(content), **described})
+    write_json(folder / DESCRIPTION, description)
     os.replace(folder / NEW_TENSORS, folder / TENSORS)
     flush(folder)
 
@@ -115,15 +141,23 @@ def _finish_interrupted_save(folder: Path) -> None:
 def read_saved(location: Location) -> Saved:
     """The description and the tensors; InputError if they are damaged or do not belong together."""
     description = location.read_json(DESCRIPTION)
+    return decoded(location.name, description, lambda expected: _tensors_content(location, expected))
+
+
+def decoded(name: str, description: dict[str, Any], tensors: Callable[[str | None], bytes]) -> Saved:
+    """A saved classifier from the content of its files; InputError if it is damaged.
+
+    tensors: the expected sha256 of TENSORS -> its content.
+    """
     if description.get("format") != FORMAT:
         raise InputError(
-            f"{location.name}/{DESCRIPTION}: format {description.get('format')!r}; expected {FORMAT}: save the classifier again"
+            f"{name}/{DESCRIPTION}: format {description.get('format')!r}; expected {FORMAT}: save the classifier again"
         )
-    content = _tensors_content(location, description.get("head_sha256"))
+    content = tensors(description.get("head_sha256"))
     try:
-        return Saved(location.name, description, load(content))
+        return Saved(name, description, load(content))
     except SafetensorError as error:
-        raise InputError(f"{location.name}/{TENSORS}: damaged ({error}); save the classifier again") from error
+        raise InputError(f"{name}/{TENSORS}: damaged ({error}); save the classifier again") from error
 
 
 def _tensors_content(location: Location, expected: str | None) -> bytes:
@@ -151,7 +185,7 @@ def refuse_edited(saved: Saved) -> Iterator[None]:
         raise InputError(f"{saved.name}: not a classifier that spin_native saved ({error!r}); save it again") from error
 
 
-def parameters_of(saved: Saved, base_model: str | None) -> dict[str, Any]:
+def parameters_of(saved: Saved, base_model: str | Path | None) -> dict[str, Any]:
     """The estimator's parameters that a classifier was saved with, PLACE apart from model and revision left out.
 
     base_model: where the base model is now, if it moved. InputError if the file was edited.
@@ -187,8 +221,14 @@ def restored(saved: Saved) -> Fitted:
             controls=scores["controls"] and Controls(**scores["controls"]),
             unconverged=scores["unconverged"],
             exit=Exit.parse(description["exit"]),
-            promise=promise and Promise(**{**promise, "exit": Exit.parse(promise["exit"])}),
+            promise=promise and Promise(**{"dtype": _dtype_of(description), **promise, "exit": Exit.parse(promise["exit"])}),
         )
+
+
+def _dtype_of(description: Mapping[str, Any]) -> str | None:
+    """What an older promise, which does not say it, was made in; None where the machine chose."""
+    dtype = description["settings"]["dtype"]
+    return None if dtype == "auto" else dtype
 
 
 def check_base_model(saved: Saved, checkpoint: Checkpoint) -> None:
@@ -216,7 +256,7 @@ def _plain(value: Any) -> Any:
     """The same value as JSON knows it: sequences and arrays are lists, NumPy's numbers Python's."""
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
+    if hasattr(value, "tolist"):
         return value.tolist()
     return [_plain(inner) for inner in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 

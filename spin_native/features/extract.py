@@ -19,13 +19,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spin_native.errors import InputError
+from spin_native.errors import InputError, TextError
 from spin_native.features.pooling import POOLINGS, Pooling
 from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec
+from spin_native.given import check_text, is_whole
 from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, windows
-from spin_native.text.tokenizer import Tokenizer, check_text
+from spin_native.text.tokenizer import Tokenizer
 
 Site = Literal["activation", "hidden"]
 # Which columns of each feature are wanted: all (None), or these neurons.
@@ -79,7 +80,9 @@ def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Po
 
 def check_choices(given: Sequence[str], choices: Sequence[str]) -> None:
     """InputError unless `given` holds one or more of the choices, each once."""
-    if isinstance(given, str) or not len(given) or not set(given) <= set(choices) or len(set(given)) < len(given):
+    is_sequence = isinstance(given, (Sequence, np.ndarray)) and not isinstance(given, str)
+    listed = list(given) if is_sequence else []
+    if not listed or any(not isinstance(name, str) or name not in choices or listed.count(name) > 1 for name in listed):
         raise InputError(f"got {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
 
 
@@ -126,8 +129,13 @@ class Extractor:
         max_tokens: int | None = None,
         depth: int | None = None,
     ) -> None:
-        if dtype not in get_args(FeatureDtype):
+        for given, kind, loader in ((model, Transformer, "load_model"), (tokenizer, Tokenizer, "load_tokenizer")):
+            if not isinstance(given, kind):
+                raise InputError(f"got a {type(given).__name__} as {kind.__name__.lower()}; expected what sn.{loader} returns")
+        if not isinstance(dtype, str) or dtype not in get_args(FeatureDtype):
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(FeatureDtype))}")
+        if max_tokens is not None and not (is_whole(max_tokens) and max_tokens >= 1):
+            raise InputError(f"max_tokens is {max_tokens!r}; expected at least 1, a whole number")
         if tokenizer.n_vocab > model.config.n_vocab or tokenizer.max_tokens > model.config.max_tokens:
             raise InputError(
                 f"the tokenizer has {tokenizer.n_vocab} ids and rows of up to {tokenizer.max_tokens} tokens, the model "
@@ -138,7 +146,7 @@ class Extractor:
             if feature.layer > last or (feature.site == "activation" and feature.layer >= model.depth):
                 raise InputError(f"no {feature.site} of layer {feature.layer} in a model of depth {model.depth}")
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
-        self.max_tokens = token_budget(model) if max_tokens is None else max_tokens
+        self.max_tokens = token_budget(model) if max_tokens is None else int(max_tokens)
         self.n_truncated = 0
         self.widths = {f: model.width(f.site, f.layer) if neurons is None else len(neurons) for f, neurons in wanted.items()}
         self._depth = model.depth if depth is None else depth
@@ -261,9 +269,10 @@ class Extractor:
                 bad, columns = np.nonzero(~np.isfinite(values))
                 texts = [int(np.argmax(block.row_of == row)) for row in rows[bad]]
                 first = int(np.argmin(texts))
-                raise InputError(
-                    f"text {block.first_row + texts[first]}: {feature.site} {columns[first]} of layer {feature.layer} is not a "
-                    f"finite {self.dtype}; use dtype='float32', and a wider dtype for the model"
+                raise TextError(
+                    block.first_row + texts[first],
+                    f": {feature.site} {columns[first]} of layer {feature.layer} is not a finite {self.dtype}; use "
+                    "dtype='float32', and a wider dtype for the model",
                 )
 
     def _has_several_blocks(self, texts: Iterable[str]) -> bool:
