@@ -27,6 +27,10 @@ def rows_of(given: object, what: str, one: str = "text") -> Iterable[Any]:
         raise InputError(f"{what}: a {kind} has no rows; pass a list of {one}s, for example one of its values: d[{one!r}]")
     if isinstance(given, (set, frozenset)):
         raise InputError(f"{what}: a {kind} has no order, so its entries are no rows; pass a list of {one}s")
+    if kind == "LazyFrame":  # polars': its iterator fails
+        raise InputError(
+            f"{what}: got a {kind}; expected one {one} per row: pass one column, for example df.collect()[{one!r}]"
+        )
     shape = getattr(given, "shape", None)
     if isinstance(shape, tuple) and len(shape) != 1:
         raise InputError(
@@ -53,7 +57,7 @@ def _column(given: object, shape: tuple[int, ...], one: str) -> str:
         return "pass its only column, for example with .ravel()"
     if one == "label":
         return "for one-hot rows pass .argmax(axis=1); several labels per row cannot be learnt"
-    return "pass one column, for example X[:, 0]"
+    return "pass the texts themselves, for example one column: X[:, 0]"
 
 
 def plain(value: Any) -> Any:

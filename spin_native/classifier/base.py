@@ -9,20 +9,21 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import huggingface_hub
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt64
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier import explain, options, saved
+from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.explain import Contribution
-from spin_native.classifier.learnt import Learnt
+from spin_native.classifier.learnt import LEARNT, Learnt, Place
 from spin_native.classifier.options import DTYPES
 from spin_native.classifier.rows import TextsAndLabels, digests, evaluation_rows, labelled_parts
 from spin_native.classifier.settings import FinalRows, HeadName, Mixing, PhaseTwo, Scaling, Settings
 from spin_native.classifier.tasks import TASKS, Metric, Task, TaskName
-from spin_native.classifier.training import Training
+from spin_native.classifier.training import Fitted, Training
 from spin_native.errors import InputError
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
@@ -160,7 +161,7 @@ class SpinEstimator(Learnt):
         """
         given = self.get_params()
         options.check(given, TASKS[self.task], has_validation=validation is not None)
-        checkpoint = Checkpoint(Location(os.fspath(self.model), self.revision), self.allow_pickle)
+        checkpoint = Checkpoint(Location(options.name_of(self.model, "model"), self.revision), self.allow_pickle)
         max_depth, exits = options.check_model(given, checkpoint.config)
         share, seed = self.validation_share, int(self.seed)
         task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share, seed)
@@ -195,6 +196,18 @@ class SpinEstimator(Learnt):
         """What a fit tries, checked."""
         options.check(self.get_params(), type(task))
         return options.settings_of(self.get_params(), task)
+
+    def _take(self, fitted: Fitted, checkpoint: Checkpoint, seen: UInt64[Array, "_"] | None = None) -> None:
+        """Load the layers that the heads need, and set every attribute of a fit at once.
+
+        seen: digests of the texts that fit saw (None: not known).
+        """
+        deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device)
+        promise = fitted.promise and fitted.promise.in_dtype(deployed.dtype)
+        learnt = {name: getattr(fitted, name[:-1]) for name in LEARNT if name not in ("task_", "heads_")}
+        place = Place.of(checkpoint, self.dtype, self.device)
+        learnt |= {"_heads": deployed.heads, "promise_": promise, "_fitted_with": self.get_params()}
+        self.__dict__.update(learnt, _deployed=deployed, _place=place, _seen=seen, _content=None)
 
     # The first depth_ layers, the salient neurons, the heads.
 
@@ -295,7 +308,7 @@ class SpinEstimator(Learnt):
         base_model: where the base model is now, if it moved. dtype: how to run it, if not as it was fitted.
         Raises InputError if its weights or its tokenizer are not, to the bit, those it was fitted on, or the task is another.
         """
-        read = saved.read_saved(Location(os.fspath(name), revision, "classifier"))
+        read = saved.read_saved(Location(options.name_of(name, "classifier"), revision, "classifier"))
         return cls._restored(read, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
 
     @classmethod
@@ -319,7 +332,7 @@ class SpinEstimator(Learnt):
             if clf.dtype not in DTYPES:
                 raise ValueError(f"dtype is {clf.dtype!r}")
         fitted = saved.restored(read)
-        checkpoint = Checkpoint(Location(os.fspath(clf.model), clf.revision), allow_pickle)
+        checkpoint = Checkpoint(Location(options.name_of(clf.model, "base_model"), clf.revision), allow_pickle)
         saved.check_base_model(read, checkpoint)
         clf._take(fitted, checkpoint)
         return clf

@@ -1,6 +1,5 @@
 """SpinClassifier, SpinRegressor: texts and labels in, a classifier out that runs no more layers than it needs."""
 
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from spin_native.checkpoints import Location
 from spin_native.classifier.base import SpinEstimator
 from spin_native.classifier.exits import Exit, ExitBy, calibrate, check_calibration, rows_needed
-from spin_native.classifier.options import DTYPES
+from spin_native.classifier.options import DTYPES, name_of
 from spin_native.classifier.rows import evaluation_rows, warn_of_seen
 from spin_native.classifier.saved import read_saved
 from spin_native.classifier.splits import numbered_texts
@@ -112,5 +111,5 @@ ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in (SpinC
 
 def load_pretrained(name: str | Path, *, revision: str | None = None, **where: Any) -> SpinClassifier | SpinRegressor:
     """A saved SpinClassifier or SpinRegressor; arguments as of from_pretrained."""
-    read = read_saved(Location(os.fspath(name), revision, "classifier"))
+    read = read_saved(Location(name_of(name, "classifier"), revision, "classifier"))
     return ESTIMATORS.get(read.task or "", SpinClassifier)._restored(read, **where)

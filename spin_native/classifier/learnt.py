@@ -52,7 +52,7 @@ class Place:
         return cls(name, checkpoint.revision, checkpoint.allow_pickle, dtype, device)
 
     def deploy(self, heads: Mapping[int, Head], checkpoint: Checkpoint) -> Deployed:
-        """The layers that the heads need, loaded."""
+        """The layers that other heads need, loaded in the same way."""
         return Deployed(checkpoint, heads, DTYPES[self.dtype], self.device)
 
 
@@ -104,18 +104,6 @@ class Learnt(BaseEstimator):
         """How many of the texts read so far were longer than the base model holds, and were cut."""
         check_is_fitted(self, "heads_")
         return self._deployed.extractor.n_truncated if "_deployed" in self.__dict__ else self._n_truncated
-
-    def _take(self, fitted: Fitted, checkpoint: Checkpoint, seen: UInt64[Array, "_"] | None = None) -> None:
-        """Load the layers that the heads need, and set every attribute of a fit at once.
-
-        seen: digests of the texts that fit saw (None: not known).
-        """
-        place = Place.of(checkpoint, self.dtype, self.device)
-        deployed = place.deploy(fitted.heads, checkpoint)
-        promise = fitted.promise and fitted.promise.in_dtype(deployed.dtype)
-        learnt = {name: getattr(fitted, name[:-1]) for name in LEARNT if name not in ("task_", "heads_")}
-        learnt |= {"_heads": deployed.heads, "promise_": promise, "_fitted_with": self.get_params()}
-        self.__dict__.update(learnt, _deployed=deployed, _place=place, _seen=seen, _content=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, deepcopy and joblib: of a fitted estimator a saved classifier's content, without the base model."""

@@ -41,6 +41,7 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
         ("metric", (*task.metrics, None)),
         ("scaling", get_args(Scaling)),
         ("final_rows", (*get_args(FinalRows), None)),
+        ("dtype", tuple(DTYPES)),
         ("mixing", get_args(Mixing)),
         ("head", tuple(HEADS)),
         ("phase_two", get_args(PhaseTwo)),
@@ -50,16 +51,15 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
             raise InputError(f"{name} is {options[name]!r}; expected one of {', '.join(map(str, choices))}")
     if not isinstance(options["baseline"], (bool, np.bool_)):
         raise InputError(f"baseline is {options['baseline']!r}; expected True or False")
-    if not isinstance(options["model"], (str, os.PathLike)):
-        raise InputError(f"model is {options['model']!r}; expected a folder or a Hub name")
+    name_of(options["model"], "model")
     if not (options["revision"] is None or isinstance(options["revision"], str)):
         raise InputError(f"revision is {options['revision']!r}; expected the name of a branch, tag or commit, or None")
     check_place(options["dtype"], options["device"], options["allow_pickle"])
     check_options(options["head"], options)
     task.check_ranker(options["ranker"])
     _check_numbers(options)
-    check_choices(options["sites"], get_args(Site))
-    check_choices(options["poolings"], get_args(Pooling))
+    check_choices(options["sites"], get_args(Site), "sites")
+    check_choices(options["poolings"], get_args(Pooling), "poolings")
     cuts_of(options)
     if has_validation and options["validation_share"] != DEFAULT_SHARE:
         raise InputError(
@@ -73,6 +73,15 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
             f"tolerance={options['tolerance']} is for depth='best', which chooses a depth; the depth here is "
             f"{options['depth']!r}: leave the tolerance out"
         )
+
+
+def name_of(given: object, what: str) -> str:
+    """A folder or a Hub name as a Location reads it; InputError for anything else. A Path is always a folder."""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, os.PathLike) or not isinstance(name := os.fspath(given), str):
+        raise InputError(f"{what} is {given!r}; expected a folder or a Hub name")
+    return name if os.path.isdir(name) else os.path.abspath(name)
 
 
 def check_place(dtype: str | None, device: str, allow_pickle: bool) -> None:

@@ -63,14 +63,22 @@ def extract(
     Raises InputError for a text that is not a str (naming the row), a tokenizer that does not fit the model, and a store that
     holds something else or is being written by another process.
     """
+    _check_loaded(model, tokenizer)
     wanted = dict.fromkeys(features_of(model, sites, poolings, depth))
     return Extractor(model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens).run(texts, store, progress)
 
 
+def _check_loaded(model: object, tokenizer: object) -> None:
+    """InputError for names in place of what load_model and load_tokenizer return."""
+    for given, kind, what in ((model, Transformer, "model"), (tokenizer, Tokenizer, "tokenizer")):
+        if not isinstance(given, kind):
+            raise InputError(f"{what} is a {type(given).__name__}; expected what sn.load_{what} returns")
+
+
 def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None) -> list[FeatureKey]:
     """The features that `depth` layers of a model offer, layer by layer."""
-    check_choices(sites, get_args(Site))
-    check_choices(poolings, get_args(Pooling))
+    check_choices(sites, get_args(Site), "sites")
+    check_choices(poolings, get_args(Pooling), "poolings")
     depth = checked_depth(depth, model.depth)
     offered = [FeatureKey(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
     if "hidden" in sites and depth == model.config.n_layers:
@@ -78,12 +86,12 @@ def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Po
     return offered
 
 
-def check_choices(given: Sequence[str], choices: Sequence[str]) -> None:
+def check_choices(given: Sequence[str], choices: Sequence[str], what: str) -> None:
     """InputError unless `given` holds one or more of the choices, each once."""
     is_sequence = isinstance(given, (Sequence, np.ndarray)) and not isinstance(given, str)
     listed = list(given) if is_sequence else []
     if not listed or any(not isinstance(name, str) or name not in choices or listed.count(name) > 1 for name in listed):
-        raise InputError(f"got {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
+        raise InputError(f"{what} is {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
 
 
 @dataclass(frozen=True)
@@ -129,9 +137,7 @@ class Extractor:
         max_tokens: int | None = None,
         depth: int | None = None,
     ) -> None:
-        for given, kind, loader in ((model, Transformer, "load_model"), (tokenizer, Tokenizer, "load_tokenizer")):
-            if not isinstance(given, kind):
-                raise InputError(f"got a {type(given).__name__} as {kind.__name__.lower()}; expected what sn.{loader} returns")
+        _check_loaded(model, tokenizer)
         if not isinstance(dtype, str) or dtype not in get_args(FeatureDtype):
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(FeatureDtype))}")
         if max_tokens is not None and not (is_whole(max_tokens) and max_tokens >= 1):

@@ -102,7 +102,7 @@ class Classes(Task):
         missing = np.setdiff1d(np.arange(len(self.classes)), labels)
         if len(missing):
             raise InputError(
-                f"{what}: of {len(labels)} rows none is of class {self.name_of(missing[0])!r}, which is rare; take more "
+                f"{what}: of {len(labels)} rows none is of class {self.name_of(int(missing[0]))!r}, which is rare; take more "
                 "rows, or add some of this class"
             )
 
