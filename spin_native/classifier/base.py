@@ -27,7 +27,7 @@ from spin_native.classifier.training import Fitted, Training
 from spin_native.errors import InputError
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
-from spin_native.given import is_whole, rows_of
+from spin_native.given import is_whole
 from spin_native.models import ModelConfig
 
 Array = np.ndarray
@@ -231,7 +231,7 @@ class SpinEstimator(Learnt):
         """
         check_is_fitted(self, "heads_")
         given = Exit.of(self.exit_ if exit is None else exit)
-        yield from self._deployed.blocks(rows_of(texts, "texts"), given, progress)
+        yield from self._deployed.blocks(texts, given, progress)
 
     def _outputs(
         self, texts: str | Iterable[str], progress: bool | None, exit: str | Exit | None

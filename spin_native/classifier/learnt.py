@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier import options, saved
 from spin_native.classifier.deployed import Deployed
-from spin_native.classifier.exits import Promise
+from spin_native.classifier.exits import Exit, Promise
 from spin_native.classifier.heads import Head
 from spin_native.classifier.options import DTYPES
 from spin_native.classifier.tasks import TASKS, Task, TaskName
@@ -140,7 +140,7 @@ class Learnt(BaseEstimator):
 
     @property
     def heads_(self) -> dict[int, Head]:
-        """{depth: head}. Assigned heads predict from then on, and classes_, depth_ and salient_neurons_ are theirs."""
+        """{depth: head}. Assigned heads predict from then on, to their deepest one, and classes_ and the like are theirs."""
         if "_heads" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__} is not fitted")
         return self._heads
@@ -148,7 +148,8 @@ class Learnt(BaseEstimator):
     @heads_.setter
     def heads_(self, heads: Mapping[int, Head]) -> None:
         deployed = self._place.deploy(heads, self._deployed.checkpoint)
-        self.__dict__.update(_heads=deployed.heads, depth_=deployed.depth, _deployed=deployed, _content=None)
+        changed = {"_heads": deployed.heads, "depth_": deployed.depth, "exit_": Exit("fixed", deployed.depth), "promise_": None}
+        self.__dict__.update(changed, _deployed=deployed, _content=None)
 
     @property
     def head_(self) -> Head:
@@ -163,5 +164,6 @@ class Learnt(BaseEstimator):
 
     def _learnt(self) -> tuple[Fitted, str, dict[str, Any]]:
         """All that a fit learnt, what its scores are, and the parameters of that fit."""
-        fitted = Fitted(**{name[:-1]: getattr(self, name) for name in LEARNT})
+        values = {name[:-1]: getattr(self, name) for name in LEARNT}
+        fitted = Fitted(**{**values, "exit": Exit.of(values["exit"])})
         return fitted, options.metric_of(self._fitted_with, TASKS[self.task]), self._fitted_with

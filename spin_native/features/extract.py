@@ -25,7 +25,7 @@ from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey
 from spin_native.given import check_text, is_whole
 from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
-from spin_native.text.packing import WINDOW, pack, windows
+from spin_native.text.packing import WINDOW, pack, several, windows
 from spin_native.text.tokenizer import Tokenizer
 
 Site = Literal["activation", "hidden"]
@@ -193,6 +193,7 @@ class Extractor:
         store: skip the blocks that it holds already, and mark it complete at the end. Warns once, at the end, how many texts
         were cut. Raises InputError for a text that is not a str (naming the row), and for a store of other texts.
         """
+        texts = several(texts)
         n_texts, truncated_before = 0, self.n_truncated
         blocks = windows(texts, self.rows_per_block)
         with _progress_bar(texts, progress) as bar:

@@ -278,6 +278,8 @@ class ReorderedLinear(nn.Module):
         return {**self.__dict__, "_reordered": self.weight}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if not _works(state["_reordered"].dtype):
+            raise InputError(f"a model with reordered weights cannot be unpickled here: {REMEDY}")
         super().__setstate__({**state, "_reordered": torch.ops.mkldnn._reorder_linear_weight(state["_reordered"])})
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

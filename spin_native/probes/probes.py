@@ -41,13 +41,9 @@ def checked_targets(y: Any, what: str) -> Any:
         if is_missing(value):
             raise InputError(f"{what}: y of row {row} is missing (got {value!r}); drop the row")
         if isinstance(value, str) is not isinstance(values[0], str):
-            raise InputError(
-                f"{what}: y is of two types, row 0 has {values[0]!r} and row {row} has {value!r}; expected one type"
-            )
+            raise InputError(f"{what}: y is of two types, row 0 has {values[0]!r} and row {row} has {value!r}; expected one")
         if isinstance(value, str) and value.endswith("\0"):
-            raise InputError(
-                f"{what}: the label of row {row} is {value!r}, and NumPy drops the NUL at its end; write it without"
-            )
+            raise InputError(f"{what}: y of row {row} is {value!r}, and NumPy drops the NUL at its end; write it without")
         if isinstance(value, int) and not -(2**63) <= value < 2**63 and not isinstance(y, np.ndarray):
             raise InputError(f"{what}: y of row {row} is {value}, which does not fit 64 bits; write the labels as text")
     return y

@@ -14,11 +14,16 @@ def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     """Consecutive lists of `size` texts (the last may be shorter), taken one list at a time."""
     if not is_whole(size) or size < 1:
         raise InputError(f"window is {size!r}; expected a whole number of texts, 1 or more")
-    if isinstance(texts, (str, bytes)):
-        raise InputError(f"texts is one {type(texts).__name__}; expected several texts, for example [text]")
-    stream = iter(rows_of(texts, "texts"))
+    stream = iter(several(texts))
     while block := list(islice(stream, size)):
         yield block
+
+
+def several(texts: Iterable[str]) -> Iterable[str]:
+    """The texts themselves; InputError, naming what to pass, for one text and for what has no rows."""
+    if isinstance(texts, (str, bytes)):
+        raise InputError(f"texts is one {type(texts).__name__}; expected several texts, for example [text]")
+    return rows_of(texts, "texts")
 
 
 def pack(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
