@@ -4,8 +4,10 @@ The rooms above ask here, so that a table, a matrix, a dict or one string is ref
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, cast
 
 from spin_native.errors import InputError, TextError
@@ -112,6 +114,13 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def path_of(given: object, what: str) -> Path:
+    """A folder's name as a Path; InputError for anything else than a str or a Path."""
+    if not isinstance(given, (str, os.PathLike)):
+        raise InputError(f"{what} is {given!r}; expected the name of a folder, a str or a Path")
+    return Path(given)
 
 
 def is_whole(value: object) -> bool:

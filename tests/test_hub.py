@@ -181,7 +181,7 @@ def test_a_local_base_model_is_not_published_under_its_path(ask, hub, saved, tin
     shown = ask(load + "clf.push_to_hub('me/clf')", HF_TOKEN="hf_test")
     assert shown.startswith(f"InputError: push_to_hub: the base model is the local folder {tiny_model}")
     assert shown.endswith("name it: base_model='owner/name'")
-    assert "local folder" in ask(load + f"clf.push_to_hub('me/clf', base_model={str(tiny_model)!r})", HF_TOKEN="hf_test")
+    assert "expected a Hub name" in ask(load + f"clf.push_to_hub('me/clf', base_model={str(tiny_model)!r})", HF_TOKEN="hf_test")
     assert not any(name.startswith("me/clf/") for name in hub[2])
 
 

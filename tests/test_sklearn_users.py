@@ -24,6 +24,7 @@ from spin_native.classifier.exits import Exit, Promise
 from spin_native.errors import TextError
 from spin_native.features.extract import Extractor
 from spin_native.features.store import FeatureKey
+from spin_native.models import fast
 
 # Copies.
 
@@ -153,7 +154,10 @@ def test_scikit_learn_knows_what_the_estimators_are(tiny_model, clf, unchecked):
 # Copies of models, extractors and tokenizers.
 
 
-@pytest.mark.parametrize("prepack", [True, False])
+works_here = pytest.mark.skipif(not fast._works(torch.float32), reason="this torch or CPU does not reorder weights")
+
+
+@pytest.mark.parametrize("prepack", [pytest.param(True, marks=works_here), False])
 def test_state_dicts_and_copies_of_models_are_whole(family, prepack):
     folder, _ = checkpoint(family)
     model, plain = sn.load_model(folder, prepack=prepack), sn.load_model(folder, prepack=False)
@@ -165,7 +169,10 @@ def test_state_dicts_and_copies_of_models_are_whole(family, prepack):
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         copied_values = our_values(copied, padded(rows_of_every_length(), "none"))
         assert all(torch.equal(copied_values[key], values[key]) for key in values)
-    torch.save(state, io.BytesIO())
+    file = io.BytesIO()
+    torch.save(model, file)
+    whole = torch.load(io.BytesIO(file.getvalue()), weights_only=False).state_dict()
+    assert all(torch.equal(whole[name], expected[name]) for name in expected)
     other = {name: tensor + 0.5 for name, tensor in expected.items()}
     model.load_state_dict(other)
     assert all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())

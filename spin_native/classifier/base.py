@@ -27,7 +27,7 @@ from spin_native.classifier.training import Fitted, Training
 from spin_native.errors import InputError
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
-from spin_native.given import is_whole
+from spin_native.given import is_whole, path_of
 from spin_native.models import ModelConfig
 
 Array = np.ndarray
@@ -60,7 +60,7 @@ class SpinEstimator(Learnt):
         C stays; the probes stay, too.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
         the first of them.
-    validation_share: of the training rows, split off (by class) where no validation rows are given.
+    validation_share: of the training rows, split off (by class, equal texts on one side) where no validation rows are given.
     sample: fit probes and selection on at most so many training (and validation) rows, and extract of all rows the salient
         neurons only: kilobytes for each row instead of megabytes. None: on all rows.
     exits: depths below depth_ that keep a head of their own, so that easy texts can stop early: "all", a sequence, or None.
@@ -161,6 +161,7 @@ class SpinEstimator(Learnt):
         """
         given = self.get_params()
         options.check(given, TASKS[self.task], has_validation=validation is not None)
+        store = None if store is None else path_of(store, "store")
         checkpoint = Checkpoint(Location(options.name_of(self.model, "model"), self.revision), self.allow_pickle)
         max_depth, exits = options.check_model(given, checkpoint.config)
         share, seed = self.validation_share, int(self.seed)
@@ -181,7 +182,7 @@ class SpinEstimator(Learnt):
             with_baseline=self.baseline,
             progress=progress,
         )
-        fitted = training.run(parts, None if store is None else Path(store))
+        fitted = training.run(parts, store)
         if fitted.unconverged:
             warnings.warn(
                 f"{len(fitted.unconverged)} linear models did not converge: {', '.join(fitted.unconverged[:3])}"
@@ -290,7 +291,7 @@ class SpinEstimator(Learnt):
         Saving over another classifier is atomic: a crash leaves the old one or the new one.
         """
         check_is_fitted(self, "heads_")
-        saved.save_classifier(Path(folder), *self._learnt(), self._deployed.checkpoint)
+        saved.save_classifier(path_of(folder, "folder"), *self._learnt(), self._deployed.checkpoint)
 
     @classmethod
     def from_pretrained(
@@ -344,12 +345,14 @@ class SpinEstimator(Learnt):
         not published. Loading refuses other weights than those of the fit.
         """
         check_is_fitted(self, "heads_")
-        local = self._deployed.checkpoint.location.folder if base_model is None else Path(base_model)
-        if local is not None and (base_model is None or local.exists()):
+        folder_here = self._deployed.checkpoint.location.folder
+        if base_model is None and folder_here is not None:
             raise InputError(
-                f"push_to_hub: the base model is the local folder {local}, which readers of {repo} do not have; publish it, "
-                "and name it: base_model='owner/name'"
+                f"push_to_hub: the base model is the local folder {folder_here}, which readers of {repo} do not have; publish "
+                "it, and name it: base_model='owner/name'"
             )
+        if base_model is not None:
+            options.check_hub_name(base_model, "base_model")
         with TemporaryDirectory() as folder:
             saved.save_classifier(Path(folder), *self._learnt(), self._deployed.checkpoint, base_model)
             api = huggingface_hub.HfApi()

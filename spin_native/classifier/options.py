@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from huggingface_hub.utils import validate_repo_id
 
 from spin_native.checkpoints import Dtype
 from spin_native.checkpoints.load import check_device
@@ -82,6 +83,17 @@ def name_of(given: object, what: str) -> str:
     if not isinstance(given, os.PathLike) or not isinstance(name := os.fspath(given), str):
         raise InputError(f"{what} is {given!r}; expected a folder or a Hub name")
     return name if os.path.isdir(name) else os.path.abspath(name)
+
+
+def check_hub_name(given: object, what: str) -> None:
+    """InputError for a folder of this machine, and for what cannot be the name of a repository on the Hub."""
+    try:
+        validate_repo_id(given)  # type: ignore[arg-type]
+        is_hub_name = not os.path.isdir(str(given))
+    except ValueError:
+        is_hub_name = False
+    if not is_hub_name:
+        raise InputError(f"{what} is {given!r}; expected a Hub name, such as 'owner/name', and no folder here")
 
 
 def check_place(dtype: str | None, device: str, allow_pickle: bool) -> None:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from spin_native.errors import InputError, TextError
 from spin_native.features.pooling import POOLINGS, Pooling
 from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec
-from spin_native.given import check_text, is_whole
+from spin_native.given import check_text, is_whole, path_of
 from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, several, windows
@@ -174,6 +174,7 @@ class Extractor:
             for block in self.blocks(texts, progress):
                 features.append(block)
             return features
+        store = path_of(store, "store")
         with ActivationStore.writer(store):
             opened = ActivationStore.create(store, self._spec())
             for encoded in self.encoded(texts, progress, opened):
