@@ -8,7 +8,7 @@ import jaxtyping
 import pytest
 import torch
 import transformers
-from tiny import FAMILIES, checkpoint
+from tiny import FAMILIES, QUICK, checkpoint
 
 import spin_native as sn
 from spin_native.cli.demo import demo_weights
@@ -90,3 +90,21 @@ def family(request: pytest.FixtureRequest) -> str:
 def folder(family: str, tmp_path: Path) -> Path:
     """A copy of the family's tiny checkpoint, free to be damaged."""
     return shutil.copytree(checkpoint(family)[0], tmp_path / family)
+
+
+@pytest.fixture(scope="session")
+def texts(reviews: tuple[list[str], list[str]]) -> list[str]:
+    """The reviews, each made different from the others."""
+    return [f"{text} {'not' * (row % 2)} . {', ' * (row // 9)}" for row, text in enumerate(reviews[0])]
+
+
+@pytest.fixture(scope="session")
+def labels(reviews: tuple[list[str], list[str]]) -> list[str]:
+    """Their labels."""
+    return reviews[1]
+
+
+@pytest.fixture(scope="session")
+def clf(tiny_model: Path, texts: list[str], labels: list[str]) -> sn.SpinClassifier:
+    """A fitted classifier with two heads."""
+    return sn.SpinClassifier(tiny_model, exits=(1,), **QUICK).fit(texts, labels)

@@ -132,8 +132,8 @@ def test_a_regression_is_scored_by_the_metric_that_was_chosen(tiny_model, review
     expected = {
         "pearson": lambda y, p: pearsonr(y, p)[0],
         "spearman": lambda y, p: spearmanr(y, p)[0],
-        "mse": mean_squared_error,
-        "mae": mean_absolute_error,
+        "mse": lambda y, p: -mean_squared_error(y, p),  # as scikit-learn's neg_mean_squared_error
+        "mae": lambda y, p: -mean_absolute_error(y, p),
     }
     for metric, by_hand in expected.items():
         reg = sn.SpinRegressor(str(tiny_model), metric=metric, baseline=False, **SMALL).fit(texts, values)
@@ -330,7 +330,7 @@ def test_layers_without_a_weight_have_a_score_too(tiny_model, reviews, C, unchec
 
 
 def test_a_split_that_loses_a_rare_class_is_refused(tiny_model, reviews):
-    texts = [f"{text} {i}" for i in range(2) for text in reviews[0]][:100]
+    texts = [f"{text} {i}" for i, text in enumerate([*reviews[0], *reviews[0]][:100])]
     labels = ["aaa"] * 2 + ["b", "c"] * 49
     with pytest.raises(sn.InputError, match=r"after the split: of 20 rows none is of class 'aaa', which is rare; take"):
         sn.SpinClassifier(str(tiny_model), validation_share=0.8).fit(texts, labels)

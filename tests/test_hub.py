@@ -18,7 +18,7 @@ ERRORS = {"gone": (401, "RepoNotFound"), "gated": (403, "GatedRepo")}
 
 @pytest.fixture
 def hub(tiny_model, tmp_path):
-    """A server that holds some/model, some/sharded; its address, and the files that were asked for."""
+    """A server that holds some/model, some/sharded; its address, the files that were asked for, and those it holds."""
     files = {f"some/model/{p.name}": p.read_bytes() for p in Path(tiny_model).iterdir()}
     tensors = load_file(Path(tiny_model) / "model.safetensors")
     shard_of = {
@@ -80,7 +80,7 @@ def hub(tiny_model, tmp_path):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", asked, files
     server.shutdown()
     server.server_close()
 
@@ -161,9 +161,38 @@ def test_a_classifier_of_a_hub_model_remembers_the_commit(ask, reviews, tmp_path
     assert ask(again, HF_HUB_OFFLINE="1") in ("positive", "negative")
 
 
-def test_a_classifier_goes_to_the_hub_and_comes_back(ask, saved, fitted):
-    program = f"clf = sn.SpinClassifier.from_pretrained({str(saved)!r})\nprint(clf.push_to_hub('me/clf'))\n"
-    program += "print(sn.SpinClassifier.from_pretrained('me/clf').predict_proba('good film').tolist())"
-    address, probabilities = ask(program, HF_TOKEN="hf_test").splitlines()
+def test_a_classifier_goes_to_the_hub_and_comes_back(ask, hub, saved, fitted, tiny_model):
+    program = f"clf = sn.SpinClassifier.from_pretrained({str(saved)!r})\n"
+    program += "print(clf.push_to_hub('me/clf', base_model='some/model'))\n"
+    program += "again = sn.SpinClassifier.from_pretrained('me/clf')\n"
+    program += "print(again.model, again.predict_proba('good film').tolist())"
+    address, shown = ask(program, HF_TOKEN="hf_test").splitlines()
     assert address.endswith("/me/clf")
+    model, probabilities = shown.split(" ", 1)
+    assert model == "some/model"
     assert json.loads(probabilities) == fitted.predict_proba("good film").tolist()
+    uploaded = {name: content for name, content in hub[2].items() if name.startswith("me/clf/")}
+    assert uploaded.keys() == {"me/clf/spin_classifier.json", "me/clf/head.safetensors"}
+    assert not any(str(tiny_model.parent).encode() in content for content in uploaded.values())
+
+
+def test_a_local_base_model_is_not_published_under_its_path(ask, hub, saved, tiny_model):
+    load = f"clf = sn.SpinClassifier.from_pretrained({str(saved)!r})\n"
+    shown = ask(load + "clf.push_to_hub('me/clf')", HF_TOKEN="hf_test")
+    assert shown.startswith(f"InputError: push_to_hub: the base model is the local folder {tiny_model}")
+    assert shown.endswith("name it: base_model='owner/name'")
+    assert "expected a Hub name" in ask(load + f"clf.push_to_hub('me/clf', base_model={str(tiny_model)!r})", HF_TOKEN="hf_test")
+    assert not any(name.startswith("me/clf/") for name in hub[2])
+
+
+def test_a_pickled_classifier_of_a_hub_model_is_pinned_to_its_commit(ask, hub, reviews, tmp_path):
+    texts, labels = reviews
+    path = str(tmp_path / "clf.pickle")
+    ask(
+        f"import pickle\nclf = sn.SpinClassifier('some/model').fit({texts!r}, {labels!r})\n"
+        f"pickle.dump(clf, open({path!r}, 'wb'))"
+    )
+    hub[1].clear()
+    load = f"import pickle\nclf = pickle.load(open({path!r}, 'rb'))\nprint(clf.model, clf.predict('good film'))"
+    assert ask(load, HF_HOME=str(tmp_path / "another-cache")) in ("some/model positive", "some/model negative")
+    assert {revision for _, revision, name, _ in hub[1] if name} == {COMMIT}

@@ -24,7 +24,7 @@ EXAMPLES: dict[What, str] = {"model": "roberta-base", "classifier": "me/my-class
 class Location:
     """A folder, or a repository on the HuggingFace Hub (read through huggingface_hub: its cache, variables, offline mode).
 
-    name: a folder (str or Path; `~` is the home folder), or a Hub name. what: what it should hold, for errors.
+    name: a folder (str, where `~` is the home folder, or Path), or a Hub name (str). what: what it should hold, for errors.
     Files are downloaded one by one, when they are needed. All come from one commit: that of the first file downloaded.
     """
 
@@ -40,7 +40,7 @@ class Location:
             raise InputError(f"{what} {name!r}: no name; {expected}")
         if self.folder is None and os.path.exists(path):
             raise InputError(f"{what} {self.name!r}: a file, not a folder; {expected}")
-        if self.folder is None and _looks_like_path(self.name):
+        if self.folder is None and (isinstance(name, os.PathLike) or _looks_like_path(self.name)):
             raise InputError(f"{what} {self.name!r}: no such folder; {expected}")
         if revision is not None and (not isinstance(revision, str) or ".." in revision or revision.startswith("/")):
             raise InputError(f"{what} {self.name!r}: revision is {revision!r}; expected a branch, tag or commit")

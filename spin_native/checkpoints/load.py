@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,10 @@ class Checkpoint:
     location: Location
     allow_pickle: bool = False
     _fingerprints: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files and the tokenizer, which are read again."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_stored", "readers", "tokenizer")}
 
     @property
     def name(self) -> str:
@@ -94,10 +98,7 @@ class Checkpoint:
 
         last_neurons: compute only these neurons of the last layer (None: all); only for a last layer that does not write.
         """
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
-            raise InputError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try 'cpu'") from error
+        check_device(device)
         dtype = resolved_dtype(dtype, device)
         reordered = is_worth_it(prepack, dtype, device)
         model = self.build(depth)
@@ -146,6 +147,18 @@ class Checkpoint:
                 digest.update(tensor.view(torch.uint8).numpy().data)
             self._fingerprints[depth] = digest.hexdigest()
         return self._fingerprints[depth]
+
+
+def check_device(device: torch.device | str) -> None:
+    """InputError for a device that torch does not know, or that is not there."""
+    if not isinstance(device, (str, torch.device)):
+        raise InputError(f"device is {device!r}; expected a name such as 'cpu' or 'cuda:1'")
+    try:
+        on = torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
+        raise InputError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); try 'cpu'") from error
+    if on.is_meta:
+        raise InputError(f"device {device!r} cannot be used (it holds no numbers); try 'cpu'")
 
 
 def load_model(

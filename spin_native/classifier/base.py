@@ -1,16 +1,15 @@
 """What SpinClassifier and SpinRegressor share: their parameters, and one short method for each thing they do."""
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, TypeVar
 
 import huggingface_hub
 import numpy as np
-from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator
+from jaxtyping import Float, Int, UInt64
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
@@ -19,22 +18,23 @@ from spin_native.classifier import explain, options, saved
 from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.explain import Contribution
-from spin_native.classifier.heads import Head
+from spin_native.classifier.learnt import LEARNT, Learnt, Place
 from spin_native.classifier.options import DTYPES
-from spin_native.classifier.rows import TextsAndLabels, evaluation_rows, labelled_parts
+from spin_native.classifier.rows import TextsAndLabels, digests, evaluation_rows, labelled_parts
 from spin_native.classifier.settings import FinalRows, HeadName, Mixing, PhaseTwo, Scaling, Settings
 from spin_native.classifier.tasks import TASKS, Metric, Task, TaskName
 from spin_native.classifier.training import Fitted, Training
 from spin_native.errors import InputError
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
+from spin_native.given import is_whole, path_of
 from spin_native.models import ModelConfig
 
 Array = np.ndarray
 Spin = TypeVar("Spin", bound="SpinEstimator")
 
 
-class SpinEstimator(BaseEstimator):
+class SpinEstimator(Learnt):
     """Read the salient neurons of a language model's first layers (SPIN, arXiv 2311.15983).
 
     model, revision: the base model, a folder or a Hub name. dtype, device: how to run it.
@@ -60,7 +60,7 @@ class SpinEstimator(BaseEstimator):
         C stays; the probes stay, too.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
         the first of them.
-    validation_share: of the training rows, split off (by class) where no validation rows are given.
+    validation_share: of the training rows, split off (by class, equal texts on one side) where no validation rows are given.
     sample: fit probes and selection on at most so many training (and validation) rows, and extract of all rows the salient
         neurons only: kilobytes for each row instead of megabytes. None: on all rows.
     exits: depths below depth_ that keep a head of their own, so that easy texts can stop early: "all", a sequence, or None.
@@ -77,7 +77,7 @@ class SpinEstimator(BaseEstimator):
 
     def __init__(
         self,
-        model: str = "roberta-base",
+        model: str | os.PathLike[str] = "roberta-base",
         *,
         revision: str | None = None,
         depth: int | Literal["best"] | None = "best",
@@ -96,7 +96,7 @@ class SpinEstimator(BaseEstimator):
         scaling: Scaling = "standard",
         final_rows: FinalRows | None = None,
         metric: Metric | None = None,
-        validation_share: float = 0.2,
+        validation_share: float = options.DEFAULT_SHARE,
         sample: int | None = None,
         exits: Sequence[int] | Literal["all"] | None = None,
         baseline: bool = True,
@@ -160,20 +160,21 @@ class SpinEstimator(BaseEstimator):
         After an error or an interruption, an earlier fit is still there.
         """
         given = self.get_params()
-        options.check(given, TASKS[self.task])
-        share, seed = self.validation_share, self.seed
+        options.check(given, TASKS[self.task], has_validation=validation is not None)
+        store = None if store is None else path_of(store, "store")
+        checkpoint = Checkpoint(Location(options.name_of(self.model, "model"), self.revision), self.allow_pickle)
+        max_depth, exits = options.check_model(given, checkpoint.config)
+        share, seed = self.validation_share, int(self.seed)
         task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share, seed)
         if self.final_rows is None and validation is None and self.phase_two == "seen":
             given["final_rows"] = "all"
-        checkpoint = Checkpoint(Location(self.model, self.revision), self.allow_pickle)
-        max_depth, exits = options.check_model(given, checkpoint.config)
         training = Training(
             checkpoint=checkpoint,
             dtype=DTYPES[self.dtype],
             device=self.device,
             settings=options.settings_of(given, task),
             max_depth=max_depth,
-            chooses_depth=self.depth == "best",
+            chooses_depth=options.is_best(self.depth),
             tolerance=self.tolerance,
             exits=exits,
             sample=self.sample,
@@ -181,7 +182,7 @@ class SpinEstimator(BaseEstimator):
             with_baseline=self.baseline,
             progress=progress,
         )
-        fitted = training.run(parts, None if store is None else Path(store))
+        fitted = training.run(parts, store)
         if fitted.unconverged:
             warnings.warn(
                 f"{len(fitted.unconverged)} linear models did not converge: {', '.join(fitted.unconverged[:3])}"
@@ -189,7 +190,7 @@ class SpinEstimator(BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        self._take(fitted, checkpoint)
+        self._take(fitted, checkpoint, digests([*parts["training"].texts, *parts["validation"].texts]))
         return self
 
     def _settings(self, task: Task) -> Settings:
@@ -197,31 +198,25 @@ class SpinEstimator(BaseEstimator):
         options.check(self.get_params(), type(task))
         return options.settings_of(self.get_params(), task)
 
-    def _take(self, fitted: Fitted, checkpoint: Checkpoint) -> None:
-        """Load the layers that the heads need, and set every attribute of a fit at once."""
+    def _take(self, fitted: Fitted, checkpoint: Checkpoint, seen: UInt64[Array, "_"] | None = None) -> None:
+        """Load the layers that the heads need, and set every attribute of a fit at once.
+
+        seen: digests of the texts that fit saw (None: not known).
+        """
         deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device)
-        learnt = {f"{field.name}_": getattr(fitted, field.name) for field in fields(fitted)}
-        self.__dict__.update(learnt, _deployed=deployed, _fitted_with=self.get_params())
+        promise = fitted.promise and fitted.promise.in_dtype(deployed.dtype)
+        learnt = {name: getattr(fitted, name[:-1]) for name in LEARNT if name not in ("task_", "heads_")}
+        place = Place.of(checkpoint, self.dtype, self.device)
+        learnt |= {"_heads": deployed.heads, "promise_": promise, "_fitted_with": self.get_params()}
+        self.__dict__.update(learnt, _deployed=deployed, _place=place, _seen=seen, _content=None)
 
     # The first depth_ layers, the salient neurons, the heads.
-
-    @property
-    def head_(self) -> Head:
-        """The head at depth_."""
-        check_is_fitted(self, "heads_")
-        return self.heads_[self.depth_]
 
     @property
     def model_config_(self) -> ModelConfig:
         """Sizes of the base model."""
         check_is_fitted(self, "heads_")
         return self._deployed.extractor.model.config
-
-    @property
-    def n_truncated_(self) -> int:
-        """How many of the texts read so far were longer than the base model holds, and were cut."""
-        check_is_fitted(self, "heads_")
-        return self._deployed.extractor.n_truncated
 
     @property
     def salient_neurons_(self) -> dict[int, Int[Array, "_"]]:
@@ -236,7 +231,7 @@ class SpinEstimator(BaseEstimator):
         exit: when a row exits, such as "fixed:4", "confidence:0.9" or "patience:2" (see Exit); None: exit_.
         """
         check_is_fitted(self, "heads_")
-        given = self.exit_ if exit is None else Exit.parse(exit) if isinstance(exit, str) else exit
+        given = Exit.of(self.exit_ if exit is None else exit)
         yield from self._deployed.blocks(texts, given, progress)
 
     def _outputs(
@@ -251,13 +246,17 @@ class SpinEstimator(BaseEstimator):
     def score(
         self, texts: Iterable[str], labels: Iterable[Any], sample_weight: None = None, *, exit: str | Exit | None = None
     ) -> float:
-        """The chosen metric on other rows; InputError for a label that was not there in fit."""
+        """The chosen metric on other rows, larger for better: errors (mse, mae) are negative, as scikit-learn's neg_* scorers.
+
+        InputError for a label that was not there in fit.
+        """
         if sample_weight is not None:
             raise InputError("score takes no sample_weight")
         check_is_fitted(self, "heads_")
         rows = evaluation_rows(self.task_, texts, labels, "rows to score")
-        outputs, _ = self._outputs(rows.texts, False, exit)
-        return self.task_.score(self.metric_, rows.labels, self.task_.decide(outputs))
+        with rows.named_in_errors():
+            outputs, _ = self._outputs(rows.texts, False, exit)
+        return self.task_.worth(self.metric_, self.task_.score(self.metric_, rows.labels, self.task_.decide(outputs)))
 
     def explain(self, text: str, n_neurons: int = 5) -> list[Contribution]:
         """The neurons that added most to the value, or the logit of the class that the head at depth_ predicts, largest first.
@@ -265,6 +264,10 @@ class SpinEstimator(BaseEstimator):
         Weight times standardised feature; for a perceptron, slope times it.
         """
         check_is_fitted(self, "heads_")
+        if not isinstance(text, str):
+            raise InputError(f"explain: got a {type(text).__name__}; expected one text (str)")
+        if not is_whole(n_neurons) or n_neurons < 1:
+            raise InputError(f"n_neurons is {n_neurons!r}; expected a whole number, 1 or more")
         features = self._deployed.salient_features(text, self.depth_)
         return explain.contributions(self.head_, features, n_neurons)
 
@@ -288,9 +291,7 @@ class SpinEstimator(BaseEstimator):
         Saving over another classifier is atomic: a crash leaves the old one or the new one.
         """
         check_is_fitted(self, "heads_")
-        fitted = Fitted(**{field.name: getattr(self, f"{field.name}_") for field in fields(Fitted)})
-        metric = options.metric_of(self._fitted_with, TASKS[self.task])
-        saved.save_classifier(Path(folder), fitted, metric, self._fitted_with, self._deployed.checkpoint)
+        saved.save_classifier(path_of(folder, "folder"), *self._learnt(), self._deployed.checkpoint)
 
     @classmethod
     def from_pretrained(
@@ -298,7 +299,7 @@ class SpinEstimator(BaseEstimator):
         name: str | Path,
         *,
         revision: str | None = None,
-        base_model: str | None = None,
+        base_model: str | Path | None = None,
         dtype: str | None = None,
         device: str = "cpu",
         allow_pickle: bool = False,
@@ -308,7 +309,7 @@ class SpinEstimator(BaseEstimator):
         base_model: where the base model is now, if it moved. dtype: how to run it, if not as it was fitted.
         Raises InputError if its weights or its tokenizer are not, to the bit, those it was fitted on, or the task is another.
         """
-        read = saved.read_saved(Location(str(name), revision))
+        read = saved.read_saved(Location(options.name_of(name, "classifier"), revision, "classifier"))
         return cls._restored(read, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
 
     @classmethod
@@ -316,32 +317,43 @@ class SpinEstimator(BaseEstimator):
         cls: type[Spin],
         read: saved.Saved,
         *,
-        base_model: str | None = None,
+        base_model: str | Path | None = None,
         dtype: str | None = None,
         device: str = "cpu",
         allow_pickle: bool = False,
     ) -> Spin:
         """The classifier that was read."""
-        if dtype is not None and dtype not in DTYPES:
-            raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+        options.check_place(dtype, device, allow_pickle)
         if read.task != cls.task:
             raise InputError(f"{read.name}: its task is {read.task!r}; {cls.__name__} does {cls.task}")
         parameters = saved.parameters_of(read, base_model)
         with saved.refuse_edited(read):
             clf = cls(**parameters, device=device, allow_pickle=allow_pickle)
             clf.dtype = dtype or clf.dtype
-            if clf.dtype not in DTYPES:
-                raise ValueError(f"dtype is {clf.dtype!r}")
+            options.check(clf.get_params(), TASKS[cls.task])
         fitted = saved.restored(read)
-        checkpoint = Checkpoint(Location(clf.model, clf.revision), allow_pickle)
+        checkpoint = Checkpoint(Location(options.name_of(clf.model, "base_model"), clf.revision), allow_pickle)
         saved.check_base_model(read, checkpoint)
         clf._take(fitted, checkpoint)
         return clf
 
-    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
-        """Save to a repository on the HuggingFace Hub (created if it is not there); returns its address."""
+    def push_to_hub(self, repo: str, *, private: bool = False, base_model: str | None = None) -> str:
+        """Save to a repository on the HuggingFace Hub (created if it is not there); returns its address.
+
+        base_model: the Hub name under which readers find the base model; needed where it is a local folder here, whose path is
+        not published. Loading refuses other weights than those of the fit.
+        """
+        check_is_fitted(self, "heads_")
+        folder_here = self._deployed.checkpoint.location.folder
+        if base_model is None and folder_here is not None:
+            raise InputError(
+                f"push_to_hub: the base model is the local folder {folder_here}, which readers of {repo} do not have; publish "
+                "it, and name it: base_model='owner/name'"
+            )
+        if base_model is not None:
+            options.check_hub_name(base_model, "base_model")
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            saved.save_classifier(Path(folder), *self._learnt(), self._deployed.checkpoint, base_model)
             api = huggingface_hub.HfApi()
             try:
                 api.create_repo(repo, private=private, exist_ok=True)
@@ -349,3 +361,9 @@ class SpinEstimator(BaseEstimator):
             except (OSError, ValueError) as error:  # HTTP errors are OSErrors there, bad names ValueErrors
                 raise InputError(f"{repo!r}: could not be uploaded ({error})") from error
         return f"{api.endpoint}/{repo}"
+
+    def __sklearn_tags__(self) -> Any:
+        """For scikit-learn: rows are texts, not vectors."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array, tags.input_tags.two_d_array, tags.input_tags.string = True, False, True
+        return tags

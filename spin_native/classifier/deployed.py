@@ -42,6 +42,11 @@ class Deployed:
         model = checkpoint.load(self.depth, dtype, device, last_neurons=last_neurons)
         self.extractor = Extractor(model, checkpoint.tokenizer, wanted)
 
+    @property
+    def dtype(self) -> str:
+        """What the base model runs in."""
+        return str(self.extractor.model.dtype).removeprefix("torch.")
+
     def checked(self, exit_: Exit) -> Exit:
         """The exit, with the depth of a fixed one filled in; InputError if these heads cannot decide it."""
         self.task.check_exit(exit_)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -12,10 +12,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from spin_native.checkpoints import Location
 from spin_native.classifier.base import SpinEstimator
-from spin_native.classifier.exits import Exit, ExitBy, calibrate, rows_needed
-from spin_native.classifier.options import DTYPES
-from spin_native.classifier.rows import evaluation_rows
+from spin_native.classifier.exits import Exit, ExitBy, calibrate, check_calibration, rows_needed
+from spin_native.classifier.options import DTYPES, name_of
+from spin_native.classifier.rows import evaluation_rows, warn_of_seen
 from spin_native.classifier.saved import read_saved
+from spin_native.classifier.splits import numbered_texts
+from spin_native.classifier.tasks import Classes
 from spin_native.errors import InputError
 
 Array = np.ndarray
@@ -33,7 +35,7 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
     def classes_(self) -> Array:
         """The labels, in the order of probabilities."""
         check_is_fitted(self, "heads_")
-        return self.task_.classes
+        return cast(Classes, self.task_).classes
 
     def predict_proba(
         self, texts: str | Iterable[str], progress: bool | None = False, *, exit: str | Exit | None = None
@@ -64,21 +66,30 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
     ) -> "SpinClassifier":
         """Let rows exit as early as the promise allows: sets exit_ and promise_, which are saved.
 
-        texts, labels: rows that neither fit nor its validation saw. The promise: with `confidence`, accuracy on rows like these
-        drops by at most `max_accuracy_drop` against the deepest head. Needs a classifier that was fitted with `exits`.
+        texts, labels: rows that neither fit nor its validation saw; a text that occurs several times counts once. The promise:
+        with `confidence`, accuracy on rows like these drops by at most `max_accuracy_drop` against the deepest head, as long as
+        the base model runs in the same dtype. Needs a classifier that was fitted with `exits`. LeakWarning for texts that fit
+        saw, where they are known: in the session of the fit.
         """
         check_is_fitted(self, "heads_")
         if len(self.heads_) < 2:
             raise InputError("calibrate: there is one head only; fit with exits='all' (--exits all), or with a list of depths")
+        check_calibration(by, max_accuracy_drop, confidence)
         rows = evaluation_rows(self.task_, texts, labels, "rows to calibrate on")
-        promise = calibrate(self._deployed.all_outputs(rows.texts), rows.labels, by, max_accuracy_drop, confidence)
-        needed = rows_needed(max_accuracy_drop, confidence)
-        if len(rows.texts) < needed:
+        with rows.named_in_errors():
+            outputs = self._deployed.all_outputs(rows.texts)
+        text_of = numbered_texts(rows.texts)
+        promise = calibrate(outputs, rows.labels, by, max_accuracy_drop, confidence, text_of, self._deployed.dtype)
+        needed, n_texts = rows_needed(max_accuracy_drop, confidence), int(text_of.max()) + 1
+        if n_texts < needed:
+            repeated = "" if n_texts == len(rows.texts) else f" ({n_texts} different texts)"
             warnings.warn(
                 f"{len(rows.texts)} rows are too few to promise a drop of at most {max_accuracy_drop:g} with confidence "
-                f"{confidence:g}: every row runs to depth {self.depth_}; calibrate on {needed} rows or more",
+                f"{confidence:g}{repeated}: every row runs to depth {self.depth_}; calibrate on {needed} rows or more",
                 stacklevel=2,
             )
+        else:
+            warn_of_seen(rows, self._seen)
         self.exit_, self.promise_ = promise.exit, promise
         return self
 
@@ -100,5 +111,5 @@ ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in (SpinC
 
 def load_pretrained(name: str | Path, *, revision: str | None = None, **where: Any) -> SpinClassifier | SpinRegressor:
     """A saved SpinClassifier or SpinRegressor; arguments as of from_pretrained."""
-    read = read_saved(Location(str(name), revision))
+    read = read_saved(Location(name_of(name, "classifier"), revision, "classifier"))
     return ESTIMATORS.get(read.task or "", SpinClassifier)._restored(read, **where)

@@ -1,14 +1,16 @@
 """When a row exits: at a fixed depth, at the first head that is confident enough, or after several heads agree."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import beta
 
 from spin_native.errors import InputError
+from spin_native.given import is_number, is_whole
 
 Array = np.ndarray
 ExitBy = Literal["fixed", "confidence", "patience"]
@@ -32,14 +34,25 @@ class Exit:
     def __post_init__(self) -> None:
         if self.by not in get_args(ExitBy):
             raise InputError(f"exit by {self.by!r}; expected one of {', '.join(get_args(ExitBy))}")
+        if self.value is not None and not (is_number(self.value) or isinstance(self.value, float)):
+            raise InputError(f"the exit's value is {self.value!r}; expected a number or None")
         number = -1.0 if self.value is None else self.value
-        is_whole = bool(np.isfinite(number)) and number >= 1 and number == int(number)
-        if self.by == "fixed" and not (self.value is None or is_whole):
+        is_depth = (is_whole(number) or float(number).is_integer()) and number >= 1
+        if self.by == "fixed" and not (self.value is None or is_depth):
             raise InputError(f"the fixed exit is at {self.value}; expected one of the depths that have a head")
         if self.by == "confidence" and not 0 <= number <= 1:
             raise InputError(f"the confidence to exit is {self.value}; expected a probability, 0 to 1")
-        if self.by == "patience" and not is_whole:
+        if self.by == "patience" and not is_depth:
             raise InputError(f"the patience to exit is {self.value}; expected how many heads must agree: 1 or more")
+
+    @classmethod
+    def of(cls, given: "str | Exit") -> "Exit":
+        """An exit as callers give it, such as "confidence:0.9"; InputError for anything else."""
+        if isinstance(given, str):
+            return cls.parse(given)
+        if not isinstance(given, Exit):
+            raise InputError(f"exit {given!r}; expected fixed, fixed:DEPTH, confidence:PROBABILITY, patience:HEADS or an Exit")
+        return given
 
     @classmethod
     def parse(cls, given: str) -> "Exit":
@@ -107,8 +120,9 @@ def replay(exit_: Exit, probabilities: Mapping[int, Float[Array, "row class"]]) 
 class Promise:
     """The result of a calibration: with `confidence`, accuracy drops by at most `max_accuracy_drop` when rows exit by `exit`.
 
-    n_rows: rows of the calibration. n_harmed: those of them that are right at the deepest head and wrong where they exited.
-    mean_depth: layers run per row.
+    n_rows: rows of the calibration. n_texts: different texts among them, which the bound counts (None: as many as rows).
+    n_harmed: those of these texts that are right at the deepest head and wrong where they exited. mean_depth: layers run per
+    row. dtype: what the base model ran in; the promise says nothing about another one (None: not known).
     """
 
     exit: Exit
@@ -117,13 +131,27 @@ class Promise:
     n_rows: int
     n_harmed: int
     mean_depth: float
+    n_texts: int | None = None
+    dtype: str | None = None
+
+    def in_dtype(self, dtype: str) -> "Promise | None":
+        """The promise for a base model that runs in a dtype: itself; or None, with a warning, if it was made in another one."""
+        if self.dtype in (None, dtype):
+            return self
+        warnings.warn(
+            f"the accuracy was promised for {self.dtype}, and the base model runs in {dtype}: promise_ is None, rows still "
+            f"exit by {self.exit}; calibrate again",
+            stacklevel=4,
+        )
+        return None
 
     def is_kept(self, deepest: int) -> bool:
         """Whether its counts support it. An exit at the deepest head, where every row ends anyway, needs no support."""
         if self.n_harmed > self.n_rows or self.mean_depth > deepest:
             return False
+        n_texts = self.n_rows if self.n_texts is None else self.n_texts
         is_deepest = self.exit == Exit("fixed", deepest)
-        return is_deepest or harm_bound(self.n_harmed, self.n_rows, self.confidence) <= self.max_accuracy_drop
+        return is_deepest or harm_bound(self.n_harmed, n_texts, self.confidence) <= self.max_accuracy_drop
 
 
 def calibrate(
@@ -132,26 +160,44 @@ def calibrate(
     by: ExitBy,
     max_accuracy_drop: float,
     confidence: float,
+    text_of: Int[Array, "row"] | None = None,
+    dtype: str | None = None,
 ) -> Promise:
     """The earliest exit that keeps the promise, on rows that the heads were not fitted on.
 
     Accuracy cannot drop by more than the share of rows that are right at the deepest head and wrong where they exited; Clopper
     and Pearson's exact binomial bound limits that share among all rows. Strictest exit first; testing stops at the first
     failure, so that many tests cost no confidence (fixed-sequence testing; Angelopoulos et al. 2021, as in CALM).
+
+    text_of: the number of each row's text (None: all texts differ). Rows of one text are no independent draws: a text counts
+    once, and is harmed if one of its rows is. dtype: what the base model ran in.
     """
-    if not 0 < max_accuracy_drop < 1 or not 0 < confidence < 1:
-        raise InputError(f"max_accuracy_drop is {max_accuracy_drop}, confidence {confidence}; expected shares between 0 and 1")
+    check_calibration(by, max_accuracy_drop, confidence)
+    text_of = np.arange(len(labels)) if text_of is None else text_of
+    n_texts = len(np.unique(text_of))
     depths = sorted(probabilities)
     is_right = {depth: outputs.argmax(1) == labels for depth, outputs in probabilities.items()}
-    promise = Promise(Exit("fixed", depths[-1]), max_accuracy_drop, confidence, len(labels), 0, float(depths[-1]))
+    made: dict[str, Any] = {"max_accuracy_drop": max_accuracy_drop, "confidence": confidence, "n_rows": len(labels)}
+    made |= {"n_texts": n_texts, "dtype": dtype}
+    promise = Promise(Exit("fixed", depths[-1]), n_harmed=0, mean_depth=float(depths[-1]), **made)
     for exit_ in _candidates(by, len(depths)):
         exited_at = replay(exit_, probabilities)
         right_at_exit = np.select([exited_at == depth for depth in depths], [is_right[depth] for depth in depths])
-        n_harmed = int((is_right[depths[-1]] & ~right_at_exit.astype(bool)).sum())
-        if harm_bound(n_harmed, len(labels), confidence) > max_accuracy_drop:
+        n_harmed = len(np.unique(text_of[is_right[depths[-1]] & ~right_at_exit.astype(bool)]))
+        if harm_bound(n_harmed, n_texts, confidence) > max_accuracy_drop:
             break
-        promise = Promise(exit_, max_accuracy_drop, confidence, len(labels), n_harmed, float(exited_at.mean()))
+        promise = Promise(exit_, n_harmed=n_harmed, mean_depth=float(exited_at.mean()), **made)
     return promise
+
+
+def check_calibration(by: ExitBy, max_accuracy_drop: float, confidence: float) -> None:
+    """InputError for arguments that a calibration cannot use."""
+    if not all(is_number(share) and 0 < share < 1 for share in (max_accuracy_drop, confidence)):
+        raise InputError(
+            f"max_accuracy_drop is {max_accuracy_drop!r}, confidence {confidence!r}; expected shares between 0 and 1"
+        )
+    if by not in ("confidence", "patience"):
+        raise InputError(f"calibrate by {by!r}; expected confidence or patience")
 
 
 def harm_bound(n_harmed: int, n_rows: int, confidence: float) -> float:
@@ -168,9 +214,7 @@ def _candidates(by: ExitBy, n_heads: int) -> Sequence[Exit]:
     """The exits to test, strictest first."""
     if by == "confidence":
         return [Exit("confidence", threshold) for threshold in THRESHOLDS]
-    if by == "patience":
-        return [Exit("patience", patience) for patience in range(n_heads - 1, 0, -1)]
-    raise InputError(f"calibrate by {by!r}; expected confidence or patience")
+    return [Exit("patience", patience) for patience in range(n_heads - 1, 0, -1)]
 
 
 def shallowest_within(scores: Mapping[int, float], tolerance: float) -> int:
@@ -178,8 +222,8 @@ def shallowest_within(scores: Mapping[int, float], tolerance: float) -> int:
 
     scores: depth -> validation score. Raises InputError for a negative tolerance.
     """
-    if not 0 <= tolerance < np.inf:
-        raise InputError(f"tolerance is {tolerance}; expected 0 or more, in units of the score")
+    if not is_number(tolerance) or tolerance < 0:
+        raise InputError(f"tolerance is {tolerance!r}; expected 0 or more, in units of the score")
     # Scores are ratios of counts: a difference below this is rounding, not a row.
     enough = max(scores.values()) - tolerance - 1e-12
     return min(depth for depth, score in scores.items() if score >= enough)

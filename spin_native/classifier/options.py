@@ -1,20 +1,24 @@
 """The estimator's parameters: refused by name where they mean nothing, and turned into Settings."""
 
+import os
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from huggingface_hub.utils import validate_repo_id
 
 from spin_native.checkpoints import Dtype
+from spin_native.checkpoints.load import check_device
 from spin_native.classifier.exits import shallowest_within
 from spin_native.classifier.heads import HEADS, check_options
 from spin_native.classifier.settings import ETAS, FinalRows, Mixing, PhaseTwo, Scaling, Settings
 from spin_native.classifier.tasks import Metric, Task
+from spin_native.classifier.tasks.base import check_share
 from spin_native.errors import InputError
 from spin_native.features.extract import Site, check_choices
 from spin_native.features.pooling import Pooling
+from spin_native.given import is_whole, numbers_of
 from spin_native.models import ModelConfig, checked_depth
 from spin_native.probes.importance import RANKERS, WEIGHTINGS, Cut, CutBy
 
@@ -25,13 +29,14 @@ DTYPES: dict[str, Dtype] = {
     "float16": torch.float16,
     "auto": "auto",
 }
+DEFAULT_SHARE = 0.2  # of the training rows, split off for validation
 Options = Mapping[str, Any]
 
 
-def check(options: Options, task: type[Task]) -> None:
+def check(options: Options, task: type[Task], has_validation: bool = False) -> None:
     """InputError for a parameter, or two of them together, that mean nothing.
 
-    options: SpinClassifier's parameters by name.
+    options: SpinClassifier's parameters by name. has_validation: whether validation rows are given.
     """
     for name, choices in (
         ("metric", (*task.metrics, None)),
@@ -43,33 +48,74 @@ def check(options: Options, task: type[Task]) -> None:
         ("phase_two", get_args(PhaseTwo)),
         ("ranker", (*WEIGHTINGS, *RANKERS)),
     ):
-        if options[name] not in choices:
+        if not (options[name] is None or isinstance(options[name], str)) or options[name] not in choices:
             raise InputError(f"{name} is {options[name]!r}; expected one of {', '.join(map(str, choices))}")
+    if not isinstance(options["baseline"], (bool, np.bool_)):
+        raise InputError(f"baseline is {options['baseline']!r}; expected True or False")
+    name_of(options["model"], "model")
+    if not (options["revision"] is None or isinstance(options["revision"], str)):
+        raise InputError(f"revision is {options['revision']!r}; expected the name of a branch, tag or commit, or None")
+    check_place(options["dtype"], options["device"], options["allow_pickle"])
     check_options(options["head"], options)
     task.check_ranker(options["ranker"])
     _check_numbers(options)
-    check_choices(options["sites"], get_args(Site))
-    check_choices(options["poolings"], get_args(Pooling))
+    check_choices(options["sites"], get_args(Site), "sites")
+    check_choices(options["poolings"], get_args(Pooling), "poolings")
     cuts_of(options)
+    if has_validation and options["validation_share"] != DEFAULT_SHARE:
+        raise InputError(
+            f"validation_share={options['validation_share']} is for a fit without validation rows, and some are given: leave "
+            "one of them out"
+        )
     if options["phase_two"] != "seen" and options["sample"] is not None:
         raise InputError(f"phase_two={options['phase_two']!r} and sample={options['sample']} exclude each other: leave one out")
-    if options["depth"] != "best" and options["tolerance"] != 0:
+    if not is_best(options["depth"]) and options["tolerance"] != 0:
         raise InputError(
             f"tolerance={options['tolerance']} is for depth='best', which chooses a depth; the depth here is "
             f"{options['depth']!r}: leave the tolerance out"
         )
 
 
+def name_of(given: object, what: str) -> str:
+    """A folder or a Hub name as a Location reads it; InputError for anything else. A Path is always a folder."""
+    if isinstance(given, str):
+        return given
+    if not isinstance(given, os.PathLike) or not isinstance(name := os.fspath(given), str):
+        raise InputError(f"{what} is {given!r}; expected a folder or a Hub name")
+    return name if os.path.isdir(name) else os.path.abspath(name)
+
+
+def check_hub_name(given: object, what: str) -> None:
+    """InputError for a folder of this machine, and for what cannot be the name of a repository on the Hub."""
+    try:
+        validate_repo_id(given)  # type: ignore[arg-type]
+        is_hub_name = not os.path.isdir(str(given))
+    except ValueError:
+        is_hub_name = False
+    if not is_hub_name:
+        raise InputError(f"{what} is {given!r}; expected a Hub name, such as 'owner/name', and no folder here")
+
+
+def check_place(dtype: str | None, device: str, allow_pickle: bool) -> None:
+    """InputError for a way to run the base model that does not exist. dtype: None for that of the fit."""
+    if dtype is not None and not (isinstance(dtype, str) and dtype in DTYPES):
+        raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if not isinstance(allow_pickle, (bool, np.bool_)):
+        raise InputError(f"allow_pickle is {allow_pickle!r}; expected True or False")
+    check_device(device)
+
+
 def _check_numbers(options: Options) -> None:
     seed, sample = options["seed"], options["sample"]
-    if not isinstance(seed, Integral):
-        raise InputError(f"seed is {seed!r}; expected a whole number")
-    if sample is not None and sample < 2:
-        raise InputError(f"sample is {sample}; expected a number of rows, or None for all")
+    if not is_whole(seed) or not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed!r}; expected a whole number from 0 to {2**32 - 1}")
+    if sample is not None and (not is_whole(sample) or sample < 2):
+        raise InputError(f"sample is {sample!r}; expected a number of rows, 2 or more, or None for all")
+    check_share(options["validation_share"])
     for name in ("Cs", "head_Cs"):
-        grid = options[name]
-        if grid is not None and (not len(grid) or not all(0 < value < np.inf for value in grid)):
-            raise InputError(f"{name} is {grid!r}; expected positive numbers")
+        grid = numbers_of(options[name])
+        if options[name] is not None and (grid is None or not all(0 < value < np.inf for value in grid)):
+            raise InputError(f"{name} is {options[name]!r}; expected positive numbers in a list, tuple or array")
     shallowest_within({1: 0.0}, options["tolerance"])  # InputError for an unusable tolerance
 
 
@@ -81,9 +127,12 @@ def cuts_of(options: Options) -> tuple[Cut, ...]:
         "top_share": options["top_share"],
     }
     given = {by: grid for by, grid in grids.items() if grid is not None} or {"eta": ETAS}
-    if len(given) > 1 or not all(map(len, given.values())):
+    if len(given) > 1:
         raise InputError("etas, top_k and top_share: expected one of them, with one value or more")
-    return tuple(Cut(by, amount) for by, grid in given.items() for amount in np.asarray(grid).tolist())
+    ((by, grid),) = given.items()
+    if numbers_of(grid) is None:
+        raise InputError(f"{'etas' if by == 'eta' else by} is {grid!r}; expected one number or more in a list, tuple or array")
+    return tuple(Cut(by, amount) for amount in np.asarray(grid).tolist())
 
 
 def settings_of(options: Options, task: Task) -> Settings:
@@ -102,7 +151,7 @@ def settings_of(options: Options, task: Task) -> Settings:
         scaling=options["scaling"],
         final_rows=options["final_rows"] or "training",
         metric=metric_of(options, task),
-        seed=options["seed"],
+        seed=int(options["seed"]),
     )
 
 
@@ -113,7 +162,7 @@ def metric_of(options: Options, task: Task | type[Task]) -> Metric:
 
 def check_model(options: Options, config: ModelConfig) -> tuple[int, list[int]]:
     """The deepest depth to try, and the depths below it that keep a head; InputError where the base model cannot give them."""
-    is_fixed = options["depth"] != "best"
+    is_fixed = not is_best(options["depth"])
     max_depth = checked_depth(options["depth"] if is_fixed else None, config.n_layers)
     widths = {"activation": config.d_ffn, "hidden": config.d_model}
     for cut in cuts_of(options):
@@ -123,8 +172,14 @@ def check_model(options: Options, config: ModelConfig) -> tuple[int, list[int]]:
         return max_depth, []
     if isinstance(exits, str) and exits == "all":
         return max_depth, list(range(1, max_depth))
-    if isinstance(exits, str) or not all(isinstance(exit_, Integral) and int(exit_) >= 1 for exit_ in exits):
-        raise InputError(f"exits is {exits!r}; expected depths of 1 or more, 'all' or None")
-    if is_fixed and any(int(exit_) >= max_depth for exit_ in exits):
+    depths = [] if isinstance(exits, (Sequence, np.ndarray)) and not len(exits) else numbers_of(exits)
+    if depths is None or not all(is_whole(exit_) and exit_ >= 1 for exit_ in depths):
+        raise InputError(f"exits is {exits!r}; expected depths of 1 or more in a list, 'all' or None")
+    if is_fixed and max(depths, default=0) >= max_depth:
         raise InputError(f"exits is {exits!r}, but the depth is {max_depth}, where every row exits; expected depths below it")
-    return max_depth, [int(exit_) for exit_ in exits]
+    return max_depth, depths
+
+
+def is_best(depth: object) -> bool:
+    """Whether the validation rows choose the depth."""
+    return isinstance(depth, str) and depth == "best"

@@ -73,6 +73,8 @@ class PromiseRecord(msgspec.Struct):
     n_rows: Count
     n_harmed: Count
     mean_depth: Annotated[float, Meta(ge=0)]
+    n_texts: Count | None = None
+    dtype: str | None = None
 
 
 class ScoresRecord(msgspec.Struct):

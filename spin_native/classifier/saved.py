@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,16 @@ class Saved:
         return self.description.task
 
 
-def save_classifier(folder: Path, fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+def save_classifier(
+    folder: Path,
+    fitted: Fitted,
+    metric: str,
+    parameters: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    base_model: str | None = None,
+) -> None:
     """Write a fitted classifier to a folder; InputError if the disk does not take it. See `pack` for the arguments."""
-    description, tensors = pack(fitted, metric, parameters, checkpoint)
+    description, tensors = pack(fitted, metric, parameters, checkpoint, base_model)
     try:
         _write(folder, description, tensors)
     except OSError as error:
@@ -61,20 +68,26 @@ def save_classifier(folder: Path, fitted: Fitted, metric: str, parameters: Mappi
         ) from error
 
 
-def pack(fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[bytes, bytes]:
+def pack(
+    fitted: Fitted, metric: str, parameters: Mapping[str, Any], checkpoint: Checkpoint, base_model: str | None = None
+) -> tuple[bytes, bytes]:
     """A fitted classifier as the content of its two files: the JSON description, and the tensors that it names by sha256.
 
-    metric: what its scores are. parameters: the estimator's. The same classifier gives the same bytes.
+    metric: what its scores are. parameters: the estimator's. base_model: the name to give the base model (None: its own).
+    The same classifier gives the same bytes. InputError if the base model's files are gone.
     """
     location = checkpoint.location
+    name = location.name if location.folder is None else str(location.folder.resolve())
+    with as_input_error(f"the base model {checkpoint.name!r}", "cannot be read any more", "bring its files back"):
+        fingerprint = checkpoint.fingerprint(fitted.depth)
     description = {
         "spin_native": __version__,
         "task": fitted.task.name,
         "base_model": {
-            "name": location.name if location.folder is None else str(location.folder.resolve()),
-            "revision": checkpoint.revision,
+            "name": base_model or name,
+            "revision": None if base_model else checkpoint.revision,
             "depth": fitted.depth,
-            "fingerprint": checkpoint.fingerprint(fitted.depth),
+            "fingerprint": fingerprint,
             "tokenizer_fingerprint": checkpoint.tokenizer.fingerprint,
         },
         "labels": fitted.task.to_json(),
@@ -179,7 +192,7 @@ def refuse_edited(saved: Saved) -> Iterator[None]:
         raise InputError(f"{saved.name}: {NOT_OURS} ({error}); save it again") from error
 
 
-def parameters_of(saved: Saved, base_model: str | None) -> dict[str, Any]:
+def parameters_of(saved: Saved, base_model: str | Path | None) -> dict[str, Any]:
     """The estimator's parameters that a classifier was saved with, PLACE apart from model and revision left out.
 
     base_model: where the base model is now, if it moved. InputError if the file was edited.
@@ -257,13 +270,14 @@ def _exit(written: str, task: Task, heads: Mapping[int, Head]) -> Exit:
 
 
 def _promise(description: Description, task: Task, heads: Mapping[int, Head]) -> Promise | None:
-    """The result of a calibration; ValueError unless its own counts support it, and the classifier exits by it."""
+    """The result of a calibration; ValueError unless its own counts support it."""
     record = description.promise
     if record is None:
         return None
     promise = Promise(**{**msgspec.structs.asdict(record), "exit": _exit(record.exit, task, heads)})
-    if description.exit != record.exit:
-        raise ValueError(f"its exit is {description.exit}, its promise is about {record.exit}")
+    if promise.dtype is None:  # older promises do not say it: they were made in the classifier's, where that is known
+        dtype = str(description.settings["dtype"])
+        promise = replace(promise, dtype=None if dtype == "auto" else dtype)
     if not promise.is_kept(deepest=max(heads)):
         raise ValueError(
             f"{promise.n_harmed} of {promise.n_rows} rows harmed are too many to promise a drop of at most "
@@ -309,7 +323,7 @@ def _plain(value: Any) -> Any:
     """The same value as JSON knows it: sequences and arrays are lists, NumPy's numbers Python's, NaN and infinity null."""
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
+    if hasattr(value, "tolist"):
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -29,6 +29,7 @@ from spin_native.classifier.parts import ExtractedPart, GatheredPart, Part
 from spin_native.classifier.rows import LabelledRows
 from spin_native.classifier.settings import PhaseTwo, Settings
 from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, sparsify
+from spin_native.classifier.splits import halves
 from spin_native.classifier.tasks import Task
 from spin_native.errors import NoNeuronWarning
 from spin_native.features.extract import Extractor
@@ -86,7 +87,8 @@ class Extraction:
         extracted = {}
         for name, rows in parts.items():
             store = None if self.store is None else self.store / name
-            features = extractor.run(rows.texts, store, self.progress)
+            with rows.named_in_errors():
+                features = extractor.run(rows.texts, store, self.progress)
             extracted[name] = ExtractedPart(rows.labels, features, columns or None)
         return extracted
 
@@ -158,10 +160,7 @@ class Training:
             extracted = self._extraction(wanted, store)(parts, wanted)
         probed = train = extracted["training"]
         if self.phase_two != "seen":
-            labels = train.labels
-            first, second = self.settings.task.sample(labels, len(labels) // 2, self.settings.seed)
-            self._check_part(labels, first)
-            self._check_part(labels, second)
+            first, second = halves(self.settings.task, parts["training"].texts, train.labels, self.settings.seed)
             probed, train = train.only(first), train.only(second) if self.phase_two == "unseen" else train
         with self._timed("probe"):
             layers = sparsify(probed, extracted["validation"], self.max_depth, self.settings, self.progress)

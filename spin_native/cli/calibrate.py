@@ -59,8 +59,9 @@ def calibrate(
     if as_json:
         click.echo(json.dumps({**vars(promise), "exit": str(promise.exit)}))
         return
+    repeated = "" if promise.n_texts in (None, promise.n_rows) else f" ({promise.n_texts} different texts)"
     click.echo(
-        f"exit {promise.exit}: {promise.mean_depth:.2f} of {clf.depth_} layers per text; of {promise.n_rows} rows, "
+        f"exit {promise.exit}: {promise.mean_depth:.2f} of {clf.depth_} layers per text; of {promise.n_rows} rows{repeated}, "
         f"{promise.n_harmed} were right at the deepest head and are wrong now; with confidence {confidence:g}, accuracy drops "
         f"by at most {max_accuracy_drop:g}"
     )

@@ -87,7 +87,7 @@ def _option_type(annotation: Any) -> Any:
 @option("--validation", group="Data", type=file_path, help="File of validation rows. Without it, a share of DATA is split off.")
 @setting("validation_share", "Data", "Share of DATA to split off for validation.")
 @option("--test", group="Data", type=file_path, help="File of test rows. They are scored once and choose nothing.")
-@setting("model", "Model", "Base model: a folder, or a Hub name.", required=True)
+@setting("model", "Model", "Base model: a folder, or a Hub name.", type=str, required=True)
 @setting("revision", "Model", "Branch, tag or commit of a Hub model.")
 @setting("allow_pickle", "Model", "Also read pytorch_model.bin. Only for files you trust.", is_flag=True)
 @setting("head", "Model", "Kind of classifier on the salient neurons: refit (SPIN), frozen (Liu), weighted (SIREN).")

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from spin_native.classifier.estimators import load_pretrained
+from spin_native.classifier.estimators import SpinClassifier, load_pretrained
 from spin_native.cli import render
 from spin_native.cli.options import as_json, base_option, pickle_option
 
@@ -24,7 +24,7 @@ def neurons(classifier: str, top: int, base_model: str | None, allow_pickle: boo
     clf = load_pretrained(classifier, base_model=base_model, allow_pickle=allow_pickle)
     weights = clf.neuron_weights()
     if as_json:
-        labels = [label.item() for label in getattr(clf, "classes_", ())]  # a regressor has no classes
+        labels = clf.classes_.tolist() if isinstance(clf, SpinClassifier) else []
         click.echo(json.dumps({"labels": labels, "outputs": clf.output_names(), "neurons": weights}))
     else:
         click.echo(render.neurons(weights, clf.output_names(), top))

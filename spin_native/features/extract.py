@@ -19,13 +19,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spin_native.errors import InputError
+from spin_native.errors import InputError, TextError
 from spin_native.features.pooling import POOLINGS, Pooling
 from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec, Site
+from spin_native.given import check_text, is_whole, path_of
 from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
-from spin_native.text.packing import WINDOW, pack, windows
-from spin_native.text.tokenizer import Tokenizer, check_text
+from spin_native.text.packing import WINDOW, pack, several, windows
+from spin_native.text.tokenizer import Tokenizer
 
 # Which columns of each feature are wanted: all (None), or these neurons.
 Wanted = Mapping[FeatureKey, Int[np.ndarray, "_"] | None]
@@ -61,14 +62,22 @@ def extract(
     Raises InputError for a text that is not a str (naming the row), a tokenizer that does not fit the model, and a store that
     holds something else or is being written by another process.
     """
+    _check_loaded(model, tokenizer)
     wanted = dict.fromkeys(features_of(model, sites, poolings, depth))
     return Extractor(model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens).run(texts, store, progress)
 
 
+def _check_loaded(model: object, tokenizer: object) -> None:
+    """InputError for names in place of what load_model and load_tokenizer return."""
+    for given, kind, what in ((model, Transformer, "model"), (tokenizer, Tokenizer, "tokenizer")):
+        if not isinstance(given, kind):
+            raise InputError(f"{what} is a {type(given).__name__}; expected what sn.load_{what} returns")
+
+
 def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None) -> list[FeatureKey]:
     """The features that `depth` layers of a model offer, layer by layer."""
-    check_choices(sites, get_args(Site))
-    check_choices(poolings, get_args(Pooling))
+    check_choices(sites, get_args(Site), "sites")
+    check_choices(poolings, get_args(Pooling), "poolings")
     depth = checked_depth(depth, model.depth)
     offered = [FeatureKey(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
     if "hidden" in sites and depth == model.config.n_layers:
@@ -76,10 +85,12 @@ def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Po
     return offered
 
 
-def check_choices(given: Sequence[str], choices: Sequence[str]) -> None:
+def check_choices(given: Sequence[str], choices: Sequence[str], what: str) -> None:
     """InputError unless `given` holds one or more of the choices, each once."""
-    if isinstance(given, str) or not len(given) or not set(given) <= set(choices) or len(set(given)) < len(given):
-        raise InputError(f"got {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
+    is_sequence = isinstance(given, (Sequence, np.ndarray)) and not isinstance(given, str)
+    listed = list(given) if is_sequence else []
+    if not listed or any(not isinstance(name, str) or name not in choices or listed.count(name) > 1 for name in listed):
+        raise InputError(f"{what} is {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
 
 
 @dataclass(frozen=True)
@@ -125,8 +136,11 @@ class Extractor:
         max_tokens: int | None = None,
         depth: int | None = None,
     ) -> None:
-        if dtype not in get_args(FeatureDtype):
+        _check_loaded(model, tokenizer)
+        if not isinstance(dtype, str) or dtype not in get_args(FeatureDtype):
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(FeatureDtype))}")
+        if max_tokens is not None and not (is_whole(max_tokens) and max_tokens >= 1):
+            raise InputError(f"max_tokens is {max_tokens!r}; expected at least 1, a whole number")
         if tokenizer.n_vocab > model.config.n_vocab or tokenizer.max_tokens > model.config.max_tokens:
             raise InputError(
                 f"the tokenizer has {tokenizer.n_vocab} ids and rows of up to {tokenizer.max_tokens} tokens, the model "
@@ -137,7 +151,7 @@ class Extractor:
             if feature.layer > last or (feature.site == "activation" and feature.layer >= model.depth):
                 raise InputError(f"no {feature.site} of layer {feature.layer} in a model of depth {model.depth}")
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
-        self.max_tokens = token_budget(model) if max_tokens is None else max_tokens
+        self.max_tokens = token_budget(model) if max_tokens is None else int(max_tokens)
         self.n_truncated = 0
         self.widths = {f: model.width(f.site, f.layer) if neurons is None else len(neurons) for f, neurons in wanted.items()}
         self._depth = model.depth if depth is None else depth
@@ -159,6 +173,7 @@ class Extractor:
             for block in self.blocks(texts, progress):
                 features.append(block)
             return features
+        store = path_of(store, "store")
         with ActivationStore.writer(store):
             opened = ActivationStore.create(store, self._spec())
             for encoded in self.encoded(texts, progress, opened):
@@ -178,6 +193,7 @@ class Extractor:
         store: skip the blocks that it holds already, and mark it complete at the end. Warns once, at the end, how many texts
         were cut. Raises InputError for a text that is not a str (naming the row), and for a store of other texts.
         """
+        texts = several(texts)
         n_texts, truncated_before = 0, self.n_truncated
         blocks = windows(texts, self.rows_per_block)
         with _progress_bar(texts, progress) as bar:
@@ -260,9 +276,10 @@ class Extractor:
                 bad, columns = np.nonzero(~np.isfinite(values))
                 texts = [int(np.argmax(block.row_of == row)) for row in rows[bad]]
                 first = int(np.argmin(texts))
-                raise InputError(
-                    f"text {block.first_row + texts[first]}: {feature.site} {columns[first]} of layer {feature.layer} is not a "
-                    f"finite {self.dtype}; use dtype='float32', and a wider dtype for the model"
+                raise TextError(
+                    block.first_row + texts[first],
+                    f": {feature.site} {columns[first]} of layer {feature.layer} is not a finite {self.dtype}; use "
+                    "dtype='float32', and a wider dtype for the model",
                 )
 
     def _has_several_blocks(self, texts: Iterable[str]) -> bool:

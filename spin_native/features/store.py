@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -134,6 +134,28 @@ class Features:
             )
             raise InputError(f"no features for site={site!r}, pooling={pooling!r}, layer={layer!r}; there are {there_is}")
         return list(self._read(feature))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """What np.asarray gives: the array, if there is one only; InputError if there are several."""
+        if len(self.widths) != 1:
+            raise self._several()
+        (feature,) = self.widths
+        return np.array(self.array(**feature._asdict()), dtype, copy=copy)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self._several()
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.n_rows
+
+    def _several(self) -> InputError:
+        """The error of a caller who takes all arrays for one."""
+        first = next(iter(self.widths), FeatureKey("activation", "mean", 0))
+        address = ", ".join(f"{name}={value!r}" for name, value in first._asdict().items())
+        return InputError(
+            f"Features hold one array per layer and pooling ({len(self.widths)} here): take one with .array({address})"
+        )
 
     def append(self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]]) -> None:
         """Add the next rows."""

@@ -12,7 +12,7 @@ A reordered product has no gradient, stays on the CPU and in its dtype. `load_mo
 
 import weakref
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import torch
@@ -37,7 +37,7 @@ KEYS_AT_A_TIME = 16
 
 KERNELS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # no lambda: a model can be pickled
     "relu": F.relu,
 }
 
@@ -157,6 +157,10 @@ class _Masks:
     def __init__(self) -> None:
         self._pass: tuple[weakref.ref[TokenBatch], BiasedMasks] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: no pass of their own yet."""
+        return {"_pass": None}
+
     def of_pass(self, batch: TokenBatch, *, renew: bool) -> "BiasedMasks":
         """The masks that this pass has built, by length and width; new ones for another batch, and where gradients may flow."""
         current = self._pass
@@ -268,6 +272,25 @@ class ReorderedLinear(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         raise InputError(IMMOVABLE)
 
+    # In copies, pickles and state dicts the weight is in ordinary order.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reordered": self.weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if not _works(state["_reordered"].dtype):
+            raise InputError(f"a model with reordered weights cannot be unpickled here: {REMEDY}")
+        super().__setstate__({**state, "_reordered": torch.ops.mkldnn._reorder_linear_weight(state["_reordered"])})
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.weight
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *given: Any) -> None:
+        self._parameters["weight"] = nn.Parameter(self.weight, requires_grad=False)  # for as long as torch fills it
+        super()._load_from_state_dict(*given)
+        self._reordered = torch.ops.mkldnn._reorder_linear_weight(self._parameters.pop("weight"))
+
 
 class ReorderedProjections(nn.Module):
     """Query, key and value as one product."""
@@ -276,12 +299,27 @@ class ReorderedProjections(nn.Module):
         super().__init__()
         parts = (projections.query, projections.key, projections.value)
         self.all = ReorderedLinear(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
+        self.register_state_dict_post_hook(_named_apart)
 
     def forward(
         self, hidden: Float[Tensor, "token d_model"]
     ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
         query, key, value = self.all(hidden).chunk(3, dim=-1)
         return query, key, value
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for part in ("weight", "bias"):
+            apart = [state_dict.pop(f"{prefix}{name}.{part}", None) for name in ("query", "key", "value")]
+            if all(piece is not None for piece in apart):
+                state_dict[f"{prefix}all.{part}"] = torch.cat(apart)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _named_apart(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """In a state dict, query, key and value are apart, as in Projections."""
+    for part in ("weight", "bias"):
+        query, key, value = state.pop(f"{prefix}all.{part}").chunk(3)
+        state |= {f"{prefix}query.{part}": query, f"{prefix}key.{part}": key, f"{prefix}value.{part}": value}
 
 
 def reorder(block: Block, product: str, function: ActivationFunction) -> None:

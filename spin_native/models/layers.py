@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from spin_native.errors import InputError
 from spin_native.models.attention import Attention
 from spin_native.models.config import ActivationFunction, ModelConfig
 from spin_native.text.batch import TokenBatch
@@ -116,7 +117,8 @@ class FeedForward(nn.Module):
         self, activation: Float[Tensor, "token d_ffn"], residual: Float[Tensor, "token d_model"]
     ) -> Float[Tensor, "token d_model"]:
         """`residual` plus what the neurons write: A W2^T + b2."""
-        assert self.down is not None, "the last layer of a model loaded at a smaller depth has no down-projection"
+        if self.down is None:
+            raise InputError("the last layer of a model loaded at a smaller depth has no down-projection; load one more layer")
         return self.down(activation, residual)
 
     def restrict_to(self, neurons: Int[Tensor, "kept"]) -> None:

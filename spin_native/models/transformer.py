@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from spin_native.errors import InputError
+from spin_native.given import is_whole
 from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.layers import Block
 from spin_native.models.weights import WeightTable
@@ -193,6 +194,6 @@ def checked_depth(depth: int | None, n_layers: int) -> int:
     """`depth` as a number of layers (None: all of them); InputError outside 1..n_layers."""
     if depth is None:
         return n_layers
-    if not isinstance(depth, int) or isinstance(depth, bool) or not 1 <= depth <= n_layers:
+    if not is_whole(depth) or not 1 <= depth <= n_layers:
         raise InputError(f"depth is {depth!r}; expected 1 to {n_layers} (how many layers to run), or None for all")
-    return depth
+    return int(depth)

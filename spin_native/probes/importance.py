@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -128,7 +129,8 @@ class Cut:
 
     def __post_init__(self) -> None:
         if self.by == "top_k":
-            if not (np.isfinite(self.amount) and self.amount >= 1 and self.amount == int(self.amount)):
+            is_whole = isinstance(self.amount, Integral) or (isinstance(self.amount, float) and self.amount.is_integer())
+            if not (is_whole and self.amount >= 1):
                 raise InputError(f"top_k is {self.amount}; expected a whole number of neurons, 1 or more")
         elif not 0 < self.amount <= 1:
             raise InputError(f"{self.by} is {self.amount}; expected a share above 0 and up to 1")
@@ -136,7 +138,7 @@ class Cut:
     def check_width(self, n_neurons: int) -> None:
         """InputError if `top_k` is more than the number of a layer's neurons."""
         if self.by == "top_k" and self.amount > n_neurons:
-            raise InputError(f"top_k is {self.amount:g}, a layer has {n_neurons} neurons; expected at most {n_neurons}")
+            raise InputError(f"top_k is {int(self.amount)}, a layer has {n_neurons} neurons; expected at most {n_neurons}")
 
     def __call__(self, importance: Float[Array, "neuron"]) -> Int[Array, "salient"]:
         """The indices of the salient neurons, ascending. InputError if `top_k` is more than the layer's neurons."""

@@ -1,7 +1,8 @@
 """Linear probes: scikit-learn estimators that predict the label from one layer's pooled features."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, TypeVar
 
@@ -15,10 +16,37 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from spin_native.errors import InputError
+from spin_native.given import is_missing, is_number, is_whole, plain, rows_of
 from spin_native.probes.solver import Design, Logistic, Loss, Softmax, Solution, Squared, ridge_path, sparse_path
 
 Array = np.ndarray
 Probe = TypeVar("Probe", bound="_LinearModel")
+
+
+class InputTypeError(InputError, TypeError):
+    """An InputError where scikit-learn's users expect a TypeError, as for sparse features."""
+
+
+def checked_targets(y: Any, what: str) -> Any:
+    """Labels or values for scikit-learn; InputError, naming the row, for missing ones and those that it would change."""
+    if isinstance(y, (str, bytes, Mapping, set, frozenset, Iterator)) or hasattr(y, "to_pylist"):
+        y = list(rows_of(y, f"{what}: y", "label"))
+    if y is None or (isinstance(y, np.ndarray) and y.dtype.kind in "iub") or getattr(y, "ndim", 1) != 1:
+        return y
+    try:
+        values = y.tolist() if hasattr(y, "tolist") else list(y)
+    except TypeError:
+        return y  # no rows: scikit-learn says so
+    for row, value in enumerate(map(plain, values)):
+        if is_missing(value):
+            raise InputError(f"{what}: y of row {row} is missing (got {value!r}); drop the row")
+        if isinstance(value, str) is not isinstance(values[0], str):
+            raise InputError(f"{what}: y is of two types, row 0 has {values[0]!r} and row {row} has {value!r}; expected one")
+        if isinstance(value, str) and value.endswith("\0"):
+            raise InputError(f"{what}: y of row {row} is {value!r}, and NumPy drops the NUL at its end; write it without")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63 and not isinstance(y, np.ndarray):
+            raise InputError(f"{what}: y of row {row} is {value}, which does not fit 64 bits; write the labels as text")
+    return y
 
 
 class _LinearModel(BaseEstimator):
@@ -42,9 +70,11 @@ class _LinearModel(BaseEstimator):
         InputError for an unusable parameter, a feature that is not finite, or labels of one class.
         """
         is_numeric = isinstance(self, RegressorMixin)
-        X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=is_numeric, y_numeric=is_numeric)
-        weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        loss = self._loss(y)
+        with self._input_errors():
+            y = checked_targets(y, type(self).__name__)
+            X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=is_numeric, y_numeric=is_numeric)
+            weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+            loss = self._loss(y)
         (solution,) = self._solve(Design([X]), loss, weights, [self.C])
         self._set_solution(solution)
         self._warn_unless_converged()
@@ -114,14 +144,26 @@ class _LinearModel(BaseEstimator):
             return list(sparse_path(design, loss, row_weights, Cs, l1=l1, l2=1 - l1, **limits))
 
     def _check_parameters(self, Cs: Sequence[float | int]) -> None:
+        l1_ratio, tol, max_iter = self.l1_ratio, self.tol, self.max_iter
         for name, value, is_valid, expected in (
-            ("C", Cs, all(0 < C < np.inf for C in Cs), "positive"),
-            ("l1_ratio", self.l1_ratio, 0 <= self.l1_ratio <= 1, "from 0 (L2) to 1 (L1)"),
-            ("tol", self.tol, self.tol > 0, "positive"),
-            ("max_iter", self.max_iter, self.max_iter >= 1, "1 or more"),
+            ("C", Cs, all(is_number(C) and C > 0 for C in Cs), "positive"),
+            ("l1_ratio", l1_ratio, is_number(l1_ratio) and 0 <= l1_ratio <= 1, "from 0 (L2) to 1 (L1)"),
+            ("tol", tol, is_number(tol) and tol > 0, "positive"),
+            ("max_iter", max_iter, is_whole(max_iter) and max_iter >= 1, "1 or more, a whole number"),
         ):
             if not is_valid:
                 raise InputError(f"{type(self).__name__}: {name} is {value}; expected {expected}")
+
+    @contextmanager
+    def _input_errors(self) -> Iterator[None]:
+        """scikit-learn's errors about X and y as InputErrors, in one line."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (TypeError, ValueError) as error:
+            kind = InputTypeError if isinstance(error, TypeError) else InputError
+            raise kind(f"{type(self).__name__}: {' '.join(str(error).split())}") from error
 
     def _set_solution(self, solution: Solution) -> None:
         self.coef_, self.intercept_ = solution.weights.T.copy(), solution.intercepts
@@ -139,7 +181,8 @@ class _LinearModel(BaseEstimator):
 
     def _scores(self, X: Shaped[Array, "row feature"]) -> Float[Array, "row output"]:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
+        with self._input_errors():
+            X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False)
         return X @ self.coef_.T.astype(X.dtype) + self.intercept_
 
 

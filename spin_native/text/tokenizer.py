@@ -6,14 +6,15 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import tokenizers
 from jaxtyping import Int
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from spin_native.errors import InputError
+from spin_native.errors import InputError, TextError
+from spin_native.given import check_text, is_unicode
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import MAX_TOKENS, WINDOW, pack, windows
 
@@ -49,6 +50,15 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self.fingerprint = fingerprint
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_encodes_special": self._backend.encode_special_tokens}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The tokenizers library leaves one setting out of its own pickles."""
+        encodes_special = state.pop("_encodes_special")
+        self.__dict__.update(state)
+        self._backend.encode_special_tokens = encodes_special
+
     @cached_property
     def n_vocab(self) -> int:
         """One more than the largest token id."""
@@ -61,10 +71,8 @@ class Tokenizer:
         try:
             encodings = self._backend.encode_batch_fast(list(texts))
         except TypeError:  # a lone surrogate: Python holds it, UTF-8 does not
-            row = next(row for row, text in enumerate(texts) if not _is_unicode(text))
-            raise InputError(
-                f"text {first_row + row} holds half a character (a lone surrogate): read the file as UTF-8"
-            ) from None
+            row = next(row for row, text in enumerate(texts) if not is_unicode(text))
+            raise TextError(first_row + row, "holds half a character (a lone surrogate): read the file as UTF-8") from None
         ids = [encoding.ids or [self._end_of_text()] for encoding in encodings]
         return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
 
@@ -142,37 +150,6 @@ class Tokenizer:
         except Exception as error:  # the tokenizers library raises plain Exception
             raise InputError(f"{', '.join(map(str, files.values()))}: not readable as tokenizer files ({error})") from error
         return cls(backend, max_tokens, used.hexdigest())
-
-
-def check_text(text: object, row: int) -> None:
-    """InputError unless `text` is a str; names the row and what it holds instead."""
-    if isinstance(text, str):
-        return
-    if text is None or text != text:  # None, NaN
-        raise InputError(f"text {row} is missing (got {text!r}): drop the row, or give it a text")
-    if isinstance(text, bytes):
-        raise InputError(f"text {row} is bytes; expected str: decode it, for example with .decode('utf-8')")
-    raise InputError(f"text {row} is {type(text).__name__} ({str(text)[:40]}); expected str")
-
-
-def checked_texts(texts: Iterable[object], what: str) -> list[str]:
-    """The texts as a list; InputError, naming the row, unless all are str and there is at least one."""
-    if isinstance(texts, (str, bytes)):
-        raise InputError(f"{what}: got one {type(texts).__name__}; expected several texts, for example a list")
-    listed = list(texts)
-    if not listed:
-        raise InputError(f"{what}: no texts; expected at least one")
-    for row, text in enumerate(listed):
-        check_text(text, row)
-    return cast("list[str]", listed)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Shaped
 
 from spin_native.classifier.exits import Exit
 from spin_native.errors import InputError
+from spin_native.given import is_number
 from spin_native.probes.probes import LinearProbe, LogisticProbe
 
 Array = np.ndarray
@@ -67,6 +68,18 @@ class Task(ABC):
     # Rows.
 
     @abstractmethod
+    def check_split(self, labels: Shaped[Array, "row"], share: float) -> None:
+        """InputError where `share` of the rows cannot be split off."""
+
+    def strata(self, labels: Shaped[Array, "row"]) -> Int[Array, "row"]:
+        """Groups of rows that each part of the data should hold its share of: all rows are one."""
+        return np.zeros(len(labels), dtype=np.int64)
+
+    def stratum_name(self, stratum: int) -> str:
+        """One of them as the subject of a sentence, with its verb."""
+        return "the rows have"
+
+    @abstractmethod
     def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
         """Which rows to train on, and which `share` of them to validate on; InputError where that cannot be done."""
 
@@ -80,6 +93,10 @@ class Task(ABC):
 
     def check_part(self, labels: Shaped[Array, "_"], what: str) -> None:  # noqa: B027 (most tasks need no check)
         """InputError if a part of the training rows can no longer be learnt from."""
+
+    def check_training(self, labels: Shaped[Array, "_"]) -> None:
+        """InputError if the rows that a split leaves for training can no longer be learnt from."""
+        self.check_part(labels, "training rows after the split")
 
     # Fitting and comparing.
 
@@ -170,5 +187,5 @@ class Task(ABC):
 
 
 def check_share(share: float) -> None:
-    if not 0 < share < 1:
-        raise InputError(f"validation_share is {share}; expected a share between 0 and 1")
+    if not is_number(share) or not 0 < share < 1:
+        raise InputError(f"validation_share is {share!r}; expected a share between 0 and 1")

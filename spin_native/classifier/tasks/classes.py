@@ -13,6 +13,7 @@ from sklearn.neural_network import MLPClassifier
 
 from spin_native.classifier.tasks.base import Array, Indices, NetworkTargets, Task, check_share
 from spin_native.errors import InputError
+from spin_native.given import is_missing, is_unicode, plain, rows_of
 from spin_native.probes.probes import LogisticProbe, probabilities
 
 Label = str | int | bool
@@ -37,13 +38,13 @@ class Classes(Task):
         if len(classes) < 2:
             got = f"every row has the label {classes[0]!r}" if classes else "no rows"
             raise InputError(f"{what}: {got}; expected at least two classes")
-        return cls(np.array(classes))
+        return cls(_as_array(classes, what))
 
     def encode(self, labels: Iterable[Any], n_texts: int, what: str) -> Int[Array, "row"]:
         checked, classes = _checked_labels(labels, n_texts, what), self.classes.tolist()
         place = {label: index for index, label in enumerate(classes)}
         for row, label in enumerate(checked):
-            if label not in place:
+            if label not in place or type(label) is not type(classes[0]):  # for Python, True is 1
                 raise InputError(f"{what}: row {row} has the label {label!r}; known are {', '.join(map(repr, classes))}")
         return np.array([place[label] for label in checked], dtype=np.int64)
 
@@ -54,17 +55,26 @@ class Classes(Task):
     def from_json(cls, labels: Sequence[Any]) -> "Classes":
         if len(labels) < 2:
             raise ValueError(f"{len(labels)} labels; expected two or more")
-        return cls(np.array(labels))
+        return cls(_as_array(labels, "labels"))
 
-    def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
-        """By class: every class has its share in both parts."""
+    def name_of(self, place: int) -> Label:
+        """One class as a Python value."""
+        return self.classes.tolist()[place]
+
+    def strata(self, labels: Shaped[Array, "row"]) -> Int[Array, "row"]:
+        return labels
+
+    def stratum_name(self, stratum: int) -> str:
+        return f"class {self.name_of(stratum)!r} has"
+
+    def check_split(self, labels: Shaped[Array, "row"], share: float) -> None:
         check_share(share)
         counts = Counter(labels.tolist())
         rarest = min(counts, key=lambda place: counts[place])
         n_validation = int(np.ceil(share * len(labels)))
         if counts[rarest] < 2:
             raise InputError(
-                f"class {self.classes[rarest].item()!r} has a single row: it cannot be in both training and validation; add "
+                f"class {self.name_of(rarest)!r} has a single row: it cannot be in both training and validation; add "
                 "rows, drop the class, or give validation rows of your own"
             )
         if min(n_validation, len(labels) - n_validation) < len(counts):
@@ -72,8 +82,12 @@ class Classes(Task):
                 f"{len(labels)} rows are too few to split off {share:.0%} for validation with each of the {len(counts)} "
                 "classes in both parts; add rows, or give validation rows of your own"
             )
+
+    def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
+        """By class: every class has its share in both parts."""
+        self.check_split(labels, share)
         train, validation = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
-        self.check_part(labels[train], "training rows after the split")
+        self.check_training(labels[train])
         return train, validation
 
     def _sampling_order(self, labels: Shaped[Array, "row"], order: Indices) -> Indices:
@@ -88,7 +102,7 @@ class Classes(Task):
         missing = np.setdiff1d(np.arange(len(self.classes)), labels)
         if len(missing):
             raise InputError(
-                f"{what}: of {len(labels)} rows none is of class {self.classes[missing[0]].item()!r}, which is rare; take more "
+                f"{what}: of {len(labels)} rows none is of class {self.name_of(int(missing[0]))!r}, which is rare; take more "
                 "rows, or add some of this class"
             )
 
@@ -136,7 +150,7 @@ class Classes(Task):
 
     def described(self, output: Float[Array, "class"]) -> dict[str, Any]:
         shares = dict(zip(map(str, self.classes), output.tolist(), strict=True))
-        return {"label": self.classes[output.argmax()].item(), "probabilities": shares}
+        return {"label": self.name_of(int(output.argmax())), "probabilities": shares}
 
     def shown(self, output: Float[Array, "class"]) -> str:
         return f"{self.classes[output.argmax()]}\t{output.max():.4f}"
@@ -146,17 +160,33 @@ class Classes(Task):
         return {"confusion": confusion.tolist(), "labels": self.classes.tolist()}
 
 
+def _as_array(classes: Sequence[Label], what: str) -> Shaped[Array, "class"]:
+    """The classes as an array that gives every one of them back; InputError for whole numbers that no such array holds."""
+    if any(isinstance(label, str) and label.endswith("\0") for label in classes):
+        array = np.empty(len(classes), dtype=object)  # NumPy's own strings drop a NUL at the end
+        array[:] = classes
+        return array
+    numbers = [label for label in classes if isinstance(label, int)]
+    largest = 2**63 if min(numbers, default=0) < 0 else 2**64  # int64, or uint64
+    if outside := [label for label in numbers if not -(2**63) <= label < largest]:
+        raise InputError(f"{what}: the label {outside[0]} does not fit 64 bits beside the others; write the labels as text")
+    return np.array(classes)
+
+
 def _checked_labels(labels: Iterable[Any], n_texts: int, what: str) -> list[Label]:
-    """One str, int or bool per text, as plain Python values (NumPy scalars and pandas Series are accepted).
+    """One str, int or bool per text, as plain Python values. Whole floats are ints: pandas writes a column of ints that way.
 
     Raises InputError for a missing label or one of another type (naming the row), mixed types, and a wrong number.
     """
-    values = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    values = [plain(label) for label in rows_of(labels, f"labels of the {what}", "label")]
     if len(values) != n_texts:
         raise InputError(f"{what}: {n_texts} texts but {len(values)} labels; expected one label per text")
     for row, label in enumerate(values):
-        if label is None or label != label:  # NaN differs from itself
+        if is_missing(label):
             raise InputError(f"{what}: the label of row {row} is missing (got {label!r}); drop the row, or label it")
+        is_whole = isinstance(label, float) and label.is_integer() and abs(label) <= 2**53
+        if is_whole or (isinstance(label, int) and not isinstance(label, bool)):
+            values[row] = label = int(label)  # also of an IntEnum
         if not isinstance(label, (str, int)):
             raise InputError(
                 f"{what}: the label of row {row} is {label!r} ({type(label).__name__}); expected text or a whole number"
@@ -164,5 +194,9 @@ def _checked_labels(labels: Iterable[Any], n_texts: int, what: str) -> list[Labe
         if type(label) is not type(values[0]):
             raise InputError(
                 f"{what}: labels are of two types, row 0 has {values[0]!r} and row {row} has {label!r}; expected one type"
+            )
+        if isinstance(label, str) and not is_unicode(label):
+            raise InputError(
+                f"{what}: the label of row {row} holds half a character (a lone surrogate): read the file as UTF-8"
             )
     return values

@@ -14,6 +14,7 @@ from sklearn.neural_network import MLPRegressor
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.tasks.base import Array, Indices, NetworkTargets, Task, check_share
 from spin_native.errors import InputError
+from spin_native.given import plain, rows_of
 from spin_native.probes.probes import LinearProbe
 
 
@@ -49,14 +50,14 @@ class Values(Task):
         return cls()
 
     def encode(self, labels: Iterable[Any], n_texts: int, what: str) -> Float64[Array, "row"]:
-        values = list(labels)
+        values = list(rows_of(labels, f"values of the {what}", "value"))
         if len(values) != n_texts:
             raise InputError(f"{what}: {n_texts} texts but {len(values)} values; expected one value per text")
         numbers = np.empty(n_texts)
         for row, value in enumerate(values):
             try:
-                numbers[row] = np.nan if value is None or isinstance(value, bool) else float(value)
-            except (TypeError, ValueError):
+                numbers[row] = np.nan if isinstance(value, (bool, np.bool_, bytes)) else float(plain(value))
+            except (TypeError, ValueError, OverflowError):
                 numbers[row] = np.nan
             if not np.isfinite(numbers[row]):
                 raise InputError(f"{what}: the value of row {row} is {value!r}; expected a finite number")
@@ -69,17 +70,23 @@ class Values(Task):
     def from_json(cls, labels: Sequence[Any]) -> "Values":
         return cls()
 
-    def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
+    def check_split(self, labels: Shaped[Array, "row"], share: float) -> None:
         check_share(share)
         if int(np.ceil(share * len(labels))) > len(labels) - 2:
             raise InputError(
                 f"{len(labels)} rows are too few to split off {share:.0%} for validation and keep two; add rows, or give "
                 "validation rows of your own"
             )
+
+    def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
+        self.check_split(labels, share)
         train, validation = train_test_split(np.arange(len(labels)), test_size=share, random_state=seed)
-        if np.ptp(labels[train]) == 0:
-            raise InputError("training rows: after the split all values are the same; add rows, or choose another seed")
+        self.check_training(labels[train])
         return train, validation
+
+    def check_training(self, labels: Shaped[Array, "_"]) -> None:
+        if not len(labels) or np.ptp(labels) == 0:
+            raise InputError("training rows: after the split all values are the same; add rows, or choose another seed")
 
     def one_against_rest(self, labels: Shaped[Array, "row"]) -> list[Shaped[Array, "row"]]:
         return [labels]
