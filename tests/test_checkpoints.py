@@ -1,8 +1,11 @@
 """Checkpoints: every layout in the wild is read, every tensor accounted for, and whatever is wrong is named."""
 
+import importlib
 import json
 import pickle
 import shutil
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,11 @@ from safetensors.torch import load_file, save_file
 from tiny import (
     SHARED,
     checkpoint,
+    edit_config,
+    largest_error,
+    our_values,
     reference_model,
+    reference_values,
     rows_of_every_length,
     values,
 )
@@ -20,6 +27,7 @@ import spin_native as sn
 from spin_native.checkpoints import files
 from spin_native.checkpoints.accounting import account
 from spin_native.models import new_model, read_config
+from spin_native.text.batch import TokenBatch
 
 ROWS = rows_of_every_length()
 PREFIX = {
@@ -29,6 +37,15 @@ PREFIX = {
     "gpt2": "transformer.",
     "mpnet": "mpnet.",
     "xlm-roberta": "roberta.",
+}
+MODULES = {family: family.replace("-", "_") for family in PREFIX}
+NAMES = {
+    "roberta": "encoder.layer.1.intermediate.dense.weight",
+    "bert": "encoder.layer.1.intermediate.dense.weight",
+    "distilbert": "transformer.layer.1.ffn.lin1.weight",
+    "gpt2": "h.1.mlp.c_fc.weight",
+    "mpnet": "encoder.layer.1.intermediate.dense.weight",
+    "xlm-roberta": "encoder.layer.1.intermediate.dense.weight",
 }
 EXTRA = {
     "roberta": [
@@ -90,24 +107,49 @@ def test_gamma_and_beta_are_gain_and_bias_of_a_layer_norm(family, folder):
     assert same(values(folder), plain)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "RobertaForMaskedLM",
-        "BertForPreTraining",
-        "DistilBertForMaskedLM",
-        "GPT2LMHeadModel",
-        "BertForSequenceClassification",
-        "MPNetForMaskedLM",
-        "XLMRobertaForMaskedLM",
-    ],
-)
-def test_what_transformers_saves_of_models_with_heads_loads(kind, tmp_path):
-    family = kind.lower().split("for")[0].replace("lmheadmodel", "").replace("xlm", "xlm-")
+def classes_with_heads():
+    """Every model of the families that transformers has, heads and all."""
+    return [
+        (family, name)
+        for family, module in MODULES.items()
+        for name in importlib.import_module(f"transformers.models.{module}.modeling_{module}").__all__
+        if not name.endswith(("PreTrainedModel", "Layer"))
+    ]
+
+
+@pytest.mark.parametrize(("family", "kind"), classes_with_heads())
+def test_what_transformers_saves_of_models_with_heads_loads(family, kind, tmp_path):
     config = reference_model(family).config
     config.pad_token_id = config.pad_token_id or 0
     getattr(transformers, kind)(config).save_pretrained(tmp_path)
     assert sn.load_model(str(tmp_path)).depth == 3
+
+
+def test_a_checkpoint_with_two_heads_computes_what_transformers_does(tmp_path):
+    model = transformers.GPT2DoubleHeadsModel(reference_model("gpt2").config).double().eval()
+    model.save_pretrained(tmp_path)
+    ours = our_values(sn.load_model(tmp_path, dtype=torch.float64), TokenBatch.from_rows(ROWS))
+    assert largest_error(ours, reference_values(model.transformer, ROWS)) <= 1e-12
+
+
+@pytest.mark.parametrize("family", ["roberta", "bert", "distilbert", "gpt2", "mpnet"], indirect=True)
+def test_a_config_without_a_model_type_is_recognised_by_the_tensors_names(family, folder):
+    plain, tensors = values(folder), tensors_of(folder)
+    edit_config(folder, model_type=None)
+    store(folder, {PREFIX[family] + name.removeprefix(PREFIX[family]): tensor for name, tensor in tensors.items()})
+    assert same(values(folder), plain)
+
+
+@pytest.mark.parametrize("family", ["roberta", "bert", "xlm-roberta"], indirect=True)
+def test_a_config_without_a_model_type_is_refused_where_names_fit_several_families(family, folder):
+    edit_config(folder, model_type=None)  # and no prefix: RoBERTa and BERT have the same names
+    with pytest.raises(
+        sn.InputError, match=r'fit roberta, bert, xlm-roberta; add "model_type": "roberta" to it, or the right one'
+    ):
+        values(folder)
+    store(folder, {"mystery.weight": torch.zeros(2)})
+    with pytest.raises(sn.InputError, match=r'fit no family; add "model_type": "bert" to it'):
+        values(folder)
 
 
 def shard(folder, tensors, layers):
@@ -172,20 +214,44 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(family, folder, capsys)
     torch.save({"x": Evil()}, folder / "pytorch_model.bin")
     with pytest.raises(sn.InputError, match="damaged, or more than tensors in it"):
         values(folder, allow_pickle=True)
-    torch.save([1, 2], folder / "pytorch_model.bin")
-    with pytest.raises(sn.InputError, match="holds no state dict"):
-        values(folder, allow_pickle=True)
     assert "owned" not in capsys.readouterr().out
 
 
-NAMES = {
-    "roberta": "encoder.layer.1.intermediate.dense.weight",
-    "bert": "encoder.layer.1.intermediate.dense.weight",
-    "distilbert": "transformer.layer.1.ffn.lin1.weight",
-    "gpt2": "h.1.mlp.c_fc.weight",
-    "mpnet": "encoder.layer.1.intermediate.dense.weight",
-    "xlm-roberta": "encoder.layer.1.intermediate.dense.weight",
-}
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: [1, 2], "holds no state dict of tensors but a list"),
+        (lambda t: {**t, 7: torch.zeros(2)}, "7 is a Tensor"),
+        (lambda t: {"state_dict": t, "epoch": 3}, "'state_dict' is a dict.*save its 'state_dict' alone"),
+        (
+            lambda t: {**t, NAMES["bert"]: t[NAMES["bert"]].to_sparse()},
+            f"{NAMES['bert']} is a sparse, quantised or empty tensor",
+        ),
+        (lambda t: {**t, NAMES["bert"]: t[NAMES["bert"]].to("meta")}, "sparse, quantised or empty tensor"),
+        (lambda t: {**t, NAMES["bert"]: t[NAMES["bert"]].to(torch.complex64)}, "stored as torch.complex64"),
+        (lambda t: {**t, NAMES["bert"]: torch.zeros(1).expand(10**12)}, "config.json implies"),
+    ],
+)
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_a_legacy_bin_of_anything_else_than_plain_tensors_is_refused(family, folder, change, message):
+    torch.save(change(tensors_of(folder)), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(sn.InputError, match=message):
+        values(folder, allow_pickle=True)
+
+
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_a_legacy_bin_that_unpacks_to_more_than_its_size_is_refused(family, folder):
+    torch.save({"x": torch.zeros(10**6)}, folder / "plain.bin")
+    with (
+        zipfile.ZipFile(folder / "plain.bin") as old,
+        zipfile.ZipFile(folder / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(sn.InputError, match=r"is compressed; expected a file that torch\.save wrote"):
+        values(folder, allow_pickle=True)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +309,9 @@ def test_a_hostile_index_is_refused(family, folder):
     name = NAMES["bert"]
     for lie, message in (
         ({**shard_of, name: "../evil.safetensors"}, "is no plain file name"),
+        ({**shard_of, name: "/etc/passwd"}, "is no plain file name"),
+        ({**shard_of, name: ".."}, "is no plain file name"),
+        ({**shard_of, name: ""}, "is no plain file name"),
         ({**shard_of, name: "layer0.safetensors"}, "which model.safetensors.index.json places there"),
         ([1], "expected a weight_map"),
         ({**shard_of, name: 3}, "expected a weight_map"),
@@ -250,6 +319,9 @@ def test_a_hostile_index_is_refused(family, folder):
         index.write_text(json.dumps({"weight_map": lie}))
         with pytest.raises(sn.InputError, match=message):
             values(folder)
+    index.write_text(json.dumps({"weight_map": shard_of})[:-2] + f', "{name}": "layer1.safetensors"}}}}')
+    with pytest.raises(sn.InputError, match=rf"index\.json: .*has the key '{name}' twice"):
+        values(folder)
 
 
 def test_the_fingerprint_sees_every_weight_of_the_depth_and_none_past_it(family, folder):
@@ -268,10 +340,23 @@ def test_the_fingerprint_sees_every_weight_of_the_depth_and_none_past_it(family,
 def test_dtypes_and_folders_that_are_none_are_refused(tmp_path, unchecked):
     with pytest.raises(sn.InputError, match=r"dtype is torch\.int8"):
         sn.load_model(checkpoint("bert")[0], dtype=torch.int8)
-    with pytest.raises(sn.InputError, match="no such folder"):
-        sn.load_model(str(tmp_path / "none"))
+    for none in (str(tmp_path / "none"), tmp_path / "none", Path("none"), "none/", "~nobody/none"):
+        with pytest.raises(sn.InputError, match="no such folder"):
+            sn.load_model(none)
+    with pytest.raises(sn.InputError, match="a file, not a folder"):
+        sn.load_model(f"{checkpoint('bert')[0]}/config.json")
+    for nothing in ("", None):
+        with pytest.raises(sn.InputError, match="no name; expected a folder with"):
+            sn.load_model(nothing)
     with pytest.raises(sn.InputError, match=r"holds no config\.json"):
         sn.load_model(str(tmp_path))
+
+
+def test_a_folder_may_be_a_path_or_end_with_a_slash_or_start_at_home(monkeypatch):
+    folder = Path(checkpoint("bert")[0])
+    monkeypatch.setenv("HOME", str(folder.parent))
+    for name in (folder, f"{folder}/", f"~/{folder.name}"):
+        assert sn.load_model(name, 1).depth == 1
 
 
 def test_parameters_need_no_gradient_and_are_in_eval_mode(family):

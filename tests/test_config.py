@@ -23,7 +23,18 @@ ROWS = rows_of_every_length()
 
 @pytest.mark.parametrize("family", ["bert"], indirect=True)
 def test_a_config_that_cannot_be_read_is_refused(family, folder):
-    for content, message in ((b"{", "not JSON"), (b"\xff", "not JSON"), (b"[1]", "holds a list; expected a JSON object")):
+    for content, message in (
+        (b"{", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[1]", "holds a list; expected a JSON object"),
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        ("{}".encode("utf-16"), "byte order mark"),
+        (b'{"a": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "too many levels deep"),
+        (b'{"a": 1' + b"0" * 5_000 + b"}", "out of range"),
+        (b'{"a": 1e999}', "out of range"),
+        (b'{"a": -Infinity}', "a is infinity, which JSON does not have"),
+        (b'{"hidden_size": 16, "hidden_size": 32}', "has the key 'hidden_size' twice"),
+    ):
         (folder / "config.json").write_bytes(content)
         with pytest.raises(sn.InputError, match=message):
             values(folder)
@@ -48,10 +59,13 @@ def test_a_config_that_cannot_be_read_is_refused(family, folder):
         ({"hidden_act": "silu"}, "hidden_act is 'silu'; supported are gelu, gelu_new, gelu_pytorch_tanh, relu"),
         ({"hidden_act": ["gelu"]}, "hidden_act is"),
         ({"num_attention_heads": 3}, "a width of 16 cannot be split over 3 heads"),
+        ({"type_vocab_size": 2**40}, "type_vocab_size is"),
         ({"num_hidden_layers": "3"}, "num_hidden_layers is '3'; expected a whole number of at least 1"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; expected at most 1000$"),
         ({"hidden_size": -16}, "hidden_size is -16"),
         ({"vocab_size": True}, "vocab_size is True"),
+        ({"vocab_size": 2**70}, "vocab_size is 1180591620717411303424; expected at most"),
+        ({"hidden_act": "x" * 10_000}, r"hidden_act is 'x{56}\.\.\."),
         ({"intermediate_size": None}, "intermediate_size is None"),
         ({"layer_norm_eps": "1e-5"}, "layer_norm_eps is '1e-5'; expected a small positive number"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
@@ -71,6 +85,14 @@ def test_roberta_without_a_usable_padding_id_is_refused(tmp_path):
         edit_config(folder, pad_token_id=pad_id)
         with pytest.raises(sn.InputError, match="pad_token_id is"):
             values(folder)
+
+
+@pytest.mark.parametrize("value", ["false", 0, None])
+def test_a_flag_of_gpt2_is_true_or_false(tmp_path, value):
+    folder = shutil.copytree(checkpoint("gpt2")[0], tmp_path / "gpt2")
+    edit_config(folder, scale_attn_weights=value)
+    with pytest.raises(sn.InputError, match=f"scale_attn_weights is {value!r}; expected true or false"):
+        values(folder)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Extraction in memory and on disk: equal to a plain loop, in input order, and safe against whatever happens."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -192,6 +194,78 @@ def test_a_damaged_shard_or_manifest_is_named(parts, tmp_path, small_shards):
     (tmp_path / "s" / "manifest.json").write_text("{}")
     with pytest.raises(sn.InputError, match="not a manifest"):
         sn.ActivationStore(tmp_path / "s")
+
+
+def listed_shards(folder):
+    return json.loads((folder / "manifest.json").read_text())["shards"]
+
+
+def edit_manifest(folder, edit):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    edit(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_shard_that_was_changed_is_noticed_before_it_is_used(parts, tmp_path, small_shards):
+    """Other numbers of the same shape: only the checksum shows it."""
+    sn.extract(*parts, TEXTS, store=tmp_path / "s")
+    shard = tmp_path / "s" / "rows-0000000010.safetensors"
+    assert listed_shards(tmp_path / "s")[1]["sha256"] == hashlib.sha256(shard.read_bytes()).hexdigest()
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    opened = sn.ActivationStore(tmp_path / "s")  # reading the manifest alone is quick
+    for use in (opened.verify, lambda: sn.extract(*parts, TEXTS, store=tmp_path / "s")):
+        with pytest.raises(sn.InputError, match=r"rows-0000000010\.safetensors: this shard was changed or damaged"):
+            use()
+
+
+def test_a_store_without_checksums_opens_and_resumes(parts, tmp_path, small_shards):
+    """As version 0.1 wrote it."""
+    sn.extract(*parts, TEXTS[:20], store=tmp_path / "s")
+    edit_manifest(tmp_path / "s", lambda manifest: [shard.pop("sha256") for shard in manifest["shards"]])
+    store = sn.extract(*parts, TEXTS, store=tmp_path / "s")
+    assert store.n_rows == 40
+    assert ["sha256" in shard for shard in listed_shards(tmp_path / "s")] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda m: m["shards"][0].update(file="../other/rows-0000000000.safetensors"), "the shard of row 0 is '../other/rows"),
+        (lambda m: m["shards"][1].update(file=m["shards"][0]["file"]), "expected 'rows-0000000010.safetensors'"),
+        (lambda m: m["shards"][0].update(rows=9), "the shard of row 9 is"),
+        (lambda m: m["shards"][0].update(rows=-1), r"Expected `int` >= 0 - at `\$\.shards\[0\]\.rows`"),
+        (lambda m: m["shards"][0].update(rows=2**70), r"shards\[0\]\.rows"),
+        (lambda m: m["widths"].append(m["widths"][0]), "widths names a feature twice"),
+        (lambda m: m["widths"][0].update(layer=3), "widths names activation.mean.3, but the depth is 3"),
+        (lambda m: m["widths"][0].update(site="attention"), r"Invalid enum value 'attention' - at `\$\.widths\[0\]\.site`"),
+        (lambda m: m["widths"][0].update(width="32"), r"Expected `int`, got `str` - at `\$\.widths\[0\]\.width`"),
+        (lambda m: m.update(dtype="int8"), "Invalid enum value 'int8'"),
+        (lambda m: m.update(format=2), "format 2; this version of spin_native reads format 1"),
+        (lambda m: m.pop("complete"), "missing required field `complete`"),
+    ],
+)
+def test_a_forged_manifest_is_refused_by_the_field(parts, tmp_path, small_shards, edit, message):
+    sn.extract(*parts, TEXTS, store=tmp_path / "s")
+    edit_manifest(tmp_path / "s", edit)
+    with pytest.raises(sn.InputError, match=rf"manifest\.json: .*{message}"):
+        sn.ActivationStore(tmp_path / "s")
+
+
+def test_shards_of_another_shape_or_elsewhere_are_refused(parts, tmp_path, small_shards):
+    sn.extract(*parts, TEXTS, store=tmp_path / "s")
+    edit_manifest(tmp_path / "s", lambda m: [shard.pop("sha256") for shard in m["shards"]] and m["widths"][0].update(width=31))
+    with pytest.raises(sn.InputError, match=r"activation\.mean\.0 is float32 \[10, 32\]; expected float32 \[10, 31\]"):
+        sn.ActivationStore(tmp_path / "s").verify()
+    edit_manifest(tmp_path / "s", lambda m: m["widths"][0].update(width=32) or m.update(dtype="float16"))
+    with pytest.raises(sn.InputError, match=r"is float32 \[10, 32\]; expected float16"):
+        sn.ActivationStore(tmp_path / "s").array(site="activation", pooling="mean", layer=0)
+    shard = tmp_path / "s" / "rows-0000000000.safetensors"
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(sn.InputError, match="a link out of the folder"):
+        sn.ActivationStore(tmp_path / "s").array(site="activation", pooling="mean", layer=0)
 
 
 WRITER = """

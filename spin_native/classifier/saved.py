@@ -78,8 +78,12 @@ def pack(
     """
     location = checkpoint.location
     name = location.name if location.folder is None else str(location.folder.resolve())
-    with as_input_error(f"the base model {checkpoint.name!r}", "cannot be read any more", "bring its files back"):
+    try:
         fingerprint = checkpoint.fingerprint(fitted.depth)
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"the base model {checkpoint.name!r} cannot be read any more ({error}); bring its files back"
+        ) from error
     description = {
         "spin_native": __version__,
         "task": fitted.task.name,
