@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from spin_native.checkpoints import Location
+from spin_native.errors import InputError
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ERRORS = {"gone": (401, "RepoNotFound"), "gated": (403, "GatedRepo")}
 
@@ -130,6 +133,20 @@ def test_a_revision_is_honoured(ask, hub):
     revisions = [revision for _, revision, name, _ in hub[1] if name]
     assert revisions[0] == "v2"
     assert set(revisions) <= {"v2", COMMIT}
+
+
+def test_a_cache_below_a_folder_called_snapshots_gives_the_same_commit(ask, tmp_path):
+    program = LOAD.format("some/model", 1, "some/model")
+    home = {"HF_HOME": str(tmp_path / "snapshots" / "of-monday")}
+    shown = ask(program, **home)
+    assert shown.split()[1] == COMMIT
+    assert ask(program, HF_HUB_OFFLINE="1", **home) == shown
+
+
+@pytest.mark.parametrize("revision", ["../../main", "/etc", 3])
+def test_a_revision_that_leads_out_of_the_cache_is_refused(revision, unchecked):
+    with pytest.raises(InputError, match="expected a branch, tag or commit"):
+        Location("some/model", revision)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
 """Classifiers on disk: what is saved is loaded, old files too; a crash at any step leaves a whole classifier."""
 
 import copy
-import hashlib
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file as save_arrays
+from old_classifier import LINEAR, PERCEPTRON, write_old
 from safetensors.torch import load_file, save_file
 
 import spin_native as sn
@@ -151,6 +150,17 @@ def crash_at(monkeypatch, call, k, action):
     return False
 
 
+def test_a_label_with_half_a_character_is_refused_when_it_is_saved(tiny_model, tmp_path):
+    estimator = sn.SpinClassifier(str(tiny_model))
+    settings = estimator._settings(Classes(np.array(["a\ud83d", "b"])))
+    fitted = Fitted(
+        settings.task, 1, {1: ConstantHead.of(np.array([0, 1]), settings)}, [], [], None, None, [], Exit("fixed", 1)
+    )
+    with pytest.raises(sn.InputError, match="holds half a character"):
+        save_classifier(tmp_path / "clf", fitted, "accuracy", estimator.get_params(), Checkpoint(Location(tiny_model)))
+    assert not (tmp_path / "clf").exists()
+
+
 # The JSON file is replaced by the second os.replace; the third os.fsync is the last one before it.
 @pytest.mark.parametrize(("call", "first_after_commit"), [("replace", 2), ("fsync", 3)])
 def test_a_crash_at_any_step_leaves_the_old_classifier_or_after_the_commit_the_new_one(
@@ -180,68 +190,12 @@ def test_a_full_disk_is_one_sentence_that_names_the_folder(save, tmp_path, monke
 
 # What earlier versions wrote.
 
-OLD = """{
- "format": 2, "head_sha256": "SHA", "spin_native": "0.1.0", "task": "classification",
- "base_model": {"name": "MODEL", "revision": null, "depth": 2, "fingerprint": "WEIGHTS", "tokenizer_fingerprint": "TOKENIZER"},
- "labels": ["negative", "positive"],
- "heads": {
-  "1": {"kind": "refit", "reads": [{"site": "activation", "pooling": "mean", "layer": 0, "salient_neurons": 0}],
-        "cut": {"by": "top_k", "amount": 2}, "C": 1.0, "model": "linear"},
-  "2": {"kind": "KIND", "reads": [{"site": "activation", "pooling": "mean", "layer": 0, "salient_neurons": 2},
-                                  {"site": "hidden", "pooling": "mean", "layer": 1, "salient_neurons": 1}],
-        "cut": {"by": "top_k", "amount": 2}, "C": 0.5, "model": "ARCHITECTURE"}
- },
- "exit": "confidence:0.75",
- "promise": {"exit": "confidence:0.75", "max_accuracy_drop": 0.01, "confidence": 0.95, "n_rows": 500, "n_harmed": 0,
-             "mean_depth": 1.5},
- "settings": {"depth": "best", "tolerance": 0.0, "sites": ["activation", "hidden"], "poolings": ["mean"], "mixing": "best",
-              "head": "KIND", "phase_two": "seen", "ranker": "squared", "etas": [0.2, 0.4, 0.6, 0.8, 0.9, 1.0], "top_k": [2],
-              "top_share": null, "Cs": null, "head_Cs": null, "scaling": "standard", "final_rows": null, "metric": null,
-              "validation_share": 0.2, "sample": null, "exits": "all", "baseline": true, "dtype": "float32", "seed": 0},
- "scores": {
-  "metric": "accuracy",
-  "baseline": {"depth": 3, "validation": 0.75, "test": null, "n_neurons": 16, "pooling": "mean", "eta": null, "C": 0.1,
-               "site": "hidden"},
-  "depth_curve": [{"depth": 2, "validation": 0.5, "test": null, "n_neurons": 3, "pooling": "mean", "eta": 2, "C": 0.5,
-                   "site": "activation+hidden"}],
-  "layer_curve": [],
-  "controls": {"salient": 0.5, "random": 0.25, "bottom": 0.25, "shuffled": 0.125, "selectivity": 0.375},
-  "unconverged": []
- }
-}"""
-LINEAR = {"2.coef": np.array([[2.0, -1.0, 0.5]]), "2.intercept": np.array([0.25])}
-PERCEPTRON = {
-    "2.weights.0": np.array([[1.0, -2.0], [0.5, 1.0], [-1.0, 0.25]]),
-    "2.biases.0": np.array([0.1, -0.2]),
-    "2.weights.1": np.array([[1.5], [-0.5]]),
-    "2.biases.1": np.array([0.3]),
-}
-
 
 @pytest.mark.parametrize(("kind", "model"), [("refit", LINEAR), ("frozen", LINEAR), ("weighted", PERCEPTRON)])
 def test_a_classifier_of_an_earlier_version_is_read(tiny_model, reviews, tmp_path, kind, model):
     """The file's numbers by hand: standardise, multiply, sigmoid."""
-    tensors = {
-        "1.neurons.activation.mean.0": np.empty(0, np.int64),
-        "1.mean": np.empty(0, np.float32),
-        "1.scale": np.empty(0, np.float32),
-        "1.coef": np.zeros((1, 0)),
-        "1.intercept": np.array([-0.5]),
-        "2.neurons.activation.mean.0": np.array([3, 17]),
-        "2.neurons.hidden.mean.1": np.array([5]),
-        "2.mean": np.array([0.1, -0.2, 0.3], np.float32),
-        "2.scale": np.array([0.5, 1.0, 2.0], np.float32),
-        **model,
-    }
-    save_arrays(tensors, tmp_path / "head.safetensors")
-    checkpoint = Checkpoint(Location(str(tiny_model)))
-    text = OLD.replace("SHA", hashlib.sha256((tmp_path / "head.safetensors").read_bytes()).hexdigest())
-    text = text.replace("MODEL", str(tiny_model)).replace("WEIGHTS", checkpoint.fingerprint(2)).replace("KIND", kind)
-    text = text.replace("TOKENIZER", checkpoint.tokenizer.fingerprint)
-    (tmp_path / "spin_classifier.json").write_text(
-        text.replace("ARCHITECTURE", "perceptron" if model is PERCEPTRON else "linear")
-    )
-
+    tensors = write_old(tmp_path, tiny_model, kind, model)
+    checkpoint = Checkpoint(Location(tiny_model))
     clf = sn.SpinClassifier.from_pretrained(tmp_path)
     features = sn.extract(
         sn.load_model(str(tiny_model)), checkpoint.tokenizer, reviews[0], sites=("activation", "hidden"), poolings=("mean",)
