@@ -28,7 +28,6 @@ import spin_native as sn
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier.estimators import load_pretrained
 from spin_native.text.batch import TokenBatch
-from spin_native.text.tokenizer import Tokenizer
 
 SECONDS, MIB, ALLOCATION = 20, 64, 4 * 2**30
 TEXTS = ["good film", "", "bad naïve 你好 [MASK] </s> 😀", "the " * 40]
@@ -57,12 +56,6 @@ def tokenizer_of(folder: Path) -> object:
     tokenizer = Checkpoint(Location(folder)).tokenizer
     ids = tokenizer.encode(TEXTS).ids
     return ids, [tokenizer.token_strings(row) for row in ids]
-
-
-def tokenizer_files_of(folder: Path) -> object:
-    """Without a config, as `Tokenizer.from_files` reads them."""
-    files = {path.name: path for path in folder.iterdir() if path.name not in ("config.json", "model.safetensors")}
-    return Tokenizer.from_files(files, 9, ("[CLS]", "[SEP]")).encode(TEXTS).ids
 
 
 def classifier_of(folder: Path) -> object:
@@ -115,7 +108,7 @@ TARGETS = (
     Target("gpt2", "vocab.json", json_file, tokenizer_of),
     Target("gpt2", "merges.txt", text, tokenizer_of),
     Target("fast", "tokenizer.json", json_file, tokenizer_of),
-    Target("fast", "tokenizer_config.json", json_file, tokenizer_files_of),
+    Target("fast", "tokenizer_config.json", json_file, tokenizer_of),
     Target("store", "manifest.json", json_file, store_of),
     Target("store", "rows-0000000000.safetensors", tensors, store_of, covered=True),
     Target("refit", "classifier/spin_classifier.json", json_file, classifier_of),

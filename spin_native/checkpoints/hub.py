@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import huggingface_hub
 from huggingface_hub import errors
@@ -98,6 +98,10 @@ class Location:
     def read_record(self, filename: str, kind: type[Record], otherwise: str) -> Record:
         """A JSON file as a typed record; errors as of `disk.read_record`, and InputError if there is no such file."""
         return read_record(self.need(filename), kind, otherwise)
+
+    def read_json(self, filename: str) -> dict[str, Any]:
+        """A JSON object whose fields the caller checks; errors as of `read_record`."""
+        return self.read_record(filename, dict, "no settings")
 
 
 def _looks_like_path(name: str) -> bool:

@@ -49,7 +49,7 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> ModelConfig:
-        content = self.location.read_record("config.json", dict, "not the settings of a model")
+        content = self.location.read_json("config.json")
         where = self.location.where("config.json")
         if content.get("model_type") is None:  # early configs do not say it
             content["model_type"] = family_of(self._stored, where)
