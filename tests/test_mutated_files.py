@@ -54,7 +54,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory, reviews: tuple[list[str]
         clf = sn.SpinClassifier(str(folder / head / "base"), head=head, depth=2, poolings=("mean",), etas=(0.8,), **how)
         clf.fit(texts, labels)
         if head == "refit":
-            clf.calibrate(*reviews, max_accuracy_drop=0.3, confidence=0.8)
+            clf.calibrate([f"{text} and the" for text in texts], labels, max_accuracy_drop=0.3, confidence=0.8)
         clf.save_pretrained(folder / head / "classifier")
     return folder
 
