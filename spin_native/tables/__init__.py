@@ -15,7 +15,7 @@ CSV is read with Python's csv module and JSONL with its json module, Parquet wit
 guess types and rewrite rows, so nothing could pass through; pyarrow's CSV reader loses a byte at some block boundaries.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from spin_native.tables.files import FORMATS, Given, checked_encoding, ending_of
 from spin_native.tables.jsonl import JsonlSource
 from spin_native.tables.labels import labelled_rows
 from spin_native.tables.source import Block, Source
+from spin_native.tables.streams import arriving_lines
 from spin_native.tables.writers import Writer, writer_for
 
 BLOCK_ROWS = 8192
@@ -38,6 +39,7 @@ __all__ = [
     "Given",
     "Source",
     "Writer",
+    "arriving_lines",
     "check_output",
     "open_source",
     "open_writer",
@@ -112,8 +114,8 @@ def open_writer(out: str | Path, source: Source, new: Mapping[str, type], overwr
     new: the names of the new columns, one or more, and the type of each: str, int, float or bool. Values may be None.
     JSONL that becomes CSV or Parquet is read once before, to know all its columns.
     Inside the `with` block the rows go to a hidden file of this run, which is deleted after an error.
-    Raises InputError as check_output does; if the source already has one of the new columns; if the file cannot be written; and,
-    without `overwrite`, if another run has written it in the meantime.
+    Raises InputError as check_output does; if the source already has one of the new columns; if the file cannot be written;
+    and, without `overwrite`, if another run has written it in the meantime.
     """
     out = Path(out)
     check_output(out, overwrite, source)

@@ -104,11 +104,12 @@ def would_read(source: Given, files: Sequence[Path], path: Path) -> bool:
     folder = os.path.realpath(path.parent)
     for given in map(Path, listed):
         if given.is_dir():
-            if folder == os.path.realpath(given) and not path.name.startswith((".", "_")):
-                return True
-        elif given not in files and fnmatch(path.name, given.name):
-            if folder in {os.path.realpath(file.parent) for file in files}:
-                return True
+            folders, is_of_it = {os.path.realpath(given)}, not path.name.startswith((".", "_"))
+        else:
+            folders = {os.path.realpath(file.parent) for file in files}
+            is_of_it = given not in files and fnmatch(path.name, given.name)
+        if is_of_it and folder in folders:
+            return True
     return False
 
 
@@ -135,7 +136,7 @@ def lines_of(path: Path, encoding: str, newline: str) -> Iterator[str]:
     """
     try:
         with open_binary(path) as binary:
-            _check_start(path, binary.peek(SAMPLE)[:SAMPLE], encoding)  # type: ignore[attr-defined]
+            check_start(path, binary.peek(SAMPLE)[:SAMPLE], encoding)  # type: ignore[attr-defined]
             text = io.TextIOWrapper(binary, encoding, newline=newline)
             lines = iter(partial(text.readline, MAX_LINE + 1), "")
             for number, line in enumerate(lines, 1):
@@ -167,7 +168,7 @@ OTHER_FILES = {b"\x1f\x8b": "a gzip file: end its name in .gz", b"PK\x03\x04": "
 LATIN = ("cp1252", "iso8859-1", "iso8859-15", "mac-roman")
 
 
-def _check_start(path: Path, start: bytes, encoding: str) -> None:
+def check_start(path: Path | str, start: bytes, encoding: str) -> None:
     """InputError if a file's first bytes show that it is in another encoding, or no text."""
     for magic, kind in OTHER_FILES.items():
         if start.startswith(magic):

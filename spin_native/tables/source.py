@@ -42,8 +42,8 @@ class Block(ABC):
         """Each row as it is written in the file, if that is CSV with this delimiter; None otherwise."""
         return None
 
-    def check_new(self, names: Collection[str]) -> None:
-        """InputError if a row already has one of these columns. Needed only where every row has names of its own."""
+    def check_new(self, names: Collection[str]) -> None:  # noqa: B027 (CSV and Parquet have one list of columns)
+        """InputError if a row already has one of these columns."""
 
     def place(self, row: int) -> str:
         """Words for one of the block's rows."""
