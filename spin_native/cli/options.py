@@ -86,6 +86,14 @@ def option(*names: str, group: str = "Options", **attributes: Any) -> Decorator:
 as_json = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON for machines.")
 text_column = option("--text", group="Data", default="text", show_default=True, help="Column that holds the texts.")
 label_column = option("--label", group="Data", default="label", show_default=True, help="Column that holds the labels.")
+delimiter_option = option(
+    "--delimiter",
+    group="Data",
+    help="What separates the cells of a CSV file: one character, or tab.  [default: a tab in .tsv files, else a comma]",
+)
+encoding_option = option(
+    "--encoding", group="Data", help="Encoding of CSV and JSONL files, such as cp1252 or utf-16.  [default: utf-8]"
+)
 device_option = option("--device", default="cpu", show_default=True, help="Where to run the base model: cpu, cuda, cuda:1.")
 pickle_option = option("--allow-pickle", is_flag=True, help="Also read pytorch_model.bin. Only for files you trust.")
 revision_option = option("--revision", help="Branch, tag or commit of a Hub model.")

@@ -56,6 +56,10 @@ class Classes(Task):
             raise ValueError(f"{len(labels)} labels; expected two or more")
         return cls(np.array(labels))
 
+    @property
+    def label_type(self) -> type:
+        return type(self.classes.tolist()[0])
+
     def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
         """By class: every class has its share in both parts."""
         check_share(share)

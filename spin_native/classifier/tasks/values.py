@@ -69,6 +69,10 @@ class Values(Task):
     def from_json(cls, labels: Sequence[Any]) -> "Values":
         return cls()
 
+    @property
+    def label_type(self) -> type:
+        return float
+
     def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
         check_share(share)
         if int(np.ceil(share * len(labels))) > len(labels) - 2:
