@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from odd_arrow import UNKNOWN_ZONE
 from table_rules import (
     Meaning,
     Number,
@@ -31,21 +32,24 @@ New = dict[str, list[Any]]  # new columns of str, int, bool or float, with None
 
 
 def check(got: Meaning, new: New, out: Path) -> None:
-    """AssertionError if `out` does not hold what was read, with the new columns; Refused if it should not even be there."""
-    ending = "".join(out.suffixes).removesuffix(".gz")
-    checks = {".csv": _check_csv, ".tsv": _check_csv, ".parquet": _check_parquet}
-    checks.get(ending, _check_jsonl)(got, new, out)
+    """AssertionError if `out` does not hold what was read, with the new columns."""
+    {"CSV": _check_csv, "JSONL": _check_jsonl, "Parquet": _check_parquet}[format_of(out)](got, new, out)
 
 
-def refuse(got: Meaning, out_format: str) -> None:
-    """Refused if what was read has no form in this format; what makes it doubtful is added to its doubts."""
+def format_of(out: Path) -> str:
+    return "CSV" if {".csv", ".tsv"} & {*out.suffixes} else "Parquet" if out.suffix == ".parquet" else "JSONL"
+
+
+def refuse(got: Meaning, out: Path) -> None:
+    """Refused if what was read has no form in the format of `out`; what makes it doubtful is added to its doubts."""
+    out_format = format_of(out)
     if got.format == "JSONL" and out_format != "JSONL":
         check_objects(got)
     if out_format == "CSV" and r"\x00" in repr((got.names, _cells(got))):
         got.doubts.append("NUL in a CSV")
     if got.format == "Parquet" and out_format == "JSONL":
         _forms(got, "json")
-    if got.format == "Parquet" and out_format != "Parquet" and "tz=Mars" in str(got.table.schema):
+    if got.format == "Parquet" and out_format != "Parquet" and UNKNOWN_ZONE in str(got.table.schema):
         got.doubts.append("no such time zone")
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from odd_tables import SECOND, OddFiles
+from odd_arrow import SECOND
+from odd_tables import OddFiles
 
 TEXT = "text"
 STRINGS = [getattr(pa, name)() for name in ("string", "large_string", "string_view") if hasattr(pa, name)]
@@ -73,7 +74,7 @@ class Meaning:
             return column.to_pylist() if kind in STRINGS else [None] * len(column)
         if self.format == "JSONL":
             values = [dict(pairs).get(TEXT) for pairs in self.rows]
-            return [value if type(value) is str else None for value in values]
+            return [value if type(value) is str and not has_lone_surrogate(value) else None for value in values]
         return [row[self.names.index(TEXT)] for row in self.rows]
 
 
@@ -168,9 +169,9 @@ def _read_jsonl(odd: OddFiles) -> Meaning:
     got = Meaning("JSONL")
     for content in _contents(odd):
         try:
-            lines = content.decode("utf-8").removeprefix("\ufeff").split("\n")
-        except UnicodeDecodeError as error:
-            raise Refused(f"not UTF-8: {error}") from error
+            lines = content.decode(odd.encoding or "utf-8").removeprefix("\ufeff").split("\n")
+        except (UnicodeError, LookupError) as error:
+            raise Refused(f"wrong encoding: {error}") from error
         if len(odd.files) > 1 and not any(line.strip() for line in lines):
             got.doubts.append("one of several files is empty")
         for line in (line.removesuffix("\r") for line in lines):
@@ -195,8 +196,6 @@ def _read_jsonl(odd: OddFiles) -> Meaning:
             got.names += [key for key in dict.fromkeys(keys) if key not in got.names]
             got.rows.append(pairs)
             got.lines.append(line)
-            if has_lone_surrogate(dict(pairs).get(TEXT)):
-                got.doubts.append("half an emoji in a text")
     return got
 
 
