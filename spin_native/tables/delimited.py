@@ -84,8 +84,8 @@ class CsvSource(Source):
             if len(cells) != width:
                 raise unreadable(
                     path,
-                    f"line {line} has {len(cells)} cells, the header has {width}; fix the row (a cell with {self.delimiter!r} in "
-                    "it needs quotes)",
+                    f"line {line} has {len(cells)} cells, the header has {width}; fix the row (a cell with {self.delimiter!r} "
+                    "in it needs quotes)",
                 )
             row: list[str | None] = _with_missing(cells, text, self.delimiter) if "" in cells else [*cells]
             yield line, row if order is None else [row[place] for place in order], text

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from spin_native.errors import InputError
 
@@ -136,7 +135,7 @@ def lines_of(path: Path, encoding: str, newline: str) -> Iterator[str]:
     """
     try:
         with open_binary(path) as binary:
-            check_start(path, binary.peek(SAMPLE)[:SAMPLE], encoding)  # type: ignore[attr-defined]
+            check_start(path, binary.peek(SAMPLE)[:SAMPLE], encoding)
             text = io.TextIOWrapper(binary, encoding, newline=newline)
             lines = iter(partial(text.readline, MAX_LINE + 1), "")
             for number, line in enumerate(lines, 1):
@@ -156,9 +155,9 @@ def unreadable(path: Path, why: str) -> InputError:
     return InputError(f"{path}: not readable as {FORMATS[ending_of(path)]}: {why}")
 
 
-def open_binary(path: Path) -> BinaryIO:
+def open_binary(path: Path) -> io.BufferedReader | gzip.GzipFile:
     """A file's bytes, unpacked if its name ends in .gz."""
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 # First bytes -> encoding, and the names that may be given for it. UTF-32 first: its mark starts as that of UTF-16.
