@@ -4,7 +4,9 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
+from typing import cast
 
 import click
 
@@ -100,7 +102,7 @@ def _print_lines(clf: SpinClassifier | SpinRegressor, encoding: str | None, exit
     n_texts, truncated_before = 0, clf.n_truncated_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # one warning at the end
-        for lines in tables.arriving_lines(sys.stdin.buffer, "standard input", encoding):
+        for lines in tables.arriving_lines(cast(BufferedIOBase, sys.stdin.buffer), "standard input", encoding):
             _print(clf, lines, exit_, as_json)
             n_texts += len(lines)
     _warn_truncated(clf.n_truncated_ - truncated_before, n_texts)

@@ -62,7 +62,7 @@ def predict_files(
     progress: show a bar on stderr (None: only on a terminal).
 
     Raises InputError if `source` cannot be read, has no column `text` or already has one of the new columns, and if `out` is
-    one of the files of `source`, exists (without `overwrite`), was written by another run in the meantime, or cannot be written.
+    one of the files of `source`, exists (without `overwrite`), was written by another run meanwhile, or cannot be written.
     """
     table, out = tables.open_source(source, delimiter=delimiter, encoding=encoding), Path(out)
     tables.check_output(out, overwrite, table)

@@ -76,7 +76,7 @@ def _scalars(array: pa.Array) -> list[str | None]:
     of = array.type
     if pa.types.is_null(of):
         return [None] * len(array)
-    if pa.types.is_string(of) or pa.types.is_large_string(of):
+    if _is_one_of(of, "string", "large_string", "string_view"):
         return array.to_pylist()
     if pa.types.is_boolean(of):
         return [value if value is None else str(value).lower() for value in array.to_pylist()]
@@ -86,7 +86,7 @@ def _scalars(array: pa.Array) -> list[str | None]:
         return _floats(array)
     if pa.types.is_decimal(of):
         return [value if value is None else format(value, "f") for value in array.to_pylist()]
-    if pa.types.is_binary(of) or pa.types.is_large_binary(of) or pa.types.is_fixed_size_binary(of):
+    if _is_one_of(of, "binary", "large_binary", "fixed_size_binary", "binary_view"):
         return [value if value is None else base64.b64encode(value).decode() for value in array.to_pylist()]
     if pa.types.is_duration(of):
         unit = PER_SECOND[of.unit]
@@ -96,6 +96,11 @@ def _scalars(array: pa.Array) -> list[str | None]:
     if pa.types.is_date(of) or pa.types.is_time(of):
         return [_checked(text) for text in array.cast(pa.string()).to_pylist()]
     raise ValueError("an unknown type")
+
+
+def _is_one_of(of: pa.DataType, *kinds: str) -> bool:
+    """Views are not known to pyarrow 15."""
+    return any(getattr(pa.types, f"is_{kind}", lambda _: False)(of) for kind in kinds)
 
 
 def _floats(array: pa.Array) -> list[str | None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spin_native.errors import InputError
-from spin_native.tables.files import MAX_CELL, MAX_LINE, Given, default_delimiter, lines_of
+from spin_native.tables.files import MAX_CELL, MAX_LINE, Given, default_delimiter, lines_of, unreadable
 from spin_native.tables.source import Block, Source, distinct, grouped
 from spin_native.tables.texts import json_text
 
@@ -82,9 +82,10 @@ class CsvSource(Source):
         """The records with None for missing cells, in the table's order of columns."""
         for line, cells, text in lines:
             if len(cells) != width:
-                raise InputError(
-                    f"{path}: line {line} has {len(cells)} cells, the header has {width}; fix the row (a cell with "
-                    f"{self.delimiter!r} in it needs quotes)"
+                raise unreadable(
+                    path,
+                    f"line {line} has {len(cells)} cells, the header has {width}; fix the row (a cell with {self.delimiter!r} "
+                    "in it needs quotes)",
                 )
             row: list[str | None] = _with_missing(cells, text, self.delimiter) if "" in cells else [*cells]
             yield line, row if order is None else [row[place] for place in order], text
@@ -172,28 +173,24 @@ def records(path: Path, delimiter: str, encoding: str) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise _unreadable(path, first_line, reader.line_num, "".join(lines), delimiter, str(error)) from error
+            raise _no_record(path, first_line, reader.line_num, "".join(lines), delimiter, str(error)) from error
         text = lines[0] if len(lines) == 1 else "".join(lines)
         if "\0" in text:
-            raise InputError(
-                f"{path}: line {first_line} holds a NUL byte, which is no text; is the file damaged, or in UTF-16?"
-            )
+            raise unreadable(path, f"line {first_line} holds a NUL byte; is the file damaged, or in UTF-16?")
         if cells:
             yield first_line, cells, text
 
 
-def _unreadable(path: Path, first_line: int, last_line: int, text: str, delimiter: str, reason: str) -> InputError:
+def _no_record(path: Path, first_line: int, last_line: int, text: str, delimiter: str, reason: str) -> InputError:
     """The error for a record that csv cannot read. text: what was read of it."""
     *_, start = starts(text, delimiter)
     line = first_line + len(re.findall("\r\n|\r|\n", text[:start]))
     if "unexpected end" in reason:
-        return InputError(f"{path}: the quote that opens a cell in line {line} never closes; close it, or double it")
+        return unreadable(path, f"the quote that opens a cell in line {line} never closes; close it, or double it")
     if "field limit" in reason:
         hint = "; does its quote close?" if text.startswith('"', start) else ""
-        return InputError(f"{path}: the cell that begins in line {line} has more than {MAX_CELL} characters{hint}")
-    return InputError(
-        f"{path}: line {last_line} is not CSV ({reason}); put cells with quotes in quotes, and double those inside"
-    )
+        return unreadable(path, f"the cell that begins in line {line} has more than {MAX_CELL} characters{hint}")
+    return unreadable(path, f"line {last_line}: {reason}; put cells with quotes in quotes, and double those inside")
 
 
 def _with_missing(cells: list[str], text: str, delimiter: str) -> list[str | None]:

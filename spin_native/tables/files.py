@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from spin_native.errors import InputError
 
@@ -136,24 +135,29 @@ def lines_of(path: Path, encoding: str, newline: str) -> Iterator[str]:
     """
     try:
         with open_binary(path) as binary:
-            check_start(path, binary.peek(SAMPLE)[:SAMPLE], encoding)  # type: ignore[attr-defined]
+            check_start(path, binary.peek(SAMPLE)[:SAMPLE], encoding)
             text = io.TextIOWrapper(binary, encoding, newline=newline)
             lines = iter(partial(text.readline, MAX_LINE + 1), "")
             for number, line in enumerate(lines, 1):
                 if len(line) > MAX_LINE:
-                    raise InputError(f"{path}: line {number} has more than {MAX_LINE} characters; is it a table?")
+                    raise unreadable(path, f"line {number} has more than {MAX_LINE} characters")
                 yield line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
         raise _undecodable(path, encoding, error) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path}: damaged, or not a gzip file ({error})") from error
+        raise unreadable(path, f"damaged, or not a gzip file ({error})") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def open_binary(path: Path) -> BinaryIO:
+def unreadable(path: Path, why: str) -> InputError:
+    """The error for a file that is not what the ending of its name says."""
+    return InputError(f"{path}: not readable as {FORMATS[ending_of(path)]}: {why}")
+
+
+def open_binary(path: Path) -> io.BufferedReader | gzip.GzipFile:
     """A file's bytes, unpacked if its name ends in .gz."""
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 
 # First bytes -> encoding, and the names that may be given for it. UTF-32 first: its mark starts as that of UTF-16.
@@ -240,7 +244,7 @@ def _undecodable(path: Path, encoding: str, error: UnicodeError) -> InputError:
                 break
             if not chunk:
                 break
-    return InputError(f"{path}: line {n_lines} is not {encoding} text ({_reason(error)}); {undecodable(sample, encoding)}")
+    return unreadable(path, f"line {n_lines} is not {encoding} text ({_reason(error)}); {undecodable(sample, encoding)}")
 
 
 def _reason(error: UnicodeError) -> str:

@@ -2,16 +2,16 @@
 
 import codecs
 from collections.abc import Iterator
-from typing import BinaryIO
+from io import BufferedIOBase
 
 from spin_native.errors import InputError
 from spin_native.tables.files import MAX_CELL, SAMPLE, check_start, checked_encoding, undecodable
 
 
-def arriving_lines(stream: BinaryIO, name: str, encoding: str | None = None) -> Iterator[list[str]]:
+def arriving_lines(stream: BufferedIOBase, name: str, encoding: str | None = None) -> Iterator[list[str]]:
     """The lines that are there, as soon as there is one, without their endings; then those that have arrived since; and so on.
 
-    stream: has `read1`. name: its name in errors. encoding: None for UTF-8, with or without a byte order mark.
+    name: its name in errors. encoding: None for UTF-8, with or without a byte order mark.
     Raises InputError, naming the line, for bytes in another encoding, and for a line of more than MAX_CELL characters.
     """
     encoding = checked_encoding(encoding)
@@ -20,7 +20,7 @@ def arriving_lines(stream: BinaryIO, name: str, encoding: str | None = None) -> 
     n_lines, n_characters = 0, 0
     is_first = True
     while True:
-        chunk = stream.read1(SAMPLE)  # type: ignore[attr-defined]
+        chunk = stream.read1(SAMPLE)
         if is_first:
             check_start(name, chunk, encoding)
         try:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from spin_native.errors import InputError
 from spin_native.tables.delimited import CsvSource
@@ -69,9 +69,9 @@ class _TextFile:
 
     def __init__(self, out: Path, partial: Path) -> None:
         self._file = partial.open("wb")
-        self._packed: BinaryIO | None = None
+        self._packed: gzip.GzipFile | None = None
         if out.name.lower().endswith(".gz"):
-            self._packed = gzip.GzipFile("", "wb", 6, self._file, mtime=0)  # type: ignore[assignment]
+            self._packed = gzip.GzipFile("", "wb", 6, self._file, mtime=0)
 
     def write(self, content: bytes) -> None:
         (self._packed or self._file).write(content)
