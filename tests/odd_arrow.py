@@ -51,9 +51,10 @@ FLAT = [
     (pa.string(), texts), (pa.large_string(), texts), (pa.string(), texts), (pa.dictionary(pa.int32(), pa.string()), texts),
     (pa.dictionary(pa.int8(), pa.binary()), bits), (pa.dictionary(pa.int32(), pa.string(), ordered=True), texts),
     (pa.binary(), bits), (pa.large_binary(), bits), (pa.binary(3), st.binary(min_size=3, max_size=3)),
-    (pa.decimal128(5, 2), _decimals(5, 2)), (pa.decimal128(38, 10), _decimals(38, 10)), (pa.decimal256(60, 0), _decimals(60, 0)),
-    (pa.date32(), st.integers(-30000, 60000)), (pa.date32(), _ints(32)), (pa.date64(), _ints(16).map(lambda day: day * 86_400_000)),
-    (pa.time32("s"), _times("s")), (pa.time32("ms"), _times("ms")), (pa.time64("us"), _times("us")), (pa.time64("ns"), _times("ns")),
+    (pa.decimal128(5, 2), _decimals(5, 2)), (pa.decimal128(38, 10), _decimals(38, 10)),
+    (pa.decimal256(60, 0), _decimals(60, 0)),
+    (pa.date32(), st.integers(-30000, 60000)), (pa.date32(), _ints(32)), (pa.date64(), _ints(16).map((86_400_000).__mul__)),
+    *((kind, _times(kind.unit)) for kind in (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns"))),
     *((pa.timestamp(unit, zone), _timestamps(unit)) for unit in SECOND for zone in ZONES),
     *((pa.duration(unit), st.one_of(_ints(53 if unit == "s" else 64), _ints(16))) for unit in SECOND),
     # Types of later Arrow versions.

@@ -40,6 +40,32 @@ def format_of(out: Path) -> str:
     return "CSV" if {".csv", ".tsv"} & {*out.suffixes} else "Parquet" if out.suffix == ".parquet" else "JSONL"
 
 
+def check_values(got: Meaning, blocks: Sequence[Any]) -> None:
+    """AssertionError if the blocks of a source give other values, or of other types, than the files hold."""
+    for place, name in enumerate(got.names):
+        if got.names.count(name) > 1:
+            continue
+        if got.format == "Parquet":
+            try:
+                want = got.table.column(place).to_pylist()
+            except (ValueError, OverflowError):
+                continue  # a date, or a zone, that Python does not have
+        elif got.format == "CSV":
+            want = [row[place] for row in got.rows]
+        else:
+            want = [_plain(dict(pairs).get(name)) for pairs in got.rows]
+        assert repr([value for block in blocks for value in block.values(name)]) == repr(want), name
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value as json.loads gives it."""
+    if isinstance(value, Number):
+        return int(value) if is_whole(value) else float(value)
+    if isinstance(value, Pairs):
+        return {key: _plain(inner) for key, inner in value}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
 def refuse(got: Meaning, out: Path) -> None:
     """Refused if what was read has no form in the format of `out`; what makes it doubtful is added to its doubts."""
     out_format = format_of(out)
@@ -91,11 +117,16 @@ def _check_csv(got: Meaning, new: New, out: Path) -> None:
     assert [[cell or "" for cell in row] for row in (header, *rows)] == [row for row in by_csv if row]
     assert [name or "" for name in header] == [*got.names, *new]
     for want, predicted, row in zip(_cells(got), _rows(list(new.values())), rows, strict=True):
-        for name, value, cell in zip((*got.names, *new), (*want, *map(_number, predicted)), row, strict=True):
+        for name, value, cell in zip(
+            (*got.names, *new), (*want, *(_new_value(value, True) for value in predicted)), row, strict=True
+        ):
             assert _same_cell(value, cell), (name, value, cell)
 
 
-def _number(value: Any) -> Any:
+def _new_value(value: Any, is_cell: bool) -> Any:
+    """A new column's value as a JSON value; NaN and infinity have a form in CSV alone."""
+    if type(value) is float and not math.isfinite(value):
+        return Number("NaN" if value != value else "Infinity" if value > 0 else "-Infinity") if is_cell else None
     return Number(repr(value)) if type(value) in (int, float) else value
 
 
@@ -118,7 +149,8 @@ def _check_jsonl(got: Meaning, new: New, out: Path) -> None:
     text = _bytes(out).decode()
     assert text.endswith("\n")
     lines = text[:-1].split("\n")
-    added = [Pairs(zip(new, map(_number, values), strict=True)) for values in _rows(list(new.values()))]
+    columns = [[_new_value(value, is_cell=False) for value in values] for values in new.values()]
+    added = [Pairs(zip(new, values, strict=True)) for values in _rows(columns)]
     rows = got.rows
     if got.format == "JSONL":
         for line, before in zip(lines, got.lines, strict=True):
@@ -143,11 +175,14 @@ def same(want: Any, got: Any) -> bool:
     return type(want) is type(got) and want == got
 
 
+def is_whole(number: str) -> bool:
+    return re.fullmatch(r"-?\d+", number) is not None
+
+
 def _same_number(want: str, got: str) -> bool:
-    is_whole = [re.fullmatch(r"-?\d+", number) is not None for number in (want, got)]
-    if is_whole[0] != is_whole[1] or re.search("[^-+.0-9eE]", want + got):
+    if is_whole(want) != is_whole(got) or re.search("[^-+.0-9eE]", want + got):
         return False
-    return Decimal(want) == Decimal(got) and (is_whole[0] or want.startswith("-") == got.startswith("-"))
+    return Decimal(want) == Decimal(got) and (is_whole(want) or want.startswith("-") == got.startswith("-"))
 
 
 # Parquet.
@@ -164,7 +199,7 @@ def _check_parquet(got: Meaning, new: New, out: Path) -> None:
             len(kinds) == 0
             or column.type == {str: pa.string(), int: pa.int64(), bool: pa.bool_(), float: pa.float64()}[kinds.pop()]
         )
-        assert column.to_pylist() == [*values], name
+        assert repr(column.to_pylist()) == repr([*values]), name
     if got.format == "Parquet":
         _check_passed_through(got.table, table.select(range(n_columns)))
         return
@@ -188,12 +223,12 @@ def _column_kind(values: list[Any]) -> tuple[pa.DataType, Any]:
     if all(isinstance(value, bool) for value in there):
         return pa.bool_(), bool
     if all(isinstance(value, Number) for value in there):
-        whole = [int(value[:30]) for value in there if re.fullmatch(r"-?\d+", value)]  # 30 digits are far too many
+        whole = [int(value[:30]) for value in there if is_whole(value)]  # 30 digits are far too many
         is_held = [math.isfinite(float(value)) or "N" in value or "I" in value for value in there]
         if len(whole) == len(there) and all(-(2**63) <= value < 2**63 for value in whole):
             return pa.int64(), int
         if all(is_held) and len(whole) < len(there) and all(abs(value) < 2**53 for value in whole):
-            return pa.float64(), float
+            return pa.float64(), lambda value: float(int(value) if is_whole(value) else value)
     return pa.string(), None
 
 

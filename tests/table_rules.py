@@ -284,7 +284,7 @@ def _form_of_time(scalar: pa.Scalar, doubts: list[str]) -> Any:
     kind, value = scalar.type, scalar.value
     if pa.types.is_date(kind):
         days = value if kind == pa.date32() else value // 86_400_000
-        return _iso(days * 86400, doubts)[0].removesuffix("T00:00:00")
+        return _iso(days * 86400, doubts)[0][0].removesuffix("T00:00:00")
     per_second = SECOND[kind.unit]
     if pa.types.is_duration(kind):
         seconds = abs(value) // per_second
@@ -294,25 +294,27 @@ def _form_of_time(scalar: pa.Scalar, doubts: list[str]) -> Any:
     fraction = f".{str(part).rjust(len(str(per_second)) - 1, '0')}" if part else ""
     if pa.types.is_time(kind):
         return (datetime.datetime.min + datetime.timedelta(seconds=seconds)).time().isoformat() + fraction
-    local, offset = _iso(seconds, doubts, kind.tz)
-    return local + fraction + offset
+    forms = [local + fraction + offset for local, offset in _iso(seconds, doubts, kind.tz)]
+    return OneOf(forms) if len(forms) > 1 else forms[0]
 
 
-def _iso(seconds: int, doubts: list[str], tz: str | None = None) -> tuple[str, str]:
-    """Date and time of day without a fraction, and the offset from UTC."""
+def _iso(seconds: int, doubts: list[str], tz: str | None = None) -> list[tuple[str, str]]:
+    """Date and time of day without a fraction, and the offset from UTC: the usual form, and other right ones."""
     try:
         zone = datetime.timezone.utc if tz is None else _zone(tz)
     except zoneinfo.ZoneInfoNotFoundError:
         zone = datetime.timezone.utc
     try:
-        local = (datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc) + datetime.timedelta(seconds=seconds)).astimezone(
-            zone
-        )
+        moment = EPOCH + datetime.timedelta(seconds=seconds)
+        forms = [moment.astimezone(zone).isoformat()]
     except OverflowError:
         doubts.append("outside years 1 to 9999")
-        return str(np.datetime64(seconds, "s")), "+00:00" if tz else ""
-    text = local.isoformat()
-    return text[:19], text[19:] if tz else ""
+        return [(str(np.datetime64(seconds, "s")), "+00:00" if tz else "")]
+    summer = moment.astimezone(zone).dst()
+    if summer and moment.year > 2037:  # Arrow knows of no summer time so late: the same moment, an hour less on both sides
+        winter = datetime.timezone(moment.astimezone(zone).utcoffset() - summer)
+        forms.append(moment.astimezone(winter).isoformat())
+    return [(form[:19], form[19:] if tz else "") for form in forms]
 
 
 def _zone(tz: str) -> datetime.tzinfo:

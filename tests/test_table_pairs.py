@@ -1,8 +1,11 @@
 """Odd tables through predict_files, for every pair of formats: equal by the stated rules, or one InputError and no file."""
 
+import csv
+import io
 import zlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from odd_arrow import parquet_files
-from odd_tables import OddFiles, csv_files, jsonl_files, rarely
+from odd_tables import OddFiles, csv_files, jsonl_files, rarely, texts
 from problems import nightly
-from table_outputs import check, refuse
-from table_rules import Refused, meaning
+from table_outputs import check, check_values, refuse
+from table_rules import Pairs, Refused, meaning, split_csv
 
 import spin_native as sn
 from spin_native import disk, tables
@@ -64,7 +67,7 @@ def source_of(folder: Path, odd: OddFiles, how: str):
     return folder if how == "folder" else str(folder / f"in-*{odd.ending}")
 
 
-def copy(classifier: KnownAnswers, odd: OddFiles, out: Path, how: str):
+def attempt(run, odd: OddFiles, out: Path, how: str):
     """Run one copy; the InputError that ended it, or None. Nothing but the output file may be new in its folder."""
     folder, error = out.parent, None
     for path in folder.rglob("*.*"):
@@ -75,7 +78,7 @@ def copy(classifier: KnownAnswers, odd: OddFiles, out: Path, how: str):
     before = listing(folder)
     told = {"delimiter": odd.delimiter, "encoding": odd.encoding}
     try:
-        predict_files(classifier, source_of(folder / "in", odd, how), out, progress=False, **told)
+        run(source_of(folder / "in", odd, how), out, **told)
     except sn.InputError as raised:
         error = raised
     after = listing(folder)
@@ -89,44 +92,46 @@ def listing(folder: Path):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
 
 
-def try_pair(classifier: KnownAnswers, odd: OddFiles, out: Path, how: str) -> str:
-    """Copy, and compare with what the rules say: "copied" or "refused"."""
+def try_pair(run, odd: OddFiles, out: Path, how: str, new_names, new_columns) -> str:
+    """Copy, and compare with what the rules say: "copied" or "refused".
+
+    run: (source, out, delimiter=, encoding=) -> None. new_columns: texts -> name -> the values that must be in the new column.
+    """
     got = reason = None
     try:
-        got = meaning(odd, classifier.new_names)
+        got = meaning(odd, new_names)
         refuse(got, out)
     except Refused as refused:
         got, reason = None, refused
-    error = copy(classifier, odd, out, how)
+    error = attempt(run, odd, out, how)
     if error is not None:
         assert got is None or got.doubts, f"refused without need: {error}"
         assert "\n" not in str(error)
         return "refused"
     assert got is not None, f"copied, but by the rules it cannot be: {reason}"
-    check(got, classifier.new_columns(got.texts), out)
+    check(got, new_columns(got.texts), out)
     return "copied"
 
 
-def try_tables(source_format: str, folder: Path, n_tables: int, derandomize: bool) -> Counter:
-    """Random tables of one format into each format; how many were copied and refused."""
-    results: Counter = Counter()
-    (folder / "in").mkdir()
+def try_prediction(labels, odd: OddFiles, out: Path, how: str = "path") -> str:
+    """try_pair with predict_files and a classifier of these labels."""
+    classifier = KnownAnswers(labels)
+    run = partial(predict_files, classifier, progress=False)
+    return try_pair(run, odd, out, how, classifier.new_names, classifier.new_columns)
 
-    @settings(
-        max_examples=n_tables, derandomize=derandomize, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
-    @given(odd=FILES[source_format], run=runs)
-    def pairs(odd, run):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tables, "BLOCK_ROWS", run.block_rows)
-            for out_format, ending in zip(OUT, run.endings, strict=True):
-                result = try_pair(KnownAnswers(run.labels), odd, folder / f"out{ending}", run.how)
-                results[out_format, result] += 1
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disk, "flush", lambda path: None)  # half of the time; no test here crashes the machine
-        pairs()
-    return results
+def examples(n_tables: int, derandomize: bool = True):
+    """So many of hypothesis's examples; its checks of its own health are for faster tests."""
+    health = list(HealthCheck)
+    return settings(max_examples=n_tables, derandomize=derandomize, deadline=None, database=None, suppress_health_check=health)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to copy in. Nothing is flushed to the disk: that is half of the time, and no test here crashes the machine."""
+    monkeypatch.setattr(disk, "flush", lambda path: None)
+    (tmp_path / "in").mkdir()
+    return tmp_path
 
 
 @dataclass
@@ -148,14 +153,114 @@ runs = st.builds(
 )
 
 
+def try_tables(source_format: str, folder: Path, n_tables: int, derandomize: bool) -> Counter:
+    """Random tables of one format into each format; how many were copied and refused."""
+    results: Counter = Counter()
+
+    @examples(n_tables, derandomize)
+    @given(odd=FILES[source_format], run=runs)
+    def pairs(odd, run):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tables, "BLOCK_ROWS", run.block_rows)
+            for out_format, ending in zip(OUT, run.endings, strict=True):
+                results[out_format, try_prediction(run.labels, odd, folder / f"out{ending}", run.how)] += 1
+
+    pairs()
+    return results
+
+
 @pytest.mark.parametrize("source_format", FILES)
-def test_odd_tables_come_out_equal_in_every_format_or_are_refused(source_format, tmp_path):
-    results = try_tables(source_format, tmp_path, 60, derandomize=True)
-    assert all(results[out_format, "copied"] > 20 for out_format in OUT), results
+def test_odd_tables_come_out_equal_in_every_format_or_are_refused(source_format, folder):
+    results = try_tables(source_format, folder, 100, derandomize=True)
+    assert all(results[out_format, "copied"] > 40 for out_format in OUT), results
 
 
 @nightly
 @pytest.mark.parametrize("source_format", FILES)
-def test_2000_odd_tables_of_each_format_come_out_equal_in_every_format_or_are_refused(source_format, tmp_path):
-    results = try_tables(source_format, tmp_path, 2000, derandomize=False)
-    assert all(results[out_format, "copied"] > 700 for out_format in OUT), results
+def test_2000_odd_tables_of_each_format_come_out_equal_in_every_format_or_are_refused(source_format, folder):
+    results = try_tables(source_format, folder, 2000, derandomize=False)
+    assert all(results[out_format, "copied"] > 800 for out_format in OUT), results
+
+
+@pytest.mark.parametrize("source_format", FILES)
+def test_values_are_read_with_the_types_they_have(source_format, folder, monkeypatch):
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 2)
+
+    @examples(40)
+    @given(odd=FILES[source_format])
+    def read(odd):
+        try:
+            got = meaning(odd, ())
+        except Refused:
+            return
+        if got.doubts or any(len({key for key, _ in row}) < len(row) for row in got.rows if isinstance(row, Pairs)):
+            return
+        for name, content in odd.files.items():
+            (folder / name).write_bytes(content)
+        paths = [folder / name for name in odd.files]
+        check_values(got, list(tables.open_source(paths, delimiter=odd.delimiter, encoding=odd.encoding).blocks([])))
+
+    read()
+
+
+NEW = {
+    "new text": (str, texts),
+    "new whole": (int, st.integers(-(2**63), 2**63 - 1)),
+    "new number": (float, st.floats()),
+    "new truth": (bool, st.booleans()),
+}
+
+
+@pytest.mark.parametrize("source_format", FILES)
+def test_new_columns_of_every_type_are_written_beside_odd_rows(source_format, folder, monkeypatch):
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 2)
+    some = st.fixed_dictionaries(
+        {name: st.lists(st.none() | values, min_size=1, max_size=3) for name, (_, values) in NEW.items()}
+    )
+
+    @examples(30)
+    @given(odd=FILES[source_format], some=some)
+    def pairs(odd, some):
+        def columns(first_row, n_rows):
+            rows = range(first_row, first_row + n_rows)
+            return {name: [values[row % len(values)] for row in rows] for name, values in some.items()}
+
+        def run(source, out, **told):
+            table, n_rows = tables.open_source(source, **told), 0
+            with tables.open_writer(out, table, {name: kind for name, (kind, _) in NEW.items()}) as writer:
+                for block in table.blocks(["text"]):
+                    writer.write(block, columns(n_rows, block.n_rows))
+                    n_rows += block.n_rows
+
+        for endings in OUT.values():
+            try_pair(run, odd, folder / f"out{endings[0]}", "path", NEW, lambda read: columns(0, len(read)))
+
+    pairs()
+
+
+@pytest.mark.parametrize("letters", ["\r\n", "\n", '""', "é", "🎻", '"\r\n"'])
+@pytest.mark.parametrize("boundary", [2**16, 2**20])
+def test_nothing_is_lost_where_a_buffer_of_the_reader_ends(letters, boundary, folder, monkeypatch):
+    old = csv.field_size_limit(2**27)
+    start, end = b'text\r\n"', f'{letters}B"\r\nlast\r\n'.encode()
+    try:
+        for shift in range(3):
+            odd = OddFiles(".csv", {"in.csv": start + b"z" * (boundary - len(start) - shift) + end})
+            for ending in (".csv", ".jsonl"):
+                assert try_prediction(LABELS[0], odd, folder / f"out{ending}") == "copied"
+    finally:
+        csv.field_size_limit(old)
+
+
+@examples(300)
+@given(odd=csv_files())
+def test_the_rules_read_csv_as_the_csv_module_does(odd):
+    for content in odd.files.values():
+        text, delimiter = content.decode("latin-1"), odd.delimiter or ","
+        try:
+            got = [[cell or "" for cell in row] for row in split_csv(text, delimiter)]
+        except Refused:
+            with pytest.raises(csv.Error):
+                list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        else:
+            assert got == list(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)))
