@@ -8,9 +8,12 @@ import sys
 
 import pytest
 from commands import QUICK, QUICK_OPTIONS, Spin, labelled, write
+from problems import nightly
 
 import spin_native as sn
+from spin_native.cli.main import run
 
+TWO_HEADS = (*QUICK_OPTIONS, "--no-baseline", "--depth", 2, "--exits", "1")
 PROGRAM = [sys.executable, "-c", "from spin_native.cli.main import run; run()"]
 
 
@@ -95,40 +98,50 @@ def test_lines_are_labelled_as_they_arrive_and_a_closed_pipe_is_no_error(saved):
 # Locales, optimised Python, paths.
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONIOENCODING": "ascii"},
-        {"PYTHONIOENCODING": "latin-1"},
-    ],
-)
-def test_no_text_is_lost_whatever_the_locale(saved, tmp_path, environment):
-    (tmp_path / "in.jsonl").write_text('{"text": "señor 🎻", "é": 1}\n', encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))} | environment
-
-    def run(*arguments, **more):
-        return subprocess.run([*PROGRAM, *arguments], capture_output=True, env=environment, **more)
-
-    lines = run("predict", saved, "-", input="señor 🎻\n".encode())
-    assert (lines.returncode, lines.stderr) == (0, b"")
-    assert lines.stdout.decode().endswith("\tseñor 🎻\n")
-    out = tmp_path / "🎻 out.csv"
-    file = run("predict", saved, "--in", tmp_path / "in.jsonl", "--out", out)
-    assert file.returncode == 0, file.stderr
-    assert out.read_text(encoding="utf-8").splitlines()[1].startswith("señor 🎻,1,")
-    wrong = run("predict", saved, "--in", tmp_path / "in.jsonl", "--out", tmp_path / "o.csv", "--text", "señor")
-    assert wrong.returncode == 1
-    assert "no column 'señor'; it has 'text', 'é'" in wrong.stderr.decode()
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_no_text_is_lost_whatever_the_encoding_of_the_streams(saved, monkeypatch, encoding):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    run(["predict", str(saved), "señor 🎻"])
+    with pytest.raises(SystemExit):
+        run(["predict", str(saved), "--in", "🎻.csv", "--out", "x.csv"])
+    for stream in streams.values():
+        stream.flush()
+    assert streams["stdout"].buffer.getvalue().decode().endswith("\tseñor 🎻\n")
+    assert streams["stderr"].buffer.getvalue().decode() == "error: 🎻.csv: no such file\n"
 
 
+def test_a_locale_without_unicode_changes_nothing(saved, tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def run(*arguments):
+        return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, env=environment)
+
+    texts = run("predict", saved, "señor 🎻")
+    assert (texts.returncode, texts.stderr) == (0, b"")
+    assert texts.stdout.decode().endswith("\tseñor 🎻\n")
+    source, out = tmp_path / "in 🎻.jsonl", tmp_path / "out 🎻.csv"
+    source.write_text('{"sé": "señor 🎻"}\n', encoding="utf-8")
+    file = run("predict", saved, "--in", source, "--out", out, "--text", "sé")
+    assert (file.returncode, file.stdout) == (0, b"")
+    assert out.read_text(encoding="utf-8").splitlines()[1].startswith("señor 🎻,")
+
+
+@nightly  # without compiled files of its own, python -O starts slowly
 def test_python_without_asserts_checks_the_same(saved, tmp_path):
     (tmp_path / "in.csv").write_text("text,label\nawful,negative\nb\n")
-    done = subprocess.run(
-        [PROGRAM[0], "-O", *PROGRAM[1:], "evaluate", saved, tmp_path / "in.csv"], capture_output=True, text=True
-    )
+    command = [PROGRAM[0], "-O", *PROGRAM[1:], "evaluate", str(saved), str(tmp_path / "in.csv")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "line 3 has 1 cells, the header has 2" in done.stderr
+
+
+def test_a_text_that_is_no_utf_8_is_a_usage_error(spin, saved):
+    code, out, err = spin("predict", saved, os.fsdecode(b"caf\xe9"))
+    assert (code, out) == (2, "")
+    assert "is not UTF-8" in err
 
 
 def test_every_command_takes_a_path_with_spaces_and_emoji(spin, reviews, tiny_model, tmp_path):

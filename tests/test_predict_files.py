@@ -174,12 +174,16 @@ def test_of_two_runs_into_one_output_the_second_to_finish_fails(fitted, tmp_path
     out = tmp_path / "out.jsonl"
     mine = write(tmp_path / "mine.jsonl", [{"text": "good film", "of": "mine"}] * 3)
     table = tables.open_source(mine)
-    with pytest.raises(sn.InputError, match="another run has written this file"):
+    theirs = write(tmp_path / "theirs.jsonl", [{"text": "good film", "of": "theirs"}])
+
+    def finish_second():
         with tables.open_writer(out, table, {"n": int}) as writer:
-            theirs = write(tmp_path / "theirs.jsonl", [{"text": "good film", "of": "theirs"}])
             predict_files(fitted, theirs, out)
             for block in table.blocks():
                 writer.write(block, {"n": [1] * 3})
+
+    with pytest.raises(sn.InputError, match="another run has written this file"):
+        finish_second()
     assert [row["of"] for row in read(out)] == ["theirs"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "out.jsonl", "theirs.jsonl"]
 

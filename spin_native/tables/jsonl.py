@@ -209,7 +209,8 @@ class JsonlBlock(Block):
         for place, row in enumerate(self.rows):
             for name in names:
                 if name in row:
-                    raise InputError(f"{self.place(place)} already has a column {name!r}; rename that column first")
+                    where = f"row {self.first_row + place}, the first is 0"
+                    raise InputError(f"{self.path}: already has a column {name!r}; rename that column first ({where})")
 
 
 NUMBERS_AS_TEXT = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str).decode
