@@ -178,8 +178,10 @@ def fit(
         if path is not None:
             tables.open_source(path, delimiter=delimiter, encoding=encoding).check([text, label])
     read = partial(tables.read_labelled, text=text, label=label, delimiter=delimiter, encoding=encoding)
-    texts, labels = read(data, labels_as=float if task == "regression" else None)
-    held_out = {name: read(path, labels_as=type(labels[0])) for name, path in files.items() if path is not None}
+    labels_as = float if task == "regression" else None
+    texts, labels = read(data, labels_as=labels_as)
+    labels_as = labels_as or type(labels[0])  # what the training labels are, validation and test labels are, too
+    held_out = {name: read(path, labels_as=labels_as) for name, path in files.items() if path is not None}
     clf.fit(texts, labels, validation=held_out.get("validation"), test=held_out.get("test"), store=store)
     clf.save_pretrained(out)
     if as_json:

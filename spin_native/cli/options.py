@@ -1,5 +1,6 @@
 """Parameter types, options that several commands share, and help grouped under headings."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,24 @@ from typing import Any
 import click
 
 from spin_native.classifier.estimators import DTYPES
+from spin_native.tables.texts import is_unicode
 
 file_path = click.Path(path_type=Path)
+
+
+class Utf8Text(click.ParamType):
+    """A text on the command line, which is UTF-8 whatever the locale says."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return value if is_unicode(value) else os.fsencode(value).decode()
+        except UnicodeDecodeError:
+            return self.fail(f"{value!r} is not UTF-8", param, ctx)
+
+
+utf8_text = Utf8Text()
 
 
 class Several(click.ParamType):
@@ -84,8 +101,12 @@ def option(*names: str, group: str = "Options", **attributes: Any) -> Decorator:
 
 
 as_json = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON for machines.")
-text_column = option("--text", group="Data", default="text", show_default=True, help="Column that holds the texts.")
-label_column = option("--label", group="Data", default="label", show_default=True, help="Column that holds the labels.")
+text_column = option(
+    "--text", group="Data", type=utf8_text, default="text", show_default=True, help="Column that holds the texts."
+)
+label_column = option(
+    "--label", group="Data", type=utf8_text, default="label", show_default=True, help="Column that holds the labels."
+)
 delimiter_option = option(
     "--delimiter",
     group="Data",

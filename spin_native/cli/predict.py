@@ -23,6 +23,7 @@ from spin_native.cli.options import (
     file_path,
     pickle_option,
     text_column,
+    utf8_text,
 )
 from spin_native.serving.predict import Predicted, predict_files
 from spin_native.text.tokenizer import TruncationWarning
@@ -32,7 +33,7 @@ REJECTED = 3  # exit code: finished, but some rows had no text
 
 @click.command()
 @click.argument("classifier")
-@click.argument("texts", nargs=-1)
+@click.argument("texts", nargs=-1, type=utf8_text)
 @click.option("--in", "source", type=file_path, help="File of texts: CSV, JSONL or Parquet; or a folder, or a glob in quotes.")
 @click.option("--out", type=file_path, help="File to write: the rows of --in with the predictions as new columns.")
 @click.option("--overwrite", is_flag=True, help="Replace the file --out if it exists.")

@@ -8,9 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from spin_native.tables.texts import json_text
+from spin_native.tables.texts import NON_FINITE, float_cell, json_text
 
-NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -108,7 +107,7 @@ def _floats(array: pa.Array) -> list[str | None]:
     numbers = array.to_numpy(zero_copy_only=False)  # null is NaN here
     texts = map(repr, numbers.tolist()) if array.type == pa.float64() else map(str, numbers)
     valid = array.is_valid().to_pylist()
-    return [NON_FINITE.get(text, text) if is_valid else None for text, is_valid in zip(texts, valid, strict=True)]
+    return [float_cell(text) if is_valid else None for text, is_valid in zip(texts, valid, strict=True)]
 
 
 def _timestamps(array: pa.Array) -> list[str | None]:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -174,19 +174,21 @@ class JsonlBlock(Block):
         names = self._source.names()
         return [[cells.get(name) for name in names] for cells in self._cells(names)]
 
-    def _cells(self, names: Collection[str]) -> Iterator[dict[str, str | None]]:
+    def _cells(self, names: Collection[str]) -> Iterator[Mapping[str, str | None]]:
         """Each row's values as CSV cells. Numbers, lists and objects are as they are written in the line."""
         known = set(names)
         for place, (row, text) in enumerate(zip(self.rows, self._texts, strict=True)):
             if not row.keys() <= known:
                 raise InputError(f"{self.place(place)} was not there at first: the file changed while it was read")
-            if all(value is None or isinstance(value, str) for value in row.values()):
+            kinds = set(map(type, row.values()))
+            if kinds <= {str, type(None)}:
                 yield row
+            elif kinds.isdisjoint({list, dict}):
+                values = NUMBERS_AS_TEXT(text)
+                yield {name: str(value).lower() if isinstance(value, bool) else value for name, value in values.items()}
             else:
-                yield {
-                    name: value if value is None or isinstance(value, str) else raw
-                    for name, (value, raw) in members(text).items()
-                }
+                pairs = members(text)
+                yield {name: value if value is None or isinstance(value, str) else raw for name, (value, raw) in pairs.items()}
 
     def record_batch(self) -> Any:
         import pyarrow as pa
@@ -207,9 +209,11 @@ class JsonlBlock(Block):
         for place, row in enumerate(self.rows):
             for name in names:
                 if name in row:
-                    raise InputError(f"{self.place(place)} already has a column {name!r}; rename that column first")
+                    where = f"row {self.first_row + place}, the first is 0"
+                    raise InputError(f"{self.path}: already has a column {name!r}; rename that column first ({where})")
 
 
+NUMBERS_AS_TEXT = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str).decode
 SKIP = re.compile(r"[ \t\r\n]*").match
 DECODE = json.JSONDecoder(parse_int=_whole).raw_decode
 

@@ -57,9 +57,9 @@ def _from_text(labels: list[str], column: str, labels_as: type | None, place: Ca
     """The labels of a CSV file, which are text, as the type they stand for."""
     if labels_as is None:
         labels_as = int if all(map(WHOLE, labels)) else str
-    if labels_as is str:
+    if labels_as not in READERS:
         return labels
-    read, expected = {int: (_int, "a whole number"), float: (_float, "a number"), bool: (_bool, "True or False")}[labels_as]
+    read, expected = READERS[labels_as]
     values = []
     for row, label in enumerate(labels):
         value = read(label)
@@ -81,6 +81,13 @@ def _float(text: str) -> float | None:
 
 def _bool(text: str) -> bool | None:
     return {"true": True, "false": False}.get(text.lower())
+
+
+READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (_int, "a whole number"),
+    float: (_float, "a number"),
+    bool: (_bool, "True or False"),
+}
 
 
 def _whole_floats_as_int(labels: list[Any]) -> list[Any]:

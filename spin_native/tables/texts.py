@@ -6,21 +6,28 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+
 json_text: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def new_json(value: Any) -> str:
     """A new column's value in JSON, where NaN and infinity are null."""
-    return "null" if isinstance(value, float) and not math.isfinite(value) else json_text(value)
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else "null"
+    return json_text(value)
 
 
 def new_cell(value: Any) -> str | None:
     """A new column's value for a CSV cell."""
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
-    return json_text(value)
+    return float_cell(repr(value)) if isinstance(value, float) else json_text(value)
+
+
+def float_cell(text: str) -> str:
+    """A float's repr, with JSON's and JavaScript's names for what is not finite."""
+    return NON_FINITE.get(text, text)
 
 
 def csv_quoting(delimiter: str) -> Callable[[str | None], str]:
