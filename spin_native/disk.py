@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,34 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    flush(path.parent)
+
+
+@contextmanager
+def own_file(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A new hidden file beside `path`, named for this run alone, which becomes `path` at the end of the `with` block.
+
+    After an error, or an interrupt, it is deleted. Raises FileExistsError at the end if `path` is there and `overwrite` is not
+    given: of two runs only one can finish. Raises OSError.
+    """
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        yield partial
+        flush(partial)
+        if not overwrite:
+            try:
+                os.link(partial, path)  # fails if the name is taken
+                partial.unlink()
+            except FileExistsError:
+                raise
+            except OSError:  # a disk without hard links: take the name first
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+                os.replace(partial, path)
+        else:
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     flush(path.parent)
 
 

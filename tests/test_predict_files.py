@@ -1,5 +1,10 @@
 """predict_files, and the command `predict --in --out`: rows in, rows with predictions out, whole or not at all."""
 
+import errno
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -131,6 +136,99 @@ def test_the_input_is_never_the_output(fitted, reviews, tmp_path):
         with pytest.raises(sn.InputError, match="this output file is the input itself"):
             predict_files(fitted, source, out, overwrite=True)
     assert source.read_bytes() == before
+
+
+def test_the_output_is_never_part_of_the_input_folder_or_glob(fitted, tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        write(folder / name, [{"text": "good film"}])
+    for source in (folder, folder / "*.jsonl", [folder / "a.jsonl", folder / "b.jsonl"]):
+        with pytest.raises(sn.InputError, match="this output file is the input itself"):
+            predict_files(fitted, source, folder / "b.jsonl", overwrite=True)
+        if not isinstance(source, list):
+            with pytest.raises(sn.InputError, match="this output file would be part of the input"):
+                predict_files(fitted, source, folder / "out.jsonl")
+        assert predict_files(fitted, source, tmp_path / "out.jsonl", overwrite=True).n_rows == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["a.jsonl", "b.jsonl"]
+
+
+def test_what_is_no_text_gets_empty_columns_and_stays_as_it_is(fitted, tmp_path):
+    lines = ['{"text": 5}', '{"text": ["good"]}', '{"text": true}', '{"text": "half \\ud83d"}', '{"text": "good film"}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    assert predict_files(fitted, tmp_path / "in.jsonl", tmp_path / "out.jsonl").rejected_rows == (0, 1, 2, 3)
+    written = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert all(after.startswith(before[:-1]) for before, after in zip(lines, written, strict=True))
+    labels = [row["predicted_label"] for row in read(tmp_path / "out.jsonl")]
+    assert labels == [None] * 4 + [fitted.predict("good film")]
+
+
+@pytest.mark.parametrize("can_link", [True, False])
+def test_of_two_runs_into_one_output_the_second_to_finish_fails(fitted, tmp_path, monkeypatch, can_link):
+    if not can_link:  # as on a disk without hard links
+
+        def refuse(*_):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+    out = tmp_path / "out.jsonl"
+    mine = write(tmp_path / "mine.jsonl", [{"text": "good film", "of": "mine"}] * 3)
+    table = tables.open_source(mine)
+    theirs = write(tmp_path / "theirs.jsonl", [{"text": "good film", "of": "theirs"}])
+
+    def finish_second():
+        with tables.open_writer(out, table, {"n": int}) as writer:
+            predict_files(fitted, theirs, out)
+            for block in table.blocks():
+                writer.write(block, {"n": [1] * 3})
+
+    with pytest.raises(sn.InputError, match="another run has written this file"):
+        finish_second()
+    assert [row["of"] for row in read(out)] == ["theirs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "out.jsonl", "theirs.jsonl"]
+
+
+def test_other_peoples_partial_files_are_not_touched_and_block_nothing(fitted, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good film"}])
+    others = [tmp_path / "out.csv.partial", tmp_path / ".out.csv.0123456789abcdef.partial"]
+    for path in others:
+        path.write_text("precious")
+    predict_files(fitted, source, tmp_path / "out.csv")
+    assert [path.read_text() for path in others] == ["precious"] * 2
+
+
+def test_the_output_has_the_permissions_of_any_new_file(fitted, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good film"}])
+    (tmp_path / "plain").touch()
+    predict_files(fitted, source, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet", ".jsonl.gz"])
+def test_a_full_disk_is_one_sentence_and_no_file(tmp_path, ending):
+    rows = [{"text": os.urandom(20_000).hex()} for _ in range(4)]
+    source = write(tmp_path / "in.jsonl", rows)
+    program = (
+        "import resource, signal, sys\nfrom spin_native import InputError, tables\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
+        "table = tables.open_source(sys.argv[1])\n"
+        "try:\n"
+        "    with tables.open_writer(sys.argv[2], table, {'n': int}) as writer:\n"
+        "        for block in table.blocks(): writer.write(block, {'n': [1] * 4})\n"
+        "except InputError as error: print(error)\n"
+    )
+    out = tmp_path / f"out{ending}"
+    done = subprocess.run([sys.executable, "-c", program, source, out], capture_output=True, text=True, check=True)
+    assert "could not be written" in done.stdout
+    assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_delimiter_and_encoding_reach_the_source(fitted, tmp_path):
+    (tmp_path / "in.csv").write_bytes("said;id\ngood café;1\n".encode("cp1252"))
+    predict_files(fitted, tmp_path / "in.csv", tmp_path / "out.jsonl", text="said", delimiter=";", encoding="cp1252")
+    assert read(tmp_path / "out.jsonl")[0]["said"] == "good café"
 
 
 def test_an_existing_file_is_replaced_only_on_request(fitted, tmp_path):

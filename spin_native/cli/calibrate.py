@@ -8,7 +8,17 @@ import click
 
 import spin_native as sn
 from spin_native import tables
-from spin_native.cli.options import as_json, base_option, device_option, file_path, label_column, pickle_option, text_column
+from spin_native.cli.options import (
+    as_json,
+    base_option,
+    delimiter_option,
+    device_option,
+    encoding_option,
+    file_path,
+    label_column,
+    pickle_option,
+    text_column,
+)
 from spin_native.errors import InputError
 
 
@@ -17,6 +27,8 @@ from spin_native.errors import InputError
 @click.argument("data", type=file_path)
 @text_column
 @label_column
+@delimiter_option
+@encoding_option
 @click.option("--max-accuracy-drop", default=0.01, show_default=True, help="Largest loss of accuracy against the deepest head.")
 @click.option("--confidence", default=0.95, show_default=True, help="Probability that this bound holds.")
 @click.option(
@@ -35,6 +47,8 @@ def calibrate(
     data: Path,
     text: str,
     label: str,
+    delimiter: str | None,
+    encoding: str | None,
     max_accuracy_drop: float,
     confidence: float,
     by: Literal["confidence", "patience"],
@@ -50,8 +64,11 @@ def calibrate(
     """
     if not Path(classifier).is_dir():
         raise InputError(f"{classifier}: not a folder; calibrate changes the classifier, so save it to a folder first")
+    tables.open_source(data, delimiter=delimiter, encoding=encoding).check([text, label])  # before the model is loaded
     clf = sn.SpinClassifier.from_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
-    texts, labels = tables.read_labelled(data, text, label)
+    texts, labels = tables.read_labelled(
+        data, text, label, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
+    )
     clf.calibrate(texts, labels, max_accuracy_drop=max_accuracy_drop, confidence=confidence, by=by)
     clf.save_pretrained(classifier)
     promise = clf.promise_

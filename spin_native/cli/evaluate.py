@@ -12,8 +12,10 @@ from spin_native.cli import render
 from spin_native.cli.options import (
     as_json,
     base_option,
+    delimiter_option,
     device_option,
     dtype_option,
+    encoding_option,
     exit_option,
     file_path,
     label_column,
@@ -27,6 +29,8 @@ from spin_native.cli.options import (
 @click.argument("data", type=file_path)
 @text_column
 @label_column
+@delimiter_option
+@encoding_option
 @exit_option
 @dtype_option
 @base_option
@@ -38,6 +42,8 @@ def evaluate(
     data: Path,
     text: str,
     label: str,
+    delimiter: str | None,
+    encoding: str | None,
     exit_: str | None,
     base_model: str | None,
     dtype: str | None,
@@ -50,8 +56,11 @@ def evaluate(
     CLASSIFIER is a folder or a Hub name, DATA a CSV, JSONL or Parquet file. Prints accuracy, macro-F1 and the confusion matrix;
     for a regressor Pearson and Spearman correlation, mean squared and mean absolute error. Writes no file.
     """
+    tables.open_source(data, delimiter=delimiter, encoding=encoding).check([text, label])  # before the model is loaded
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
-    texts, labels = tables.read_labelled(data, text, label)
+    texts, labels = tables.read_labelled(
+        data, text, label, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
+    )
     clf.task_.encode(labels, len(texts), str(data))  # refuse unusable labels before the model runs
     outputs = np.concatenate([outputs for outputs, _ in clf.output_blocks(texts, False, exit_)])
     result = clf.task_.evaluate(outputs, labels, str(data))

@@ -1,5 +1,7 @@
 """`spin-native extract`: a base model and a file of texts -> a store of pooled activations."""
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,16 +10,29 @@ import click
 import spin_native as sn
 from spin_native import tables
 from spin_native.classifier.estimators import DTYPES
-from spin_native.cli.options import Several, device_option, file_path, pickle_option, revision_option, text_column
+from spin_native.cli.options import (
+    Several,
+    delimiter_option,
+    device_option,
+    encoding_option,
+    file_path,
+    pickle_option,
+    revision_option,
+    text_column,
+)
+from spin_native.errors import InputError
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
 from spin_native.features.store import FeatureDtype
+from spin_native.text.tokenizer import check_text
 
 
 @click.command()
 @click.argument("model")
 @click.argument("data", type=file_path)
 @text_column
+@delimiter_option
+@encoding_option
 @click.option("--out", type=file_path, required=True, help="Folder for the store. Run the same command again to resume.")
 @click.option(
     "--sites",
@@ -51,6 +66,8 @@ def extract(
     model: str,
     data: Path,
     text: str,
+    delimiter: str | None,
+    encoding: str | None,
     out: Path,
     depth: int | None,
     model_dtype: str,
@@ -64,8 +81,26 @@ def extract(
     MODEL is a folder or a Hub name, DATA a CSV, JSONL or Parquet file. Writes a folder (--out), which
     `sn.ActivationStore(folder)` reads in Python. A list is written with commas: --sites activation,hidden.
     """
+    texts = _texts(tables.open_source(data, delimiter=delimiter, encoding=encoding), text)
     loaded = sn.load_model(model, depth, dtype=DTYPES[model_dtype], device=device, revision=revision, allow_pickle=allow_pickle)
     tokenizer = sn.load_tokenizer(model, revision=revision)
-    texts = (value for block in tables.read_blocks(data, [text]) for value in block[text].to_pylist())
     stored = sn.extract(loaded, tokenizer, texts, store=out, **features)
     click.echo(f"{stored.n_rows} rows, {len(stored.widths)} arrays in {out}", err=True)
+
+
+def _texts(source: tables.Source, column: str) -> Iterator[str]:
+    """The texts of a table. The first block of rows is read and checked at once: after a typo there is no store to delete."""
+    source.check([column])
+    blocks = (_checked(block, column) for block in source.blocks([column]))
+    first = next(blocks)
+    return chain(first, chain.from_iterable(blocks))
+
+
+def _checked(block: tables.Block, column: str) -> list[str]:
+    values = block.values(column)
+    for row, value in enumerate(values):
+        try:
+            check_text(value, row)
+        except InputError as error:
+            raise InputError(f"{block.place(row)}, column {column!r}: {error}") from error
+    return values

@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -21,6 +22,8 @@ from spin_native.cli.options import (
     OrWord,
     Several,
     as_json,
+    delimiter_option,
+    encoding_option,
     file_path,
     label_column,
     option,
@@ -76,6 +79,8 @@ def _option_type(annotation: Any) -> Any:
 @click.argument("data", type=file_path)
 @text_column
 @label_column
+@delimiter_option
+@encoding_option
 @option(
     "--task",
     group="Data",
@@ -147,6 +152,8 @@ def fit(
     data: Path,
     text: str,
     label: str,
+    delimiter: str | None,
+    encoding: str | None,
     task: str,
     validation: Path | None,
     test: Path | None,
@@ -167,8 +174,14 @@ def fit(
     given = {name: value for name, value in settings.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
     clf = ESTIMATORS[task](**given)
     files = {"validation": validation, "test": test}
-    held_out = {name: tables.read_labelled(path, text, label) for name, path in files.items() if path is not None}
-    texts, labels = tables.read_labelled(data, text, label)
+    for path in (data, *files.values()):  # before anything is read whole
+        if path is not None:
+            tables.open_source(path, delimiter=delimiter, encoding=encoding).check([text, label])
+    read = partial(tables.read_labelled, text=text, label=label, delimiter=delimiter, encoding=encoding)
+    labels_as = float if task == "regression" else None
+    texts, labels = read(data, labels_as=labels_as)
+    labels_as = labels_as or type(labels[0])  # what the training labels are, validation and test labels are, too
+    held_out = {name: read(path, labels_as=labels_as) for name, path in files.items() if path is not None}
     clf.fit(texts, labels, validation=held_out.get("validation"), test=held_out.get("test"), store=store)
     clf.save_pretrained(out)
     if as_json:

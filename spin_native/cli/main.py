@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 
@@ -58,6 +59,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
     arguments: those of the command line; None: of this process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever LC_ALL says: no text is lost
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     try:
         cli.main(arguments, prog_name="spin-native", standalone_mode=False)

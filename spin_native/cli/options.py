@@ -1,5 +1,6 @@
 """Parameter types, options that several commands share, and help grouped under headings."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,24 @@ from typing import Any
 import click
 
 from spin_native.classifier.estimators import DTYPES
+from spin_native.tables.texts import is_unicode
 
 file_path = click.Path(path_type=Path)
+
+
+class Utf8Text(click.ParamType):
+    """A text on the command line, which is UTF-8 whatever the locale says."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return value if is_unicode(value) else os.fsencode(value).decode()
+        except UnicodeDecodeError:
+            return self.fail(f"{value!r} is not UTF-8", param, ctx)
+
+
+utf8_text = Utf8Text()
 
 
 class Several(click.ParamType):
@@ -84,8 +101,20 @@ def option(*names: str, group: str = "Options", **attributes: Any) -> Decorator:
 
 
 as_json = option("--json", "as_json", group="Output", is_flag=True, help="Print JSON for machines.")
-text_column = option("--text", group="Data", default="text", show_default=True, help="Column that holds the texts.")
-label_column = option("--label", group="Data", default="label", show_default=True, help="Column that holds the labels.")
+text_column = option(
+    "--text", group="Data", type=utf8_text, default="text", show_default=True, help="Column that holds the texts."
+)
+label_column = option(
+    "--label", group="Data", type=utf8_text, default="label", show_default=True, help="Column that holds the labels."
+)
+delimiter_option = option(
+    "--delimiter",
+    group="Data",
+    help="What separates the cells of a CSV file: one character, or tab.  [default: a tab in .tsv files, else a comma]",
+)
+encoding_option = option(
+    "--encoding", group="Data", help="Encoding of CSV and JSONL files, such as cp1252 or utf-16.  [default: utf-8]"
+)
 device_option = option("--device", default="cpu", show_default=True, help="Where to run the base model: cpu, cuda, cuda:1.")
 pickle_option = option("--allow-pickle", is_flag=True, help="Also read pytorch_model.bin. Only for files you trust.")
 revision_option = option("--revision", help="Branch, tag or commit of a Hub model.")

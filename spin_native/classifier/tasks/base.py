@@ -65,6 +65,11 @@ class Task(ABC):
     def from_json(cls, labels: Sequence[Any]) -> "Task":
         """The task that was saved; ValueError if this is not what `to_json` gave."""
 
+    @property
+    @abstractmethod
+    def label_type(self) -> type:
+        """The Python type of a label: str, int, bool or float. Labels that are text in a file are read as this type."""
+
     # Rows.
 
     @abstractmethod

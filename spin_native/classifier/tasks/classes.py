@@ -57,6 +57,10 @@ class Classes(Task):
             raise ValueError(f"{len(labels)} labels; expected two or more")
         return cls(_as_array(labels, "labels"))
 
+    @property
+    def label_type(self) -> type:
+        return type(self.classes.tolist()[0])
+
     def name_of(self, place: int) -> Label:
         """One class as a Python value."""
         return self.classes.tolist()[place]

@@ -70,6 +70,10 @@ class Values(Task):
     def from_json(cls, labels: Sequence[Any]) -> "Values":
         return cls()
 
+    @property
+    def label_type(self) -> type:
+        return float
+
     def check_split(self, labels: Shaped[Array, "row"], share: float) -> None:
         check_share(share)
         if int(np.ceil(share * len(labels))) > len(labels) - 2:

@@ -1,0 +1,97 @@
+"""Labelled rows: texts and labels, each checked as the type it has in the file."""
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spin_native.errors import InputError
+from spin_native.tables.source import Source
+from spin_native.tables.texts import is_unicode
+
+WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,3999})(\.0)?").fullmatch  # as Python and pandas write it: 007 is no such number
+NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII).fullmatch
+EXACT = 2**53
+
+
+def labelled_rows(source: Source, text: str, label: str, labels_as: type | None) -> tuple[list[str], list[Any]]:
+    """All texts and labels of a table, as `tables.read_labelled` describes it."""
+    texts: list[str] = []
+    labels: list[Any] = []
+    starts: list[int] = []
+    places: list[Callable[[int], str]] = []
+    for block in source.blocks((text, label)):
+        starts.append(len(texts))
+        places.append(block.place)
+        texts += _checked(block.values(text), text, "a text", block.place, lambda value: isinstance(value, str))
+        of_block = block.values(label)
+        if source.format == "CSV":  # it has only text, where NaN stands for a missing number
+            of_block = [None if value is not None and value.lower() == "nan" else value for value in of_block]
+        labels += _checked(of_block, label, "a label", block.place, lambda value: True)
+
+    def place(row: int) -> str:
+        block = bisect_right(starts, row) - 1
+        return places[block](row - starts[block])
+
+    if source.format == "CSV":
+        return texts, _from_text(labels, label, labels_as, place)
+    return texts, _whole_floats_as_int(labels) if labels_as in (None, int) else labels
+
+
+def _checked(
+    values: Sequence[Any], column: str, expected: str, place: Callable[[int], str], fits: Callable[[Any], bool]
+) -> Sequence[Any]:
+    for row, value in enumerate(values):
+        is_missing = value is None or (isinstance(value, float) and value != value)
+        if is_missing or not fits(value):
+            got = "no value" if is_missing else f"{value!r:.60} ({type(value).__name__})"
+        elif isinstance(value, str) and not value.isascii() and not is_unicode(value):
+            got = f"half a character (a lone surrogate) in {value!r:.60}"
+        else:
+            continue
+        raise InputError(f"{place(row)} has {got} in column {column!r}; expected {expected}: fix or remove it")
+    return values
+
+
+def _from_text(labels: list[str], column: str, labels_as: type | None, place: Callable[[int], str]) -> list[Any]:
+    """The labels of a CSV file, which are text, as the type they stand for."""
+    if labels_as is None:
+        labels_as = int if all(map(WHOLE, labels)) else str
+    if labels_as not in READERS:
+        return labels
+    read, expected = READERS[labels_as]
+    values = []
+    for row, label in enumerate(labels):
+        value = read(label)
+        if value is None:
+            raise InputError(
+                f"{place(row)} has {label!r:.60} in column {column!r}; expected {expected}, as the other labels are"
+            )
+        values.append(value)
+    return values
+
+
+def _int(text: str) -> int | None:
+    return int(text.removesuffix(".0")) if WHOLE(text) else None
+
+
+def _float(text: str) -> float | None:
+    return float(text) if NUMBER(text) else None
+
+
+def _bool(text: str) -> bool | None:
+    return {"true": True, "false": False}.get(text.lower())
+
+
+READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (_int, "a whole number"),
+    float: (_float, "a number"),
+    bool: (_bool, "True or False"),
+}
+
+
+def _whole_floats_as_int(labels: list[Any]) -> list[Any]:
+    """Whole floats as int if all labels are whole numbers: pandas writes them for a column of int with gaps."""
+    if all(type(v) is int or (type(v) is float and v.is_integer() and abs(v) < EXACT) for v in labels):
+        return [int(value) for value in labels]
+    return labels
