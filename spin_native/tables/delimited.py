@@ -176,7 +176,7 @@ def records(path: Path, delimiter: str, encoding: str) -> Iterator[Record]:
             raise _no_record(path, first_line, reader.line_num, "".join(lines), delimiter, str(error)) from error
         text = lines[0] if len(lines) == 1 else "".join(lines)
         if "\0" in text:
-            raise unreadable(path, f"line {first_line} holds a NUL byte; is the file damaged, or in UTF-16?")
+            raise _no_record(path, first_line, first_line, text, delimiter, "NUL")
         if cells:
             yield first_line, cells, text
 
@@ -187,6 +187,8 @@ def _no_record(path: Path, first_line: int, last_line: int, text: str, delimiter
     line = first_line + len(re.findall("\r\n|\r|\n", text[:start]))
     if "unexpected end" in reason:
         return unreadable(path, f"the quote that opens a cell in line {line} never closes; close it, or double it")
+    if "NUL" in reason:  # Python 3.10 refuses it itself
+        return unreadable(path, f"line {last_line} holds a NUL byte; is the file damaged, or in UTF-16?")
     if "field limit" in reason:
         hint = "; does its quote close?" if text.startswith('"', start) else ""
         return unreadable(path, f"the cell that begins in line {line} has more than {MAX_CELL} characters{hint}")
