@@ -215,7 +215,7 @@ def run_heads(
 
 def fit_classifiers(folder: Path, base: str) -> None:
     """Save a classifier of every kind of head, for two and three classes and for values, and one that reads no neuron."""
-    texts, labels = (part[:600] for part in read("sst2", "train"))
+    texts, labels = (part[:400] for part in read("sst2", "train"))
     lengths = [len(text.split()) for text in texts]
     targets: dict[str, list[Any]] = {
         "classes 2": labels,
@@ -226,7 +226,14 @@ def fit_classifiers(folder: Path, base: str) -> None:
         for name, target in targets.items():
             kind = sn.SpinRegressor if name == "values" else sn.SpinClassifier
             exits = None if name == "values" else "all"
-            how: dict[str, Any] = {"sites": SITES, "head": head, "depth": 4, "exits": exits, "baseline": False}
+            how: dict[str, Any] = {
+                "sites": SITES,
+                "head": head,
+                "depth": 4,
+                "mixing": "together",
+                "exits": exits,
+                "baseline": False,
+            }
             kind(base, etas=(0.9,), **how).fit(texts, target, progress=False).save_pretrained(folder / f"{name} {head}")
     constant = sn.SpinClassifier(base, Cs=(1e-12,), baseline=False, depth=1)
     constant.fit(texts, labels, progress=False).save_pretrained(folder / "classes 2 constant")
@@ -282,8 +289,9 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     for threads in given.threads:
         command = [sys.executable, __file__, str(given.table), "--worker", str(folder), "--threads", str(threads)]
         command += ["--partitions", str(given.partitions), "--models", *given.models, *(["--plain"] if given.plain else [])]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        # Passive: where other processes have the cores, threads that spin while they wait cost minutes.
+        variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 results.append(result := json.loads(line))
@@ -309,6 +317,7 @@ def main() -> None:
         return
     where = environment()
     with tempfile.TemporaryDirectory() as temporary:
+        torch.set_num_threads(1)
         write_models(Path(temporary))
         results = measure(given, Path(temporary))
     hashes: dict[int, str] = {}
