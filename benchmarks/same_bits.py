@@ -1,6 +1,6 @@
 """Same text, same bits: 1,000 random partitions of a data set's texts, and one sha256 over what they gave.
 
-    python benchmarks/same_bits.py [TABLE.csv] [--partitions 1000] [--threads 1 2] [--models NAME ...] [--plain]
+    python benchmarks/same_bits.py [TABLE.csv] [--partitions 1000] [--threads 1 2] [--models NAME ...]
 
 TABLE.csv has a column `text` (default: SST-2's test rows in ../shared/data). Needs ../shared/data/sst2 (to fit classifiers),
 ../shared/configs and ../shared/tokenizers beside the repository. A partition takes some of the texts (one to all) in random
@@ -8,8 +8,7 @@ order, some of them twice, and computes them in one of several ways: as a list, 
 that was interrupted and resumed, or by classifiers with fixed, confidence and patience exits; the token budget and the block
 size are random, too. Models: the demo's MiniLM, MiniLM under heads of every kind, random models of odd widths, and two layers
 of RoBERTa-base's size; each in float32 and bfloat16. Every number of threads has a process of its own, which loads the same
-classifiers. Fails if a text had other bits in one partition than in another. --plain measures prepack=False and float64
-instead, where nothing is promised. About 25 minutes on 2 cores. The last line is JSON.
+classifiers. Fails if a text had other bits in one partition than in another. The last line is JSON.
 """
 
 import argparse
@@ -40,8 +39,8 @@ from spin_native.tables import read_blocks
 
 SITES: tuple[Site, ...] = ("activation", "hidden")
 DTYPES = ("float32", "bfloat16")
-TAKE_ALL, MANY_ROWS = 6, 60  # so many partitions take every text; the others take 1 to MANY_ROWS
-HEADS_TEXTS = 600  # texts for the classifiers, of which there are many
+TAKE_ALL, MANY_ROWS = 3, 40  # so many partitions take every text; the others take 1 to MANY_ROWS
+SOME_TEXTS = 200  # texts for the classifiers, of which there are many
 MANY_BATCHES = (
     40  # at most about so many of them, and of blocks, in a partition: a batch of one row costs as much as one of ten
 )
@@ -102,7 +101,7 @@ class Interrupted(Exception):
 
 @dataclass
 class Case:
-    """Everything that one model gave: each text's digest, by what was asked, and how often it came out the same.
+    """Everything that one model gave: each text's digest, by what was asked, and how often it was another one.
 
     asked: such as "features" or "refit confidence:0.8".
     """
@@ -176,10 +175,10 @@ def extracted(
 
 
 def run_features(
-    case: Case, folder: Path, how: dict[str, Any], n_partitions: int, random: np.random.Generator, texts: Sequence[str]
+    case: Case, folder: Path, dtype: str, n_partitions: int, random: np.random.Generator, texts: Sequence[str]
 ) -> None:
     """Features of a model in so many partitions."""
-    model, tokenizer = sn.load_model(str(folder), **how), sn.load_tokenizer(str(folder))
+    model, tokenizer = sn.load_model(str(folder), dtype=getattr(torch, dtype)), sn.load_tokenizer(str(folder))
     for partition in range(n_partitions):
         all_shuffled = partition % max(1, n_partitions // TAKE_ALL) == 0
         rows = some_rows(random, len(texts), all_in_order=partition == 0, all_shuffled=all_shuffled)
@@ -239,7 +238,7 @@ def fit_classifiers(folder: Path, base: str) -> None:
     constant.fit(texts, labels, progress=False).save_pretrained(folder / "classes 2 constant")
 
 
-def write_models(folder: Path) -> None:
+def write_models(folder: Path, *, with_classifiers: bool) -> None:
     """Every model on disk, so that all processes read the same weights."""
     for index, (tokenizer, content) in enumerate(RANDOM.values()):
         target = copy_tokenizer(tokenizer, folder / f"random-{index}")
@@ -248,7 +247,8 @@ def write_models(folder: Path) -> None:
             random_weights(content, target, spread=0.2)
         else:
             random_weights({**raw_config("roberta-base"), "num_hidden_layers": 2}, target)
-    fit_classifiers(folder / "classifiers", str(demo_weights()))
+    if with_classifiers:
+        fit_classifiers(folder / "classifiers", str(demo_weights()))
 
 
 def worker(given: argparse.Namespace) -> None:
@@ -257,20 +257,14 @@ def worker(given: argparse.Namespace) -> None:
     folder = Path(given.worker)
     texts = [text for block in read_blocks(given.table, ["text"]) for text in block["text"].to_pylist()]
     texts = list(dict.fromkeys(texts))
-    ways: list[tuple[str, dict[str, Any]]] = [(name, {"dtype": getattr(torch, name)}) for name in DTYPES]
-    if given.plain:
-        ways = [(f"{name}, plain", {"dtype": getattr(torch, name), "prepack": False}) for name in ("float32", "float64")]
-        ways += [("float64", {"dtype": torch.float64}), ("float16", {"dtype": torch.float16})]
     for name in given.models:
-        for dtype, how in ways:
+        for dtype in DTYPES:
             case, random, started = Case(), np.random.default_rng(0), perf_counter()
             if name == HEADS:
-                if given.plain:
-                    continue
-                run_heads(case, folder / "classifiers", dtype, given.partitions, random, texts[:HEADS_TEXTS])
+                run_heads(case, folder / "classifiers", dtype, given.partitions, random, texts[:SOME_TEXTS])
             else:
                 base = demo_weights() if name == MINILM else folder / f"random-{list(RANDOM).index(name)}"
-                run_features(case, base, how, given.partitions, random, texts)
+                run_features(case, base, dtype, given.partitions, random, texts)
             result = {
                 "model": name,
                 "dtype": dtype,
@@ -288,7 +282,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     results = []
     for threads in given.threads:
         command = [sys.executable, __file__, str(given.table), "--worker", str(folder), "--threads", str(threads)]
-        command += ["--partitions", str(given.partitions), "--models", *given.models, *(["--plain"] if given.plain else [])]
+        command += ["--partitions", str(given.partitions), "--models", *given.models]
         # Passive: where other processes have the cores, threads that spin while they wait cost minutes.
         variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
@@ -308,7 +302,6 @@ def main() -> None:
     arguments.add_argument("--partitions", type=int, default=1000)
     arguments.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     arguments.add_argument("--models", nargs="+", choices=names, default=names)
-    arguments.add_argument("--plain", action="store_true")
     arguments.add_argument("--worker", help=argparse.SUPPRESS)
     given = arguments.parse_args()
     warnings.simplefilter("ignore")  # the constant head warns that it reads no neuron
@@ -318,7 +311,7 @@ def main() -> None:
     where = environment()
     with tempfile.TemporaryDirectory() as temporary:
         torch.set_num_threads(1)
-        write_models(Path(temporary))
+        write_models(Path(temporary), with_classifiers=HEADS in given.models)
         results = measure(given, Path(temporary))
     hashes: dict[int, str] = {}
     for threads in given.threads:
@@ -329,7 +322,7 @@ def main() -> None:
     same = len(set(hashes.values())) == 1
     print(f"{n_differing} texts had other bits; the hashes of all numbers of threads are {'equal' if same else 'NOT equal'}")
     print_json(where, {"sha256": hashes, "equal_across_threads": same, "of_other_bits": n_differing, "cases": results})
-    if n_differing and not given.plain:
+    if n_differing:
         raise SystemExit(1)
 
 

@@ -109,6 +109,26 @@ def test_models_of_odd_widths_give_a_row_the_same_bits_alone_and_in_every_batch(
             assert np.array_equal(bits(values), expected), feature
 
 
+@pytest.mark.parametrize(
+    ("dtype", "prepack", "bound"),
+    [
+        (torch.float32, False, 5e-6),
+        (torch.bfloat16, False, 5e-2),
+        (torch.float16, "auto", 7e-3),
+        (torch.float64, "auto", 1e-12),
+        (torch.float64, False, 1e-12),
+    ],
+    ids=str,
+)
+def test_on_the_paths_without_the_promise_a_row_differs_by_rounding_only(odd_folder, dtype, prepack, bound, random):
+    model = sn.load_model(odd_folder, dtype=dtype, prepack=prepack)
+    rows = [random.integers(4, 50, n).tolist() for n in random.integers(1, 60, 15)]
+    together, alone = pooled(model, rows), [pooled(model, [row]) for row in rows]
+    for feature, values in together.items():
+        expected = torch.cat([one[feature] for one in alone]).double()
+        assert (values.double() - expected).norm() <= bound * expected.norm(), feature
+
+
 @pytest.fixture(scope="module")
 def texts():
     """60 texts of 1 to 40 words."""
