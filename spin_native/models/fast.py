@@ -91,17 +91,10 @@ class FusedAttention(Attention):
         if batch.longest_first is not None:
             query, key, value = (x[batch.longest_first] for x in (query, key, value))
         widens = query.dtype in (torch.float32, torch.bfloat16) and not (query.is_cuda or torch.is_grad_enabled())
-        d_head = query.shape[-1]
-        n_zeros = -d_head % ALIGNED_NUMBERS if widens and query.dtype == torch.float32 else 0
-        if n_zeros:
-            # MKL gives other last bits at other memory alignments: zeros let every head begin at a multiple of 64 bytes.
-            query, key, value = (F.pad(x, (0, n_zeros)) for x in (query, key, value))
         mixed = self._over_runs(query, key, value, batch, widens=widens, may_see_next=True)
         if widens and not mixed.sum(dtype=torch.float32).isfinite():
             # A window's hidden keys weigh 0, but 0 times infinity is NaN: keep every row to its own keys.
             mixed = self._over_runs(query, key, value, batch, widens=True, may_see_next=False)
-        if n_zeros:
-            mixed = mixed.unflatten(-1, (self.n_heads, -1))[..., :d_head].flatten(1)
         return mixed if batch.input_order is None else mixed[batch.input_order]
 
     def _over_runs(
@@ -120,6 +113,10 @@ class FusedAttention(Attention):
         rows have nothing after them and are padded with zeros; so is every row where it may not see the next one. The hidden
         keys weigh exactly 0: a row's bits are the same either way. float16 overflows easily and gets no windows.
         """
+        d_head = query.shape[-1]
+        if widens and query.dtype == torch.float32 and d_head % ALIGNED_NUMBERS:
+            # MKL gives other last bits at other memory alignments: zeros let every head begin at a multiple of 64 bytes.
+            query, key, value = (F.pad(x, (0, -d_head % ALIGNED_NUMBERS)) for x in (query, key, value))
         parts = []
         biased = None if self.bias is None else self._masks.of_pass(batch, renew=self._renews_masks)
         for run in batch.runs:
@@ -141,8 +138,8 @@ class FusedAttention(Attention):
                         q, k, v = (x.expand(2, -1, -1, -1) for x in (q, k, v))
                     is_causal = self.causal and mask is None
                     heads = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale)[:n_rows]
-                    parts.append(heads.transpose(1, 2).flatten(2).flatten(0, 1))
-        return torch.cat(parts)
+                    parts.append(heads.transpose(1, 2).flatten(0, 1)[..., :d_head])  # [token, head, d_head]
+        return torch.cat(parts).flatten(1)
 
     def _mask(self, length: int, width: int, like: Tensor, biased: "BiasedMasks | None") -> Float[Tensor, "1 _ _ width"] | None:
         """What is added to the scores of rows of one length over windows of `width` keys; None: nothing.
