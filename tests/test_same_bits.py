@@ -280,13 +280,23 @@ def test_a_token_has_the_same_bits_alone_and_among_others(d_in, d_out, dtype, th
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("n_heads", "d_head"), [(1, 8), (1, 64), (2, 16), (2, 33), (2, 64), (3, 8), (12, 26)])
 def test_attention_gives_a_row_the_same_bits_in_every_batch(n_heads, d_head, causal, dtype, threads, random):
+    check_attention(random.integers(1, 40, 30).tolist(), n_heads, d_head, causal, dtype, random)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_attention_gives_a_row_the_same_bits_beside_rows_of_several_blocks_of_keys(dtype, threads, random):
+    """torch's kernel sums 512 keys at a time."""
+    check_attention([530, 600, *random.integers(1, 200, 10).tolist()], 2, 16, False, dtype, random)
+
+
+def check_attention(lengths, n_heads, d_head, causal, dtype, random):
+    """Rows of random numbers: some alone and some random batches, against all together."""
     generator = torch.Generator().manual_seed(0)
-    lengths = random.integers(1, 40, 30).tolist()
     parts = torch.randn(3, sum(lengths), n_heads * d_head, generator=generator).to(dtype)
     attention = FusedAttention(Attention(n_heads, scale=d_head**-0.5, causal=causal), fast._Masks())
     with torch.inference_mode():
         together = attention(*parts, TokenBatch.from_rows([[1] * n for n in lengths])).split(lengths)
-        for rows in [*([row] for row in range(10)), *(some(random, 30) for _ in range(10))]:
+        for rows in [*([row] for row in range(10)), *(some(random, len(lengths)) for _ in range(10))]:
             chosen = [torch.cat([part.split(lengths)[row] for row in rows]) for part in parts]
             batch = TokenBatch.from_rows([[1] * lengths[row] for row in rows])
             for row, values in zip(rows, attention(*chosen, batch).split(batch.lengths), strict=True):
