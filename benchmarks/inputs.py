@@ -21,10 +21,12 @@ __all__ = [
     "DATA",
     "Rows",
     "config_of",
+    "copy_tokenizer",
     "demo_weights",
     "random_checkpoint",
     "random_model",
     "random_rows",
+    "random_weights",
     "raw_config",
     "read",
 ]
@@ -61,11 +63,15 @@ def config_of(name: str) -> ModelConfig:
 
 def random_checkpoint(name: str, folder: Path) -> Path:
     """Writes a checkpoint of random float32 weights with a published model's sizes and tensor names; returns the folder."""
+    return random_weights(raw_config(name), folder)
+
+
+def random_weights(content: dict[str, Any], folder: Path, spread: float = 0.02) -> Path:
+    """`random_checkpoint` for a config.json of one's own. spread: the standard deviation of the weights."""
     from safetensors.torch import save_file
 
-    config = config_of(name)
     with torch.device("meta"):
-        model = new_model(config)
+        model = new_model(read_config(content, "config.json"))
     tensors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     for parameter_name, parameter in model.named_parameters():
@@ -73,15 +79,20 @@ def random_checkpoint(name: str, folder: Path) -> Path:
         if rule.stored not in tensors:
             shape = rule.stored_shape(tuple(parameter.shape))
             is_gain = "norm" in parameter_name and parameter_name.endswith("weight")
-            tensors[rule.stored] = torch.empty(shape).normal_(float(is_gain), 0.02, generator=generator)
+            tensors[rule.stored] = torch.empty(shape).normal_(float(is_gain), spread, generator=generator)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(raw_config(name)), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 
 def random_model(name: str, folder: Path, tokenizer: str | None = None) -> Path:
     """`random_checkpoint` with the tokenizer of the same name, or of another one."""
+    return random_checkpoint(name, copy_tokenizer(tokenizer or name, folder))
+
+
+def copy_tokenizer(name: str, folder: Path) -> Path:
+    """Puts a published model's tokenizer into a folder, which is made if it is missing; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    for source in (SHARED / "tokenizers" / (tokenizer or name)).iterdir():
+    for source in (SHARED / "tokenizers" / name).iterdir():
         (folder / source.name).write_bytes(source.read_bytes())
-    return random_checkpoint(name, folder)
+    return folder

@@ -41,13 +41,6 @@ def test_rows_stay_to_the_deepest_head_even_if_it_reads_nothing_there(exiting, r
                 assert np.array_equal(outputs[depths == depth], expected[depths == depth])
 
 
-def test_a_row_alone_has_the_bits_of_a_row_among_others(exiting, reviews):
-    features = np.random.default_rng(0).normal(size=(300, exiting.head_.n_neurons)).astype(np.float32)
-    among = exiting.head_.output(features[:, ::1])
-    for row in range(300):
-        assert np.array_equal(exiting.head_.output(np.asfortranarray(features)[row : row + 1])[0], among[row])
-
-
 def test_labels_depths_and_the_order_of_rows(exiting, reviews):
     texts = reviews[0]
     every = {depth: exiting.predict_proba(texts, exit=f"fixed:{depth}") for depth in (1, 2, 3)}

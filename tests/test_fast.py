@@ -53,49 +53,6 @@ def test_a_reordered_weight_is_the_weight_to_the_bit(dtype):
             assert torch.equal(weight, getattr(one.attention.project, name).weight)
 
 
-@pytest.fixture
-def two_threads():
-    """Two threads, as most machines have; sums that are split over threads have other last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@works_here
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize(("d_in", "d_out"), [(16, 48), (384, 1536), (1536, 384)])
-def test_a_token_has_the_same_bits_alone_and_among_others(d_in, d_out, dtype, two_threads):
-    generator = torch.Generator().manual_seed(0)
-    weight, bias, x, residual = (
-        torch.randn(shape, generator=generator).to(dtype) for shape in ((d_out, d_in), (d_out,), (40, d_in), (40, d_out))
-    )
-    linear = ReorderedLinear(weight, bias, "gelu")
-    with torch.inference_mode():
-        for n in (1, 2, 3, 17):
-            assert torch.equal(linear(x[:n]), linear(x)[:n])
-            assert torch.equal(linear(x[:n], residual[:n]), linear(x, residual)[:n])
-
-
-@works_here
-@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("d_head", [16, 64])
-def test_a_row_has_the_same_bits_in_every_batch(d_head, causal, dtype, two_threads):
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 40, (30,), generator=generator).tolist()
-    parts = torch.randn(3, sum(lengths), 2 * d_head, generator=generator).to(dtype)
-    attention = FusedAttention(Attention(2, scale=d_head**-0.5, causal=causal), fast._Masks())
-    with torch.inference_mode():
-        together = attention(*parts, TokenBatch.from_rows([[1] * n for n in lengths])).split(lengths)
-        for _ in range(20):
-            rows = torch.randperm(30, generator=generator)[: int(torch.randint(1, 30, (1,), generator=generator))].tolist()
-            some = [torch.cat([part.split(lengths)[row] for row in rows]) for part in parts]
-            batch = TokenBatch.from_rows([[1] * lengths[row] for row in rows])
-            for row, values in zip(rows, attention(*some, batch).split(batch.lengths), strict=True):
-                assert torch.equal(values, together[row])
-
-
 @works_here
 def test_reordered_weights_refuse_gradients_and_moves_and_say_what_to_do():
     folder, _ = checkpoint("bert")

@@ -44,29 +44,29 @@ def reference_model(family: str, shape: Shape = USUAL, **settings: object) -> nn
         "max_position_embeddings": MAX_TOKENS,
     }
     roberta = {**bert, "max_position_embeddings": MAX_TOKENS + 2, "layer_norm_eps": 1e-5}
+    distilbert = {
+        "vocab_size": N_VOCAB,
+        "dim": shape.d_model,
+        "n_layers": shape.n_layers,
+        "n_heads": shape.n_heads,
+        "hidden_dim": shape.d_ffn,
+        "max_position_embeddings": MAX_TOKENS,
+    }
+    gpt2 = {
+        "vocab_size": N_VOCAB,
+        "n_embd": shape.d_model,
+        "n_layer": shape.n_layers,
+        "n_head": shape.n_heads,
+        "n_inner": shape.d_ffn,
+        "n_positions": MAX_TOKENS,
+    }
     config = {
         "bert": lambda: transformers.BertConfig(**{**bert, **settings}),
         "roberta": lambda: transformers.RobertaConfig(**{**roberta, "type_vocab_size": 1, **settings}),
         "xlm-roberta": lambda: transformers.XLMRobertaConfig(**{**roberta, "type_vocab_size": 1, **settings}),
         "mpnet": lambda: transformers.MPNetConfig(**{**roberta, **settings}),
-        "distilbert": lambda: transformers.DistilBertConfig(
-            vocab_size=N_VOCAB,
-            dim=shape.d_model,
-            n_layers=shape.n_layers,
-            n_heads=shape.n_heads,
-            hidden_dim=shape.d_ffn,
-            max_position_embeddings=MAX_TOKENS,
-            **settings,
-        ),
-        "gpt2": lambda: transformers.GPT2Config(
-            vocab_size=N_VOCAB,
-            n_embd=shape.d_model,
-            n_layer=shape.n_layers,
-            n_head=shape.n_heads,
-            n_inner=shape.d_ffn,
-            n_positions=MAX_TOKENS,
-            **settings,
-        ),
+        "distilbert": lambda: transformers.DistilBertConfig(**{**distilbert, **settings}),
+        "gpt2": lambda: transformers.GPT2Config(**{**gpt2, **settings}),
     }[family]()
     config._attn_implementation = "eager"
     torch.manual_seed(7)

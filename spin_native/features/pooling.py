@@ -24,11 +24,13 @@ def mean(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "r
 
 
 def max(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:
-    """Largest value over each row's tokens."""
+    """Largest value over each row's tokens; a zero is never negative."""
     if batch.n_rows == 1:  # the same number, computed faster
-        return _wide(x.amax(0, keepdim=True))
-    row_of_value = batch.row_of_token[:, None].expand_as(x)
-    return _wide(x.new_empty(batch.n_rows, x.shape[1]).scatter_reduce(0, row_of_value, x, "amax", include_self=False))
+        largest = x.amax(0, keepdim=True)
+    else:
+        row_of_value = batch.row_of_token[:, None].expand_as(x)
+        largest = x.new_empty(batch.n_rows, x.shape[1]).scatter_reduce(0, row_of_value, x, "amax", include_self=False)
+    return _wide(largest) + 0.0  # of 0.0 and -0.0, either may have been taken for the larger one
 
 
 def first(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:

@@ -5,9 +5,9 @@
   is brought into that order once. Three things are saved: nothing is reordered at every call; the activation function or the
   residual sum is applied while a product is in registers; query, key and value are one product. Each weight is in memory once.
 
-Results equal those of the plain parts but for rounding, and on reordered weights a row's bits do not depend on its batch. (For
-float32 heads narrower than 16 numbers this is not promised: MKL's products have other last bits at other memory alignments.)
-A reordered product has no gradient, stays on the CPU and in its dtype. `load_model(..., prepack=False)` keeps the plain parts.
+Results equal those of the plain parts but for rounding. On reordered weights a row has the same bits in every batch
+(docs/promises.md). A reordered product has no gradient, stays on the CPU and in its dtype. `load_model(..., prepack=False)`
+keeps the plain parts.
 """
 
 import weakref
@@ -34,6 +34,7 @@ IMMOVABLE = f"a model with reordered weights cannot be moved or converted: {REME
 
 # CPU kernels vectorise over 16 keys; a remainder runs scalar and doubles the time.
 KEYS_AT_A_TIME = 16
+ALIGNED_NUMBERS = 16  # of float32: 64 bytes
 
 KERNELS: dict[ActivationFunction, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -112,6 +113,10 @@ class FusedAttention(Attention):
         rows have nothing after them and are padded with zeros; so is every row where it may not see the next one. The hidden
         keys weigh exactly 0: a row's bits are the same either way. float16 overflows easily and gets no windows.
         """
+        d_head = query.shape[-1]
+        if widens and query.dtype == torch.float32 and d_head % ALIGNED_NUMBERS:
+            # MKL gives other last bits at other memory alignments: zeros let every head begin at a multiple of 64 bytes.
+            query, key, value = (F.pad(x, (0, -d_head % ALIGNED_NUMBERS)) for x in (query, key, value))
         parts = []
         biased = None if self.bias is None else self._masks.of_pass(batch, renew=self._renews_masks)
         for run in batch.runs:
@@ -128,10 +133,13 @@ class FusedAttention(Attention):
                     k, v = (_rows(x, start, n_rows, run.length, n_keys) for x in (key, value))
                     if n_keys < width:
                         k, v = (F.pad(x, (0, 0, 0, width - n_keys)) for x in (k, v))
+                    if widens and n_rows * self.n_heads == 1:
+                        # A thread of torch's takes a head of a row; MKL would split a lone one, and change its last bits.
+                        q, k, v = (x.expand(2, -1, -1, -1) for x in (q, k, v))
                     is_causal = self.causal and mask is None
-                    heads = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale)
-                    parts.append(heads.transpose(1, 2).flatten(2).flatten(0, 1))
-        return torch.cat(parts)
+                    heads = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=self.scale)[:n_rows]
+                    parts.append(heads.transpose(1, 2).flatten(0, 1)[..., :d_head])  # [token, head, d_head]
+        return torch.cat(parts).flatten(1)
 
     def _mask(self, length: int, width: int, like: Tensor, biased: "BiasedMasks | None") -> Float[Tensor, "1 _ _ width"] | None:
         """What is added to the scores of rows of one length over windows of `width` keys; None: nothing.

@@ -151,7 +151,9 @@ class LinearHead(Head):
         return self.model.C
 
     def scores(self, standardised: Float32[Array, "row salient"]) -> Float[Array, "row score"]:
-        return np.einsum("rf,of->ro", standardised, self.model.coef_) + self.model.intercept_
+        # In float64: NumPy sums a lone float32 row of more than 8192 numbers in another order than one of many rows.
+        coef = self.model.coef_.astype(np.float64, copy=False)
+        return np.einsum("rf,of->ro", standardised, coef) + self.model.intercept_
 
     def contributions(self, features: Float32[Array, "1 salient"], score: int) -> Float[Array, "salient"]:
         """Weight times standardised feature."""
