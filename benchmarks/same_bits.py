@@ -35,7 +35,7 @@ import spin_native as sn
 from spin_native.features import extract as extract_module
 from spin_native.features.extract import Site, token_budget
 from spin_native.features.pooling import POOLINGS
-from spin_native.tables import read_blocks
+from spin_native.tables import open_source
 
 SITES: tuple[Site, ...] = ("activation", "hidden")
 DTYPES = ("float32", "bfloat16")
@@ -255,7 +255,7 @@ def worker(given: argparse.Namespace) -> None:
     """Every model and dtype with one number of threads; a JSON line for each, on stdout."""
     torch.set_num_threads(given.threads[0])
     folder = Path(given.worker)
-    texts = [text for block in read_blocks(given.table, ["text"]) for text in block["text"].to_pylist()]
+    texts = [text for block in open_source(given.table).blocks(["text"]) for text in block.values("text")]
     texts = list(dict.fromkeys(texts))
     for name in given.models:
         for dtype in DTYPES:

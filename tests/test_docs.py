@@ -12,7 +12,15 @@ import pytest
 from spin_native.cli.main import cli
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/methods.md", "docs/benchmarks.md", "weights/README.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/methods.md",
+    "docs/benchmarks.md",
+    "docs/promises.md",
+    "weights/README.md",
+)
 
 
 def text_of(document):
