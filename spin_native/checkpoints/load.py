@@ -16,7 +16,7 @@ from spin_native.checkpoints.accounting import account, take
 from spin_native.checkpoints.files import Reader, open_tensors
 from spin_native.checkpoints.hub import Location
 from spin_native.errors import InputError
-from spin_native.models import FAMILIES, ModelConfig, Transformer, family_of, new_model, read_config
+from spin_native.models import ModelConfig, Transformer, family_of, new_model, read_config
 from spin_native.models.fast import IMMOVABLE, PRODUCTS, Prepack, is_worth_it, reorder, use_kernels
 from spin_native.text.tokenizer import Tokenizer
 
@@ -24,7 +24,9 @@ Dtype = torch.dtype | Literal["auto"]
 ALIGNMENT = 64  # bytes
 # Settings that every family's config once had. A fingerprint still counts them, so that those already saved stay valid.
 ONCE_OF_ALL_FAMILIES = {"n_token_types": 0, "scales_attention": True, "scales_attention_by_layer": False}
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "bpe.codes")
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.model")
 
 
 @dataclass
@@ -70,16 +72,27 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, from the same files; see `load_tokenizer` for the errors."""
+        return self.load_tokenizer()
+
+    def load_tokenizer(self, *, special_tokens_in_text: bool = False) -> Tokenizer:
+        """The tokenizer, from the same files; see the function `load_tokenizer`."""
         files = {filename: path for filename in TOKENIZER_FILES if (path := self.location.find(filename))}
-        if files.keys() <= {"tokenizer_config.json"}:
+        if not files.keys() & set(VOCABULARY_FILES):
+            if any(self.location.find(filename) for filename in SENTENCEPIECE_FILES):
+                raise InputError(
+                    f"model {self.name!r}: holds a sentencepiece model, but no tokenizer.json; load it with transformers' "
+                    "AutoTokenizer and save it in this folder with save_pretrained, which writes one"
+                )
             raise self.location.lacks("tokenizer.json, vocab.json with merges.txt, or vocab.txt")
-        tokenizer = Tokenizer.from_files(files, self.config.max_tokens, FAMILIES[self.config.family].special_tokens)
-        if tokenizer.n_vocab > self.config.n_vocab:
-            raise InputError(
-                f"model {self.name!r}: the tokenizer has ids up to {tokenizer.n_vocab - 1}, the embedding has rows 0 to "
-                f"{self.config.n_vocab - 1}: these files belong to different models"
-            )
-        return tokenizer
+        named = self.location.read_json("config.json").get("tokenizer_class")
+        return Tokenizer.from_files(
+            files,
+            self.config.max_tokens,
+            self.config.family,
+            tokenizer_class=named if isinstance(named, str) else None,
+            n_embedded=self.config.n_vocab,
+            special_tokens_in_text=special_tokens_in_text,
+        )
 
     def build(self, depth: int | None) -> Transformer:
         """The model without its weights (on torch's meta device)."""
@@ -199,9 +212,17 @@ def resolved_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:
     return dtype
 
 
-def load_tokenizer(name: str | os.PathLike[str], *, revision: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    name: str | os.PathLike[str], *, revision: str | None = None, special_tokens_in_text: bool = False
+) -> Tokenizer:
     """Load the tokenizer of a folder or Hub name; texts are cut to what that model holds.
 
-    Raises InputError if it is missing or damaged, or if its ids do not fit the model's embedding.
+    special_tokens_in_text: read special tokens that stand in a text as themselves, for a model that was trained on texts with
+        markers ("[E1] Curie [/E1] ..."). Only for texts that you wrote: whoever writes a text could end it with "</s>". Added
+        tokens that are not special ("@USER") are always read as themselves.
+
+    Ids equal those of transformers' AutoTokenizer; `spin_native.text.files.DIVERGENCES` lists the exceptions.
+    Raises InputError if the tokenizer is missing or damaged. A token id past the model's embedding is an error only when a text
+    uses it.
     """
-    return Checkpoint(Location(name, revision)).tokenizer
+    return Checkpoint(Location(name, revision)).load_tokenizer(special_tokens_in_text=special_tokens_in_text)

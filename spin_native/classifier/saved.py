@@ -306,7 +306,8 @@ def check_base_model(saved: Saved, checkpoint: Checkpoint) -> None:
             "another one; name that with base_model"
         )
     expected = {"weights": base.fingerprint, "tokenizer": base.tokenizer_fingerprint}
-    now = {"weights": checkpoint.fingerprint(base.depth), "tokenizer": checkpoint.tokenizer.fingerprint}
+    tokenizer = checkpoint.tokenizer.fingerprint_like(base.tokenizer_fingerprint)
+    now = {"weights": checkpoint.fingerprint(base.depth), "tokenizer": tokenizer}
     for what, was in expected.items():
         if was != now[what]:
             raise InputError(

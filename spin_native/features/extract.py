@@ -141,9 +141,9 @@ class Extractor:
             raise InputError(f"dtype is {dtype!r}; expected one of {', '.join(get_args(FeatureDtype))}")
         if max_tokens is not None and not (is_whole(max_tokens) and max_tokens >= 1):
             raise InputError(f"max_tokens is {max_tokens!r}; expected at least 1, a whole number")
-        if tokenizer.n_vocab > model.config.n_vocab or tokenizer.max_tokens > model.config.max_tokens:
+        if tokenizer.n_ids > model.config.n_vocab or tokenizer.max_tokens > model.config.max_tokens:
             raise InputError(
-                f"the tokenizer has {tokenizer.n_vocab} ids and rows of up to {tokenizer.max_tokens} tokens, the model "
+                f"the tokenizer has {tokenizer.n_ids} ids and rows of up to {tokenizer.max_tokens} tokens, the model "
                 f"{model.config.n_vocab} and {model.config.max_tokens}: they do not belong together"
             )
         last = model.depth if model.is_whole else model.depth - 1  # a whole model also gives its final hidden state
@@ -175,7 +175,7 @@ class Extractor:
             return features
         store = path_of(store, "store")
         with ActivationStore.writer(store):
-            opened = ActivationStore.create(store, self._spec())
+            opened = ActivationStore.create(store, self._spec(), self.tokenizer.fingerprint_like)
             for encoded in self.encoded(texts, progress, opened):
                 opened.append(self._features(encoded), texts_digest(encoded.texts))
             return opened

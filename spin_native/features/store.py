@@ -4,9 +4,9 @@ On disk: a folder of safetensors shards and `manifest.json`, which says what the
 (`spin_native.disk`). An interrupted extraction resumes after the last finished shard.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -40,7 +40,7 @@ class FeatureKey(NamedTuple):
 class FeatureSpec:
     """What a store was made from; two stores are the same only if all of it is.
 
-    model_fingerprint, tokenizer_fingerprint: sha256 of the weights that were used, and of the tokenizer's files.
+    model_fingerprint, tokenizer_fingerprint: sha256 of the weights that were used, and of all that can change token ids.
     depth: how many layers were run. dtype: of the stored features.
     rows_per_shard, max_tokens: batch sizes, which can change the last bits of a feature on some paths.
     widths: feature -> number of columns. columns: "all", or the sha256 of the list of neurons.
@@ -200,11 +200,18 @@ class ActivationStore(Features):
             raise InputError(f"{path}: {NO_MANIFEST} ({error})") from error
 
     @classmethod
-    def create(cls, folder: str | Path, spec: FeatureSpec) -> "ActivationStore":
-        """A new store, or the existing one, verified, if its specification is the same; InputError otherwise."""
+    def create(
+        cls, folder: str | Path, spec: FeatureSpec, tokenizer_fingerprint_like: Callable[[str], str] | None = None
+    ) -> "ActivationStore":
+        """A new store, or the existing one, verified, if its specification is the same; InputError otherwise.
+
+        tokenizer_fingerprint_like: see `Tokenizer.fingerprint_like`; for stores of earlier versions.
+        """
         folder = Path(folder)
         if (folder / MANIFEST).exists():
             store = cls(folder)
+            if tokenizer_fingerprint_like is not None:
+                spec = replace(spec, tokenizer_fingerprint=tokenizer_fingerprint_like(store.spec.tokenizer_fingerprint))
             differing = [field.name for field in fields(spec) if getattr(spec, field.name) != getattr(store.spec, field.name)]
             if differing:
                 name = differing[0]

@@ -1,7 +1,7 @@
-"""Texts to token ids: tokenizer files read with the `tokenizers` library, ragged batches under a token budget."""
+"""Texts to token ids, and ragged batches under a token budget."""
 
 import hashlib
-import json
+import operator
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 
 import tokenizers
 from jaxtyping import Int
-from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from spin_native.errors import InputError, TextError
-from spin_native.given import check_text, is_unicode
+from spin_native.given import check_text, is_unicode, rows_of
 from spin_native.text.batch import TokenBatch
-from spin_native.text.packing import MAX_TOKENS, WINDOW, pack, windows
+from spin_native.text.classes import END_OF_TEXT
+from spin_native.text.fastbpe import FastBpe
+from spin_native.text.files import build, is_failure, reason
+from spin_native.text.packing import MAX_TOKENS, WINDOW, pack, several, windows
 
-END_OF_TEXT = "<|endoftext|>"
-SpecialTokens = tuple[str, str] | None  # the first and the last token of every text
+# The files that a fingerprint of earlier versions was made of.
+OLD_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
 
 
 class TruncationWarning(UserWarning):
@@ -39,16 +41,27 @@ class Tokenizer:
     Special tokens in a text are not interpreted: a literal `</s>` in a tweet stays text. A text longer than `max_tokens` is
     truncated. An empty text becomes the special tokens alone; GPT-2, which has none, reads `<|endoftext|>`.
 
-    fingerprint: sha256 of the files it was read from.
+    backend: what cuts texts into tokens. fingerprint: sha256 over all that can change ids. truncation_side: "right", or "left"
+    to keep the end of a long text. n_embedded: rows of the model's embedding; None: any id is good. files: the tokenizer's files.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, max_tokens: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer | FastBpe,
+        max_tokens: int,
+        fingerprint: str,
+        *,
+        truncation_side: str = "right",
+        n_embedded: int | None = None,
+        files: Mapping[str, Path] | None = None,
+    ) -> None:
         backend.no_padding()
-        backend.enable_truncation(max_tokens)
-        backend.encode_special_tokens = True  # tokenizers' name for: do not look for special tokens in the text
+        backend.enable_truncation(max_tokens, direction=truncation_side)
         self._backend = backend
         self.max_tokens = max_tokens
         self.fingerprint = fingerprint
+        self.n_embedded = n_embedded
+        self._files = dict(files or {})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encodes_special": self._backend.encode_special_tokens}
@@ -61,20 +74,71 @@ class Tokenizer:
 
     @cached_property
     def n_vocab(self) -> int:
-        """One more than the largest token id."""
+        """One more than the largest token id of the vocabulary."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
+    @property
+    def n_ids(self) -> int:
+        """One more than the largest token id that `encode` returns."""
+        return self.n_vocab if self.n_embedded is None else min(self.n_vocab, self.n_embedded)
+
+    @cached_property
+    def old_fingerprint(self) -> str:
+        """The fingerprint as earlier versions made it: sha256 over the names and bytes of OLD_FILES."""
+        used = hashlib.sha256()
+        for name in sorted(self._files.keys() & set(OLD_FILES)):
+            used.update(name.encode() + self._files[name].read_bytes())
+        return used.hexdigest()
+
+    def fingerprint_like(self, stored: str) -> str:
+        """The fingerprint to compare with a stored one, which an earlier version may have made."""
+        return stored if stored == self.old_fingerprint else self.fingerprint
+
     def encode(self, texts: Sequence[str], first_row: int = 0) -> Encoded:
-        """Token ids of each text, at least one per text. `first_row`: the number of the first text in errors."""
-        for row, text in enumerate(texts, first_row):
+        """Token ids of each text, at least one per text. `first_row`: the number of the first text in errors.
+
+        Raises InputError for what is no text, and for a text with a token that the model's embedding has no row for.
+        """
+        listed = list(several(texts))
+        for row, text in enumerate(listed, first_row):
             check_text(text, row)
         try:
-            encodings = self._backend.encode_batch_fast(list(texts))
-        except TypeError:  # a lone surrogate: Python holds it, UTF-8 does not
-            row = next(row for row, text in enumerate(texts) if not is_unicode(text))
-            raise TextError(first_row + row, "holds half a character (a lone surrogate): read the file as UTF-8") from None
+            encodings = self._backend.encode_batch_fast(listed)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise self._refused(listed, first_row, error) from None
         ids = [encoding.ids or [self._end_of_text()] for encoding in encodings]
+        self._check_embedded(ids, first_row)
         return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
+
+    def _refused(self, texts: list[str], first_row: int, error: BaseException) -> InputError:
+        """The error that names the first text which cannot be encoded."""
+        for row, text in enumerate(texts, first_row):
+            if not is_unicode(text):
+                return TextError(row, "holds half a character (a lone surrogate): read the file as UTF-8")
+        for row, text in enumerate(texts, first_row):
+            try:
+                self._backend.encode_batch_fast([text])
+            except BaseException as of_text:
+                if not is_failure(of_text):
+                    raise
+                return TextError(row, f"cannot be encoded by this tokenizer ({text[:40]!r}: {reason(of_text)})")
+        return InputError(f"texts from {first_row} on cannot be encoded by this tokenizer ({reason(error)})")
+
+    def _check_embedded(self, rows: list[list[int]], first_row: int) -> None:
+        """InputError, naming text and token, if a token's id lies past the embedding."""
+        if self.n_embedded is None or self.n_vocab <= self.n_embedded:
+            return
+        for row, ids in enumerate(rows, first_row):
+            if max(ids) >= self.n_embedded:
+                token_id = next(token_id for token_id in ids if token_id >= self.n_embedded)
+                raise TextError(
+                    row,
+                    f"has token {self._backend.id_to_token(token_id)!r} of id {token_id}, but the model's embedding has "
+                    f"rows 0 to {self.n_embedded - 1}: tokenizer and model do not belong together, or the model's embedding was "
+                    "not resized for an added token",
+                )
 
     def token_strings(self, ids: Iterable[int] | Int[Tensor, "token"]) -> list[str]:
         """Each id as the vocabulary spells it: GPT-2 and RoBERTa write a space before a word as "\u0120".
@@ -82,10 +146,16 @@ class Tokenizer:
         Raises InputError for an id that the vocabulary does not hold.
         """
         strings = []
-        for token_id in map(int, ids):
-            string = self._backend.id_to_token(token_id) if token_id >= 0 else None
+        for token_id in rows_of(ids, "ids", "id"):
+            try:
+                whole = operator.index(token_id)
+            except TypeError:
+                raise InputError(
+                    f"token id {str(token_id)[:40]!r} is {type(token_id).__name__}; expected a whole number"
+                ) from None
+            string = self._backend.id_to_token(whole) if 0 <= whole < self.n_vocab else None
             if string is None:
-                raise InputError(f"token id {token_id} is not in the vocabulary, whose ids run from 0 to {self.n_vocab - 1}")
+                raise InputError(f"token id {whole} is not in the vocabulary, whose ids run from 0 to {self.n_vocab - 1}")
             strings.append(string)
         return strings
 
@@ -121,73 +191,29 @@ class Tokenizer:
         return token_id
 
     @classmethod
-    def from_files(cls, files: Mapping[str, Path], max_tokens: int, special_tokens: SpecialTokens) -> "Tokenizer":
-        """From tokenizer.json; or vocab.json and merges.txt (GPT-2, RoBERTa); or vocab.txt (BERT, DistilBERT, MPNet).
+    def from_files(
+        cls,
+        files: Mapping[str, Path],
+        max_tokens: int,
+        family: str,
+        *,
+        tokenizer_class: str | None = None,
+        n_embedded: int | None = None,
+        special_tokens_in_text: bool = False,
+    ) -> "Tokenizer":
+        """From tokenizer.json; vocab.json and merges.txt; vocab.txt; or vocab.txt and bpe.codes (BERTweet).
 
-        files: name -> path of those that exist, `tokenizer_config.json` included (its do_lower_case,
-            tokenize_chinese_chars, strip_accents and add_prefix_space count).
-        special_tokens: around every text, where no tokenizer.json says so.
+        files: name -> path of those that exist, with tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+        family: config.json's model_type. tokenizer_class: as config.json names it; tokenizer_config.json goes before it.
+        n_embedded: rows of the model's embedding; None: any id is good. special_tokens_in_text: see `load_tokenizer`.
         Raises InputError if no complete set is there, or one cannot be read.
         """
-        used = hashlib.sha256()
-        for name in sorted(files):
-            used.update(name.encode() + files[name].read_bytes())
-        settings = _settings(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
-        try:
-            if "tokenizer.json" in files:
-                backend = tokenizers.Tokenizer.from_file(str(files["tokenizer.json"]))
-            elif "vocab.json" in files and "merges.txt" in files:
-                backend = _byte_level_bpe(files["vocab.json"], files["merges.txt"], special_tokens, settings)
-            elif "vocab.txt" in files:
-                backend = _word_piece(files["vocab.txt"], special_tokens, settings)
-            else:
-                raise InputError(
-                    f"no tokenizer in {', '.join(sorted(files)) or 'no files'}: expected tokenizer.json, or vocab.json and "
-                    "merges.txt, or vocab.txt"
-                )
-        except InputError:
-            raise
-        except Exception as error:  # the tokenizers library raises plain Exception
-            raise InputError(f"{', '.join(map(str, files.values()))}: not readable as tokenizer files ({error})") from error
-        return cls(backend, max_tokens, used.hexdigest())
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    return settings if isinstance(settings, dict) else {}
-
-
-def _byte_level_bpe(
-    vocab: Path, merges: Path, special_tokens: SpecialTokens, settings: Mapping[str, Any]
-) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    add_prefix_space = bool(settings.get("add_prefix_space", False))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    return _with_special_tokens(backend, special_tokens, vocab)
-
-
-def _word_piece(vocab: Path, special_tokens: SpecialTokens, settings: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case", True),
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return _with_special_tokens(backend, special_tokens, vocab)
-
-
-def _with_special_tokens(backend: tokenizers.Tokenizer, special_tokens: SpecialTokens, vocab: Path) -> tokenizers.Tokenizer:
-    if special_tokens is None:
-        return backend
-    ids = [(token, backend.token_to_id(token)) for token in special_tokens]
-    for token, token_id in ids:
-        if token_id is None:
-            raise InputError(f"{vocab}: holds no {token}, which every text of this model needs: is it this model's vocabulary?")
-    first, last = special_tokens
-    backend.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=ids)
-    return backend
+        built = build(files, family, tokenizer_class, special_tokens_in_text)
+        return cls(
+            built.backend,
+            max_tokens,
+            built.fingerprint,
+            truncation_side=built.truncation_side,
+            n_embedded=n_embedded,
+            files=files,
+        )

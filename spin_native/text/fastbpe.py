@@ -1,0 +1,183 @@
+"""BERTweet's tokenizer (Nguyen et al. 2020): words cut by fastBPE, in plain Python as transformers' BertweetTokenizer has it.
+
+The tokenizers library has no such model: here a piece inside a word ends in "@@", and the last piece of a word has no mark.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from tokenizers import AddedToken
+
+from spin_native.errors import InputError
+from spin_native.text.settings import TokenizerSettings, text_of
+
+FIRST_ROLES = ("bos_token", "pad_token", "eos_token", "unk_token")  # ids 0 to 3, before those of vocab.txt
+MAX_CACHED_WORDS = 100_000
+END = "</w>"
+
+
+class FastBpeEncoding(NamedTuple):
+    ids: list[int]
+    overflowing: list[int]
+
+
+class FastBpe:
+    """As much of `tokenizers.Tokenizer` as `Tokenizer` uses.
+
+    vocab: token -> id, without added tokens. ranks: pair of pieces -> its place among the merges.
+    """
+
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        ranks: Mapping[tuple[str, str], int],
+        special: Mapping[str, str],
+        settings: TokenizerSettings,
+    ) -> None:
+        self.vocab, self.ranks = dict(vocab), dict(ranks)
+        self.added = {token.content: token_id for token_id, token in settings.added.items()}
+        self.tokens = {token.content: token for token in settings.added.values()}
+        next_id = len({*self.vocab, *self.added})
+        self.special = {*special.values(), *map(text_of, settings.extra)}
+        for content in [*special.values(), *map(text_of, settings.extra)]:
+            if content not in self.added:
+                self.added[content] = self.vocab.get(content, next_id)
+                self.tokens[content] = AddedToken(content, special=True)
+                next_id += content not in self.vocab
+        self.special.update(token.content for token in self.tokens.values() if token.special)
+        self.unknown = self.vocab[special["unk_token"]]
+        self.first, self.last = (self._id(special[role]) for role in ("cls_token", "sep_token"))
+        self.encode_special_tokens = True
+        self._spelling = {token_id: token for token, token_id in {**self.vocab, **self.added}.items()}
+        self._cache: dict[str, list[int]] = {}
+        self._max_length, self._direction = 0, "right"
+
+    @classmethod
+    def from_files(
+        cls, vocab_file: Path, codes_file: Path, special: Mapping[str, str], settings: TokenizerSettings
+    ) -> "FastBpe":
+        """From vocab.txt ("token count" on each line) and bpe.codes ("left right count", strongest merge first)."""
+        vocab = {special[role]: token_id for token_id, role in enumerate(FIRST_ROLES)}
+        for number, line in enumerate(_lines(vocab_file), 1):
+            token, space, _ = line.strip().rpartition(" ")
+            if not space:
+                raise InputError(f"{vocab_file}: line {number} is {line[:40]!r}; expected a token, a space and a count")
+            vocab[token] = len(vocab)
+        ranks = {}
+        for rank, line in enumerate(_lines(codes_file)):
+            pieces = line.split()[:-1]
+            if line.isspace() or not line.endswith("\n"):  # transformers leaves out a last line without its end
+                continue
+            if len(pieces) != 2:
+                raise InputError(f"{codes_file}: line {rank + 1} is {line[:40]!r}; expected two pieces and a count")
+            ranks[pieces[0], pieces[1]] = rank
+        return cls(vocab, ranks, special, settings)
+
+    def no_padding(self) -> None:
+        """There is none."""
+
+    def enable_truncation(self, max_length: int, direction: str = "right") -> None:
+        self._max_length, self._direction = max_length, direction
+
+    def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
+        return {**self.vocab, **self.added} if with_added_tokens else dict(self.vocab)
+
+    def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
+        return {token_id: self.tokens[token] for token, token_id in self.added.items()}
+
+    def token_to_id(self, token: str) -> int | None:
+        return self.added.get(token, self.vocab.get(token))
+
+    def id_to_token(self, token_id: int) -> str | None:
+        return self._spelling.get(token_id)
+
+    def encode_batch_fast(self, texts: Sequence[str]) -> list[FastBpeEncoding]:
+        return [self.encode(text) for text in texts]
+
+    def encode(self, text: str) -> FastBpeEncoding:
+        """Token ids of one text; TypeError for a lone surrogate, as from the tokenizers library."""
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise TypeError("lone surrogate")
+        whole = [token for token in self.added if not (self.encode_special_tokens and token in self.special)]
+        ids = [token_id for piece in self._split(text, whole) for token_id in self._ids(piece, whole)]
+        excess = max(len(ids) - max(self._max_length - 2, 0), 0)
+        end = excess if self._direction == "left" else len(ids) - excess
+        head, tail = ids[:end], ids[end:]
+        kept, cut = (tail, head) if self._direction == "left" else (head, tail)
+        return FastBpeEncoding([self.first, *kept, self.last], cut)
+
+    def _ids(self, piece: str, whole: Sequence[str]) -> list[int]:
+        """Ids of an added token, or of the words of a piece of text."""
+        if piece in whole:
+            return [self.added[piece]]
+        return [token_id for word in re.findall(r"\S+\n?", piece) for token_id in self._word(word)]
+
+    def _word(self, word: str) -> list[int]:
+        if word not in self._cache:
+            if len(self._cache) >= MAX_CACHED_WORDS:
+                self._cache.clear()
+            self._cache[word] = [self._id(piece) for piece in self._pieces(word)]
+        return self._cache[word]
+
+    def _pieces(self, word: str) -> list[str]:
+        """Merge the two neighbours that come first in bpe.codes, until no neighbours stand there."""
+        pieces = [*word[:-1], word[-1] + END]
+        while len(pieces) > 1:
+            best = min(pairwise(pieces), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
+            if best not in self.ranks:
+                break
+            pieces = _merged(pieces, best)
+        return [f"{piece}@@" for piece in pieces[:-1]] + [pieces[-1].removesuffix(END)]
+
+    def _id(self, token: str) -> int:
+        found = self.token_to_id(token)
+        return self.unknown if found is None else found
+
+    def _split(self, text: str, whole: Sequence[str]) -> list[str]:
+        """A text cut where the tokens `whole` stand; lstrip, rstrip and single_word as transformers' Python tokenizers read them."""
+        if not whole:
+            return [text]
+        longest_first = sorted(whole, key=len, reverse=True)
+        pieces = [piece for piece in re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if piece]
+        for index, piece in enumerate(pieces):
+            if piece not in whole:
+                continue
+            token = self.tokens[piece]
+            left, right = pieces[index - 1] if index else "", pieces[index + 1] if index + 1 < len(pieces) else ""
+            if token.rstrip and right:
+                pieces[index + 1] = right.lstrip()
+            if token.lstrip and left:
+                pieces[index - 1] = left.rstrip()
+            if token.single_word and left and left[-1] != " ":
+                pieces[index - 1] += piece
+                pieces[index] = ""
+            elif token.single_word and right and right[0] != " ":
+                pieces[index] = ""
+                pieces[index + 1] = piece + pieces[index + 1]
+        return [piece for piece in pieces if piece]
+
+
+def _merged(pieces: Sequence[str], pair: tuple[str, str]) -> list[str]:
+    """The pieces with every occurrence of the pair joined, from the left."""
+    joined: list[str] = []
+    index = 0
+    while index < len(pieces):
+        if tuple(pieces[index : index + 2]) == pair:
+            joined.append(pieces[index] + pieces[index + 1])
+            index += 2
+        else:
+            joined.append(pieces[index])
+            index += 1
+    return joined
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, split as Python's text files split them."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readlines()
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as tokenizer files ({error}); fetch the file again") from error
