@@ -295,6 +295,9 @@ def test_a_file_that_is_no_whole_safetensors_file_is_refused(family, folder):
         path.write_bytes(content)
         with pytest.raises(sn.InputError, match=r"damaged or cut short at \d+ bytes, not a whole safetensors file"):
             values(folder)
+    path.write_bytes((9 * 2**20).to_bytes(8, "little") + b" " * 9 * 2**20)
+    with pytest.raises(sn.InputError, match="its header has 9437184 bytes, expected at most"):
+        values(folder)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
     with pytest.raises(sn.InputError, match="a git-lfs pointer, not the file itself; run `git lfs pull`"):
         values(folder)
