@@ -28,7 +28,9 @@ from spin_native.errors import InputError
 PARTIAL = ".partial"  # ending of a file that is still being written
 LOCK = ".lock"
 MANIFEST = "manifest.json"
-MAX_RECORD_BYTES = 64 * 2**20  # the largest published index has 1 MB
+# A file may unpack to twenty times its size in memory. The largest index of our families has 1 MB; a manifest has 230 bytes a
+# shard; the header of a safetensors file has 100 bytes a tensor.
+MAX_RECORD_BYTES, MAX_MANIFEST_BYTES, MAX_HEADER_BYTES = 4 * 2**20, 8 * 2**20, 8 * 2**20
 
 Record = TypeVar("Record")
 Count = Annotated[int, Meta(ge=0, le=2**40)]
@@ -127,16 +129,17 @@ def read_record(path: Path, kind: type[Record], otherwise: str) -> Record:
     Raises InputError, naming the file and the field, for whatever is not a UTF-8 JSON object with these fields, each of its
     type; for a key that an object has twice; and for NaN and infinity, which are no JSON. FileNotFoundError where no file is.
     """
-    return decode_record(_record_bytes(path), kind, path, otherwise)
+    return decode_record(record_bytes(path), kind, path, otherwise)
 
 
-def _record_bytes(path: Path) -> bytes:
+def record_bytes(path: Path, at_most: int = MAX_RECORD_BYTES) -> bytes:
+    """The content of a JSON file; InputError if it is too large or cannot be read, FileNotFoundError if there is none."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: not a file; expected a JSON file")
-        if status.st_size > MAX_RECORD_BYTES:
-            raise InputError(f"{path}: {status.st_size} bytes; expected a JSON file of at most {MAX_RECORD_BYTES}")
+        if status.st_size > at_most:
+            raise InputError(f"{path}: {status.st_size} bytes; expected a JSON file of at most {at_most}")
         return path.read_bytes()
     except FileNotFoundError:
         raise
@@ -199,6 +202,13 @@ def is_plain_name(name: str) -> bool:
     return re.fullmatch(r"[^/\\:\x00]+", name) is not None and name not in (".", "..")
 
 
+def check_header(start: bytes) -> None:
+    """ValueError if a safetensors file begins with a header larger than any real one. start: its first 8 bytes or more."""
+    n_bytes = int.from_bytes(start[:8], "little")
+    if n_bytes > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {n_bytes} bytes, expected at most {MAX_HEADER_BYTES}")
+
+
 def sha256_of(path: Path) -> str:
     """sha256 of a file's content."""
     digest = hashlib.sha256()
@@ -249,7 +259,7 @@ class Manifest(Generic[Description]):
     def read(cls, folder: Path, kind: type[Description], otherwise: str) -> "Manifest[Description]":
         """The manifest on disk; FileNotFoundError if there is none. `kind`, `otherwise` and other errors: see `read_record`."""
         path = folder / MANIFEST
-        content = _record_bytes(path)
+        content = record_bytes(path, MAX_MANIFEST_BYTES)
         description = decode_record(content, kind, path, otherwise)
         listed = decode_record(content, ListedShards, path, otherwise)
         return cls(folder, description, listed.shards, listed.complete)

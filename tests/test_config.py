@@ -34,6 +34,7 @@ def test_a_config_that_cannot_be_read_is_refused(family, folder):
         (b'{"a": 1e999}', "out of range"),
         (b'{"a": -Infinity}', "a is infinity, which JSON does not have"),
         (b'{"hidden_size": 16, "hidden_size": 32}', "has the key 'hidden_size' twice"),
+        (b'{"a": [' + b"[]," * 2_000_000 + b"[]]}", "6000011 bytes; expected a JSON file of at most"),
     ):
         (folder / "config.json").write_bytes(content)
         with pytest.raises(sn.InputError, match=message):

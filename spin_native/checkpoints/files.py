@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from spin_native.checkpoints.hub import Location, refuse_lfs_pointer
-from spin_native.disk import is_plain_name
+from spin_native.disk import check_header, is_plain_name
 from spin_native.errors import InputError, as_input_error
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -58,8 +58,11 @@ class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
         refuse_lfs_pointer(path)
         problem = f"damaged or cut short at {path.stat().st_size} bytes, not a whole safetensors file"
-        with as_input_error(path, problem, "fetch it again"), safe_open(path, framework="pt") as file:
-            self.names = frozenset(file.keys())
+        with as_input_error(path, problem, "fetch it again"):
+            with path.open("rb") as start:
+                check_header(start.read(8))
+            with safe_open(path, framework="pt") as file:
+                self.names = frozenset(file.keys())
         self.path = path
 
     def read(self, name: str) -> Tensor:

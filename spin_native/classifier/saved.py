@@ -25,7 +25,7 @@ from spin_native.classifier.heads import Head, describe, head_tensors, read_head
 from spin_native.classifier.records import Description, FormatRecord, TensorsRecord
 from spin_native.classifier.tasks import TASKS, Task
 from spin_native.classifier.training import Fitted
-from spin_native.disk import decode_record, flush, json_bytes, read_record, write_bytes
+from spin_native.disk import check_header, decode_record, flush, json_bytes, read_record, record_bytes, write_bytes
 from spin_native.errors import InputError, as_input_error
 from spin_native.version import __version__
 
@@ -145,9 +145,7 @@ def _finish_interrupted_save(folder: Path) -> None:
 
 def read_saved(location: Location) -> Saved:
     """The description and the tensors; InputError if they are damaged or do not belong together."""
-    with as_input_error(location.where(DESCRIPTION), "cannot be read", "check its permissions"):
-        description = location.need(DESCRIPTION).read_bytes()
-    read = _decoded(description, location.where(DESCRIPTION))
+    read = _decoded(record_bytes(location.need(DESCRIPTION)), location.where(DESCRIPTION))
     return _saved(location.name, read, _tensors_content(location, read.head_sha256))
 
 
@@ -168,6 +166,7 @@ def _decoded(content: bytes, where: str) -> Description:
 
 def _saved(name: str, description: Description, tensors: bytes) -> Saved:
     with as_input_error(f"{name}/{TENSORS}", "damaged", "save the classifier again"):
+        check_header(tensors)
         return Saved(name, description, load(tensors))
 
 

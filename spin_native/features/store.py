@@ -17,7 +17,19 @@ from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from spin_native.disk import MANIFEST, Count, Manifest, Shard, is_unused, read_record, sha256_of, writer
+from spin_native.disk import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    Count,
+    Manifest,
+    Shard,
+    check_header,
+    decode_record,
+    is_unused,
+    record_bytes,
+    sha256_of,
+    writer,
+)
 from spin_native.errors import InputError, as_input_error
 from spin_native.features.pooling import Pooling
 
@@ -183,7 +195,7 @@ class ActivationStore(Features):
         self.folder = Path(folder)
         path = self.folder / MANIFEST
         try:
-            stored = read_record(path, StoreFormat, NO_MANIFEST)
+            stored = decode_record(record_bytes(path, MAX_MANIFEST_BYTES), StoreFormat, path, NO_MANIFEST)
             if stored.format != FORMAT:
                 raise InputError(f"{path}: format {stored.format}; this version of spin_native reads format {FORMAT}")
             self._manifest = Manifest.read(self.folder, StoreRecord, NO_MANIFEST)
@@ -283,6 +295,8 @@ class ActivationStore(Features):
         """One feature's rows in one shard, mapped from the disk."""
         path, key = self._path(shard), _key(feature)
         with as_input_error(path, *DAMAGED):
+            with path.open("rb") as file:
+                check_header(file.read(8))
             # The torch reader maps the file; the numpy one would copy it.
             array = safe_open(path, framework="pt").get_tensor(key).numpy()
         if array.shape != (shard.rows, self.widths[feature]) or array.dtype != self.spec.dtype:
