@@ -74,17 +74,21 @@ class JsonlSource(Source):
 
         decode = json.JSONDecoder(object_pairs_hook=members).decode
         decode_long = json.JSONDecoder(object_pairs_hook=members, parse_int=_whole).decode
+
+        def decoded(text: str) -> Any:
+            try:
+                return decode(text)
+            except json.JSONDecodeError:
+                raise
+            except ValueError:  # a number of thousands of digits
+                return decode_long(text)
+
         for number, line in enumerate(lines_of(path, self._encoding, newline="\n"), 1):
             text = line.strip(WHITESPACE)
             if not text:
                 continue
             try:
-                try:
-                    row = decode(text)
-                except json.JSONDecodeError:
-                    raise
-                except ValueError:  # a number of thousands of digits
-                    row = decode_long(text)
+                row = decoded(text)
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}: line {number} is not JSON ({error.msg} at character {error.colno})") from error
             except RecursionError as error:
@@ -176,10 +180,8 @@ class JsonlBlock(Block):
 
     def _cells(self, names: Collection[str]) -> Iterator[Mapping[str, str | None]]:
         """Each row's values as CSV cells. Numbers, lists and objects are as they are written in the line."""
-        known = set(names)
-        for place, (row, text) in enumerate(zip(self.rows, self._texts, strict=True)):
-            if not row.keys() <= known:
-                raise InputError(f"{self.place(place)} was not there at first: the file changed while it was read")
+        self._check_names(names)
+        for row, text in zip(self.rows, self._texts, strict=True):
             kinds = set(map(type, row.values()))
             if kinds <= {str, type(None)}:
                 yield row
@@ -190,10 +192,17 @@ class JsonlBlock(Block):
                 pairs = members(text)
                 yield {name: value if value is None or isinstance(value, str) else raw for name, (value, raw) in pairs.items()}
 
+    def _check_names(self, names: Collection[str]) -> None:
+        known = set(names)
+        for place, row in enumerate(self.rows):
+            if not row.keys() <= known:
+                raise InputError(f"{self.place(place)} has a new key: the file has changed while it was read; run again")
+
     def record_batch(self) -> Any:
         import pyarrow as pa
 
         schema = self._source.schema()
+        self._check_names(schema.names)
         is_json = {field.name for field in schema if field.metadata == {b"spin_native": b"json"}}
         raw = [members(text) for text in self._texts] if is_json else []
         columns = []
@@ -202,7 +211,10 @@ class JsonlBlock(Block):
                 values = [None if row.get(field.name) is None else raw[i][field.name][1] for i, row in enumerate(self.rows)]
             else:
                 values = self.values(field.name)
-            columns.append(pa.array(values, field.type))
+            try:
+                columns.append(pa.array(values, field.type))
+            except (pa.ArrowException, OverflowError, TypeError) as error:
+                raise InputError(f"{self.path}: column {field.name!r} has changed while it was read; run again") from error
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def check_new(self, names: Collection[str]) -> None:

@@ -30,6 +30,8 @@ class Writer(ABC):
             self._write(block, {name: _listed(new[name]) for name in self._new})
         except OSError as error:
             raise InputError(f"{self._out}: could not be written ({error.strerror or error})") from error
+        except RecursionError as error:
+            raise InputError(f"{block.path}: a row has too many lists or objects inside each other") from error
 
     @abstractmethod
     def _write(self, block: Block, new: dict[str, list[Any]]) -> None: ...
