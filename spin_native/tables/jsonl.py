@@ -33,7 +33,7 @@ class JsonlSource(Source):
     def __init__(self, files: Sequence[Path], given: Given, block_rows: int, encoding: str) -> None:
         super().__init__(files, given, block_rows)
         self._encoding = encoding
-        self._kinds: dict[str, set[str]] | None = None
+        self._names: list[str] | None = None
         self._schema: Any = None
 
     def _blocks(self, columns: Sequence[str]) -> Iterator[Block]:
@@ -102,31 +102,38 @@ class JsonlSource(Source):
                 with_twice.clear()
             yield number, row, text
 
-    def _scan(self) -> dict[str, set[str]]:
-        """Every key of every row, in order of first appearance, and the kinds of its values. Reads all input once."""
-        if self._kinds is None:
-            kinds: dict[str, set[str]] = {}
-            for path in self.files:
-                for number, row, text in self._rows(path, None):
-                    for name, value in row.items():
-                        if name not in kinds:
-                            if not is_unicode(name):
-                                raise InputError(f"{path}: line {number} has the key {name!r}, which no column can be named")
-                            kinds[name] = set()
-                        if value is not None:
-                            kinds[name].add(_kind_of(value, name, text))
-            self._kinds = kinds
-        return self._kinds
-
     def names(self) -> list[str]:
-        return list(self._scan())
+        """Every key of every row, in order of first appearance. Reads all input once."""
+        if self._names is None:
+            names: dict[str, None] = {}
+            for path in self.files:
+                for number, row, _ in self._rows(path, None):
+                    if not row.keys() <= names.keys():
+                        _check_unicode(path, number, row)
+                        names.update(dict.fromkeys(row))
+            self._names = list(names)
+        return self._names
+
+    def _kinds(self) -> dict[str, set[str]]:
+        """The kinds of every column's values. Reads all input once."""
+        kinds: dict[str, set[str]] = {}
+        for path in self.files:
+            for number, row, text in self._rows(path, None):
+                for name, value in row.items():
+                    if name not in kinds:
+                        _check_unicode(path, number, row)
+                        kinds[name] = set()
+                    if value is not None:
+                        kinds[name].add(_kind_of(value, name, text))
+        self._names = list(kinds)
+        return kinds
 
     def schema(self) -> Any:
         import pyarrow as pa
 
         if self._schema is None:
             fields = []
-            for name, kinds in self._scan().items():
+            for name, kinds in self._kinds().items():
                 if kinds <= {"string"}:
                     fields.append(pa.field(name, pa.string()))
                 elif kinds == {"bool"}:
@@ -145,6 +152,14 @@ def _check_keys(path: Path, number: int, names: list[str], columns: Sequence[str
     for name in names if columns is None else columns:
         if names.count(name) > 1:
             raise InputError(f"{path}: line {number} has the key {name!r} twice; remove one of them")
+
+
+def _check_unicode(path: Path, number: int, row: Row) -> None:
+    for name in row:
+        if not is_unicode(name):
+            raise InputError(
+                f"{path}: line {number} has the key {name!r}, which no column can be named; write to a .jsonl file"
+            )
 
 
 def _kind_of(value: Any, name: str, text: str) -> str:
