@@ -96,15 +96,9 @@ class CsvSource(Source):
         if header == names:
             return None
         if sorted(header) != sorted(names) or len(set(names)) < len(names):
-            missing, odd = [n for n in names if n not in header], [n for n in header if n not in names]
-            what = (
-                f"lacks {missing[0]!r}"
-                if missing
-                else f"has {odd[0]!r}"
-                if odd
-                else "orders columns of the same name otherwise"
-            )
-            raise InputError(f"{path}: has other columns than {first}: it {what}; give files with the same columns")
+            differing = [name for name in [*names, *header] if header.count(name) != names.count(name)]
+            which = f"see {differing[0]!r}" if differing else "several have the same name, and another order"
+            raise InputError(f"{path}: has other columns than {first} ({which}); give files with the same columns")
         return [header.index(name) for name in names]
 
 

@@ -14,6 +14,7 @@ from spin_native.tables.files import Given
 from spin_native.tables.source import BLOCK_CHARACTERS, Block, Source, distinct
 from spin_native.tables.texts import json_text
 
+UNREADABLE = (pa.ArrowException, ValueError, OverflowError)  # ValueError: also text that is not UTF-8
 TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
@@ -106,7 +107,7 @@ class ParquetBlock(Block):
     def values(self, column: str) -> list[Any]:
         try:
             return self._batch.column(self._batch.schema.names.index(column)).to_pylist()
-        except (ValueError, OverflowError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{self.path}: column {column!r} cannot be read ({error})") from error
 
     def json_lines(self) -> list[str]:
@@ -126,7 +127,7 @@ class ParquetBlock(Block):
     def _as_text(self, convert: Any, name: str, column: pa.Array) -> list[Any]:
         try:
             return convert(column)
-        except (ValueError, OverflowError) as error:  # also pa.ArrowException
+        except UNREADABLE as error:
             raise InputError(
                 f"{self.path}: column {name!r} ({column.type}) has no text form ({' '.join(str(error).split())}); "
                 "write to a .parquet file"
