@@ -168,7 +168,7 @@ def test_every_command_takes_a_path_with_spaces_and_emoji(spin, reviews, tiny_mo
         (None, "no such file"),
         ("txt\na\n", "no column 'text'"),
         ("text\n", "has no rows"),
-        ("text,n\na,1\n,2\n", "row 1 (the first is 0), column 'text'"),
+        ("text,n\na,1\n,2\n", "row 1 (the first is 0) has no value in column 'text'; expected a text"),
         (b"text\ncaf\xe9\n", "give --encoding cp1252"),
     ],
 )

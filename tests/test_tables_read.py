@@ -158,6 +158,7 @@ def test_a_cell_may_have_64_mib(tmp_path):
         ('{"text": "a", "te\\u0078t": "b"}', "line 2 has the key 'text' twice"),
         ("{oops", "line 2 is not JSON"),
         ('{"text": "a"} {"text": "b"}', "line 2 is not JSON"),
+        ('{"v": ' + "9" * 5000 + ", oops", "line 2 is not JSON"),
         ('["a"]', "line 2 is not a JSON object"),
         ('{"v": ' + "[" * 100_000 + "]" * 100_000 + "}", "line 2 has too many lists or objects inside each other"),
     ],
@@ -215,7 +216,7 @@ def test_columns_in_another_order_are_aligned_by_name(tmp_path):
 
 def test_files_with_other_columns_types_or_formats_are_refused(tmp_path):
     one = put(tmp_path / "a.csv", "text,b\na,1\n")
-    refused([one, put(tmp_path / "b.csv", "text,c\na,1\n")], r"b\.csv: has other columns .* it lacks 'b'")
+    refused([one, put(tmp_path / "b.csv", "text,c\na,1\n")], r"b\.csv: has other columns than .*a\.csv \(see 'b'\)")
     refused([one, put(tmp_path / "b.tsv", "text\tb\na\t1\n")], "are of different formats")
     refused([one, put(tmp_path / "b.jsonl", '{"text": "a"}')], "are of different formats")
     refused([one, tmp_path / "." / "a.csv"], r"a\.csv: given twice")

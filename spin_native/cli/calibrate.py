@@ -59,8 +59,9 @@ def calibrate(
 ) -> None:
     """Let easy texts stop at an early layer, with a bound on the accuracy that this costs.
 
-    Reads the folder CLASSIFIER, fitted with --exits, and DATA: a CSV, JSONL or Parquet file of labelled texts that `fit` did
-    not see. Prints the rule it chose and saves it in the folder, where `predict` uses it.
+    Reads the folder CLASSIFIER, fitted with --exits, and DATA: a CSV, JSONL or Parquet file (or a folder of them, or a glob in
+    quotes) of labelled texts that `fit` did not see. Prints the rule it chose and saves it in the folder, where `predict` uses
+    it.
     """
     if not Path(classifier).is_dir():
         raise InputError(f"{classifier}: not a folder; calibrate changes the classifier, so save it to a folder first")

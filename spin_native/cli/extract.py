@@ -20,11 +20,9 @@ from spin_native.cli.options import (
     revision_option,
     text_column,
 )
-from spin_native.errors import InputError
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
 from spin_native.features.store import FeatureDtype
-from spin_native.text.tokenizer import check_text
 
 
 @click.command()
@@ -78,8 +76,9 @@ def extract(
 ) -> None:
     """Store MODEL's pooled activations of the texts in DATA.
 
-    MODEL is a folder or a Hub name, DATA a CSV, JSONL or Parquet file. Writes a folder (--out), which
-    `sn.ActivationStore(folder)` reads in Python. A list is written with commas: --sites activation,hidden.
+    MODEL is a folder or a Hub name, DATA a CSV, JSONL or Parquet file (or a folder of them, or a glob in quotes). Writes a
+    folder (--out), which `sn.ActivationStore(folder)` reads in Python. A list is written with commas: --sites
+    activation,hidden.
     """
     texts = _texts(tables.open_source(data, delimiter=delimiter, encoding=encoding), text)
     loaded = sn.load_model(model, depth, dtype=DTYPES[model_dtype], device=device, revision=revision, allow_pickle=allow_pickle)
@@ -91,16 +90,5 @@ def extract(
 def _texts(source: tables.Source, column: str) -> Iterator[str]:
     """The texts of a table. The first block of rows is read and checked at once: after a typo there is no store to delete."""
     source.check([column])
-    blocks = (_checked(block, column) for block in source.blocks([column]))
-    first = next(blocks)
-    return chain(first, chain.from_iterable(blocks))
-
-
-def _checked(block: tables.Block, column: str) -> list[str]:
-    values = block.values(column)
-    for row, value in enumerate(values):
-        try:
-            check_text(value, row)
-        except InputError as error:
-            raise InputError(f"{block.place(row)}, column {column!r}: {error}") from error
-    return values
+    blocks = (tables.checked_texts(block, column) for block in source.blocks([column]))
+    return chain(next(blocks), chain.from_iterable(blocks))

@@ -164,9 +164,9 @@ def fit(
 ) -> None:
     """Train on the labelled texts in DATA, and save a classifier.
 
-    Reads DATA: a CSV, JSONL or Parquet file with a column of texts and a column of labels. Writes a folder (--out) for
-    `predict`, `evaluate` and the other commands, and prints the score at every depth. A list is written with commas:
-    --poolings mean,max.
+    Reads DATA: a CSV, JSONL or Parquet file (or a folder of them, or a glob in quotes) with a column of texts and a column of
+    labels. Writes a folder (--out) for `predict`, `evaluate` and the other commands, and prints the score at every depth. A
+    list is written with commas: --poolings mean,max.
     """
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "spin_classifier.json").exists():
         raise InputError(f"{out}: already exists and is not a classifier; choose another folder for --out")

@@ -25,6 +25,7 @@ from spin_native.cli.options import (
     text_column,
     utf8_text,
 )
+from spin_native.errors import InputError
 from spin_native.serving.predict import Predicted, predict_files
 from spin_native.text.tokenizer import TruncationWarning
 
@@ -100,6 +101,8 @@ def _print(clf: SpinClassifier | SpinRegressor, texts: Sequence[str], exit_: str
 
 def _print_lines(clf: SpinClassifier | SpinRegressor, encoding: str | None, exit_: str | None, as_json: bool) -> None:
     """One line for each line of standard input, as soon as it is there."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give texts, or --in FILE and --out FILE")
     n_texts, truncated_before = 0, clf.n_truncated_
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # one warning at the end

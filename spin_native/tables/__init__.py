@@ -25,7 +25,7 @@ from spin_native.errors import InputError
 from spin_native.tables.delimited import CsvSource, checked_delimiter
 from spin_native.tables.files import FORMATS, Given, checked_encoding, ending_of, files_of, would_read
 from spin_native.tables.jsonl import JsonlSource
-from spin_native.tables.labels import labelled_rows
+from spin_native.tables.labels import checked_texts, labelled_rows
 from spin_native.tables.source import Block, Source
 from spin_native.tables.streams import arriving_lines
 from spin_native.tables.writers import Writer, writer_for
@@ -41,6 +41,7 @@ __all__ = [
     "Writer",
     "arriving_lines",
     "check_output",
+    "checked_texts",
     "open_source",
     "open_writer",
     "read_labelled",
@@ -113,7 +114,8 @@ def open_writer(out: str | Path, source: Source, new: Mapping[str, type], overwr
 
     new: the names of the new columns, one or more, and the type of each: str, int, float or bool. Values may be None.
     JSONL that becomes CSV or Parquet is read once before, to know all its columns.
-    Inside the `with` block the rows go to a hidden file of this run, which is deleted after an error.
+    Inside the `with` block the rows go to a hidden file of this run, which is deleted after an error. Of several runs into one
+    output, the first to finish wins; with `overwrite`, the last.
     Raises InputError as check_output does; if the source already has one of the new columns; if the file cannot be written;
     and, without `overwrite`, if another run has written it in the meantime.
     """

@@ -96,15 +96,9 @@ class CsvSource(Source):
         if header == names:
             return None
         if sorted(header) != sorted(names) or len(set(names)) < len(names):
-            missing, odd = [n for n in names if n not in header], [n for n in header if n not in names]
-            what = (
-                f"lacks {missing[0]!r}"
-                if missing
-                else f"has {odd[0]!r}"
-                if odd
-                else "orders columns of the same name otherwise"
-            )
-            raise InputError(f"{path}: has other columns than {first}: it {what}; give files with the same columns")
+            differing = [name for name in [*names, *header] if header.count(name) != names.count(name)]
+            which = f"see {differing[0]!r}" if differing else "several have the same name, and another order"
+            raise InputError(f"{path}: has other columns than {first} ({which}); give files with the same columns")
         return [header.index(name) for name in names]
 
 
@@ -176,7 +170,7 @@ def records(path: Path, delimiter: str, encoding: str) -> Iterator[Record]:
             raise _no_record(path, first_line, reader.line_num, "".join(lines), delimiter, str(error)) from error
         text = lines[0] if len(lines) == 1 else "".join(lines)
         if "\0" in text:
-            raise unreadable(path, f"line {first_line} holds a NUL byte; is the file damaged, or in UTF-16?")
+            raise _no_record(path, first_line, first_line, text, delimiter, "NUL")
         if cells:
             yield first_line, cells, text
 
@@ -187,6 +181,8 @@ def _no_record(path: Path, first_line: int, last_line: int, text: str, delimiter
     line = first_line + len(re.findall("\r\n|\r|\n", text[:start]))
     if "unexpected end" in reason:
         return unreadable(path, f"the quote that opens a cell in line {line} never closes; close it, or double it")
+    if "NUL" in reason:  # Python 3.10 refuses it itself
+        return unreadable(path, f"line {last_line} holds a NUL byte; is the file damaged, or in UTF-16?")
     if "field limit" in reason:
         hint = "; does its quote close?" if text.startswith('"', start) else ""
         return unreadable(path, f"the cell that begins in line {line} has more than {MAX_CELL} characters{hint}")

@@ -50,7 +50,7 @@ def files_of(source: Given) -> list[Path]:
 
     Raises InputError for what is not there, for files of several formats, and for a file that is named twice.
     """
-    listed = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    listed = _listed(source)
     if not listed:
         raise InputError("no files were given; expected the name of a file, a folder or a glob")
     files = [file for given in listed for file in _expanded(Path(given))]
@@ -64,6 +64,14 @@ def files_of(source: Given) -> list[Path]:
             raise InputError(f"{file}: given twice; name each file once")
         seen.add(real)
     return files
+
+
+def _listed(source: Given) -> list[str | os.PathLike[str]]:
+    listed = [source] if isinstance(source, (str, os.PathLike)) else list(source) if isinstance(source, Sequence) else None
+    for given in [source] if listed is None else listed:
+        if not isinstance(given, (str, os.PathLike)):
+            raise InputError(f"a table's file is given as {given!r:.60} ({type(given).__name__}); expected a name or a Path")
+    return listed or []
 
 
 def _expanded(path: Path) -> list[Path]:
@@ -99,9 +107,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 def would_read(source: Given, files: Sequence[Path], path: Path) -> bool:
     """Whether a folder or a glob among the names of a table would take in a new file with this path."""
-    listed = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     folder = os.path.realpath(path.parent)
-    for given in map(Path, listed):
+    for given in map(Path, _listed(source)):
         if given.is_dir():
             folders, is_of_it = {os.path.realpath(given)}, not path.name.startswith((".", "_"))
         else:

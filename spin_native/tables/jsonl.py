@@ -33,7 +33,7 @@ class JsonlSource(Source):
     def __init__(self, files: Sequence[Path], given: Given, block_rows: int, encoding: str) -> None:
         super().__init__(files, given, block_rows)
         self._encoding = encoding
-        self._kinds: dict[str, set[str]] | None = None
+        self._names: list[str] | None = None
         self._schema: Any = None
 
     def _blocks(self, columns: Sequence[str]) -> Iterator[Block]:
@@ -74,17 +74,21 @@ class JsonlSource(Source):
 
         decode = json.JSONDecoder(object_pairs_hook=members).decode
         decode_long = json.JSONDecoder(object_pairs_hook=members, parse_int=_whole).decode
+
+        def decoded(text: str) -> Any:
+            try:
+                return decode(text)
+            except json.JSONDecodeError:
+                raise
+            except ValueError:  # a number of thousands of digits
+                return decode_long(text)
+
         for number, line in enumerate(lines_of(path, self._encoding, newline="\n"), 1):
             text = line.strip(WHITESPACE)
             if not text:
                 continue
             try:
-                try:
-                    row = decode(text)
-                except json.JSONDecodeError:
-                    raise
-                except ValueError:  # a number of thousands of digits
-                    row = decode_long(text)
+                row = decoded(text)
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}: line {number} is not JSON ({error.msg} at character {error.colno})") from error
             except RecursionError as error:
@@ -98,31 +102,38 @@ class JsonlSource(Source):
                 with_twice.clear()
             yield number, row, text
 
-    def _scan(self) -> dict[str, set[str]]:
-        """Every key of every row, in order of first appearance, and the kinds of its values. Reads all input once."""
-        if self._kinds is None:
-            kinds: dict[str, set[str]] = {}
-            for path in self.files:
-                for number, row, text in self._rows(path, None):
-                    for name, value in row.items():
-                        if name not in kinds:
-                            if not is_unicode(name):
-                                raise InputError(f"{path}: line {number} has the key {name!r}, which no column can be named")
-                            kinds[name] = set()
-                        if value is not None:
-                            kinds[name].add(_kind_of(value, name, text))
-            self._kinds = kinds
-        return self._kinds
-
     def names(self) -> list[str]:
-        return list(self._scan())
+        """Every key of every row, in order of first appearance. Reads all input once."""
+        if self._names is None:
+            names: dict[str, None] = {}
+            for path in self.files:
+                for number, row, _ in self._rows(path, None):
+                    if not row.keys() <= names.keys():
+                        _check_unicode(path, number, row)
+                        names.update(dict.fromkeys(row))
+            self._names = list(names)
+        return self._names
+
+    def _kinds(self) -> dict[str, set[str]]:
+        """The kinds of every column's values. Reads all input once."""
+        kinds: dict[str, set[str]] = {}
+        for path in self.files:
+            for number, row, text in self._rows(path, None):
+                for name, value in row.items():
+                    if name not in kinds:
+                        _check_unicode(path, number, row)
+                        kinds[name] = set()
+                    if value is not None:
+                        kinds[name].add(_kind_of(value, name, text))
+        self._names = list(kinds)
+        return kinds
 
     def schema(self) -> Any:
         import pyarrow as pa
 
         if self._schema is None:
             fields = []
-            for name, kinds in self._scan().items():
+            for name, kinds in self._kinds().items():
                 if kinds <= {"string"}:
                     fields.append(pa.field(name, pa.string()))
                 elif kinds == {"bool"}:
@@ -141,6 +152,14 @@ def _check_keys(path: Path, number: int, names: list[str], columns: Sequence[str
     for name in names if columns is None else columns:
         if names.count(name) > 1:
             raise InputError(f"{path}: line {number} has the key {name!r} twice; remove one of them")
+
+
+def _check_unicode(path: Path, number: int, row: Row) -> None:
+    for name in row:
+        if not is_unicode(name):
+            raise InputError(
+                f"{path}: line {number} has the key {name!r}, which no column can be named; write to a .jsonl file"
+            )
 
 
 def _kind_of(value: Any, name: str, text: str) -> str:
@@ -176,10 +195,8 @@ class JsonlBlock(Block):
 
     def _cells(self, names: Collection[str]) -> Iterator[Mapping[str, str | None]]:
         """Each row's values as CSV cells. Numbers, lists and objects are as they are written in the line."""
-        known = set(names)
-        for place, (row, text) in enumerate(zip(self.rows, self._texts, strict=True)):
-            if not row.keys() <= known:
-                raise InputError(f"{self.place(place)} was not there at first: the file changed while it was read")
+        self._check_names(names)
+        for row, text in zip(self.rows, self._texts, strict=True):
             kinds = set(map(type, row.values()))
             if kinds <= {str, type(None)}:
                 yield row
@@ -190,10 +207,17 @@ class JsonlBlock(Block):
                 pairs = members(text)
                 yield {name: value if value is None or isinstance(value, str) else raw for name, (value, raw) in pairs.items()}
 
+    def _check_names(self, names: Collection[str]) -> None:
+        known = set(names)
+        for place, row in enumerate(self.rows):
+            if not row.keys() <= known:
+                raise InputError(f"{self.place(place)} has a new key: the file has changed while it was read; run again")
+
     def record_batch(self) -> Any:
         import pyarrow as pa
 
         schema = self._source.schema()
+        self._check_names(schema.names)
         is_json = {field.name for field in schema if field.metadata == {b"spin_native": b"json"}}
         raw = [members(text) for text in self._texts] if is_json else []
         columns = []
@@ -202,7 +226,10 @@ class JsonlBlock(Block):
                 values = [None if row.get(field.name) is None else raw[i][field.name][1] for i, row in enumerate(self.rows)]
             else:
                 values = self.values(field.name)
-            columns.append(pa.array(values, field.type))
+            try:
+                columns.append(pa.array(values, field.type))
+            except (pa.ArrowException, OverflowError, TypeError) as error:
+                raise InputError(f"{self.path}: column {field.name!r} has changed while it was read; run again") from error
         return pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def check_new(self, names: Collection[str]) -> None:

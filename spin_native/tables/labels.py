@@ -2,11 +2,11 @@
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from spin_native.errors import InputError
-from spin_native.tables.source import Source
+from spin_native.tables.source import Block, Source
 from spin_native.tables.texts import is_unicode
 
 WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,3999})(\.0)?").fullmatch  # as Python and pandas write it: 007 is no such number
@@ -23,11 +23,11 @@ def labelled_rows(source: Source, text: str, label: str, labels_as: type | None)
     for block in source.blocks((text, label)):
         starts.append(len(texts))
         places.append(block.place)
-        texts += _checked(block.values(text), text, "a text", block.place, lambda value: isinstance(value, str))
+        texts += checked_texts(block, text)
         of_block = block.values(label)
         if source.format == "CSV":  # it has only text, where NaN stands for a missing number
             of_block = [None if value is not None and value.lower() == "nan" else value for value in of_block]
-        labels += _checked(of_block, label, "a label", block.place, lambda value: True)
+        labels += _checked(block, label, of_block, "a label", object)
 
     def place(row: int) -> str:
         block = bisect_right(starts, row) - 1
@@ -38,18 +38,22 @@ def labelled_rows(source: Source, text: str, label: str, labels_as: type | None)
     return texts, _whole_floats_as_int(labels) if labels_as in (None, int) else labels
 
 
-def _checked(
-    values: Sequence[Any], column: str, expected: str, place: Callable[[int], str], fits: Callable[[Any], bool]
-) -> Sequence[Any]:
+def checked_texts(block: Block, column: str) -> list[str]:
+    """A block's texts; InputError, naming the row, for a value that is missing or no text."""
+    return _checked(block, column, block.values(column), "a text", str)
+
+
+def _checked(block: Block, column: str, values: list[Any], expected: str, kind: type) -> list[Any]:
     for row, value in enumerate(values):
-        is_missing = value is None or (isinstance(value, float) and value != value)
-        if is_missing or not fits(value):
-            got = "no value" if is_missing else f"{value!r:.60} ({type(value).__name__})"
+        if value is None or (isinstance(value, float) and value != value):
+            got = "no value"
+        elif not isinstance(value, kind):
+            got = f"{value!r:.60} ({type(value).__name__})"
         elif isinstance(value, str) and not value.isascii() and not is_unicode(value):
             got = f"half a character (a lone surrogate) in {value!r:.60}"
         else:
             continue
-        raise InputError(f"{place(row)} has {got} in column {column!r}; expected {expected}: fix or remove it")
+        raise InputError(f"{block.place(row)} has {got} in column {column!r}; expected {expected}: fix or remove it")
     return values
 
 

@@ -11,9 +11,10 @@ import pyarrow.parquet
 from spin_native.errors import InputError
 from spin_native.tables import arrow_texts
 from spin_native.tables.files import Given
-from spin_native.tables.source import Block, Source, distinct
+from spin_native.tables.source import BLOCK_CHARACTERS, Block, Source, distinct
 from spin_native.tables.texts import json_text
 
+UNREADABLE = (pa.ArrowException, ValueError, OverflowError)  # ValueError: also text that is not UTF-8
 TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
@@ -74,9 +75,15 @@ class ParquetSource(Source):
         for path in self.files:
             first_row = 0
             with _reading(path), pa.parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(self.block_rows):
+                for batch in file.iter_batches(self._rows_per_batch(file)):
                     yield ParquetBlock(path, first_row, self._aligned(batch))
                     first_row += batch.num_rows
+
+    def _rows_per_batch(self, file: pa.parquet.ParquetFile) -> int:
+        """Fewer rows where they are long, so that memory is bounded."""
+        groups = [file.metadata.row_group(place) for place in range(file.metadata.num_row_groups)]
+        bytes_per_row = max((group.total_byte_size // max(group.num_rows, 1) for group in groups), default=0)
+        return min(self.block_rows, max(BLOCK_CHARACTERS // max(bytes_per_row, 1), 1))
 
     def _aligned(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         schema = self.schema()
@@ -100,7 +107,7 @@ class ParquetBlock(Block):
     def values(self, column: str) -> list[Any]:
         try:
             return self._batch.column(self._batch.schema.names.index(column)).to_pylist()
-        except (ValueError, OverflowError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{self.path}: column {column!r} cannot be read ({error})") from error
 
     def json_lines(self) -> list[str]:
@@ -120,7 +127,7 @@ class ParquetBlock(Block):
     def _as_text(self, convert: Any, name: str, column: pa.Array) -> list[Any]:
         try:
             return convert(column)
-        except (ValueError, OverflowError) as error:  # also pa.ArrowException
+        except UNREADABLE as error:
             raise InputError(
                 f"{self.path}: column {name!r} ({column.type}) has no text form ({' '.join(str(error).split())}); "
                 "write to a .parquet file"

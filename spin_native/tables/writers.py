@@ -30,6 +30,8 @@ class Writer(ABC):
             self._write(block, {name: _listed(new[name]) for name in self._new})
         except OSError as error:
             raise InputError(f"{self._out}: could not be written ({error.strerror or error})") from error
+        except RecursionError as error:
+            raise InputError(f"{block.path}: a row has too many lists or objects inside each other") from error
 
     @abstractmethod
     def _write(self, block: Block, new: dict[str, list[Any]]) -> None: ...
@@ -55,9 +57,9 @@ def writer_for(out: Path, partial: Path, source: Source, new: Mapping[str, type]
         raise InputError(f"{out}: no new columns; expected one or more")
     if file_format == source.format == "JSONL":
         return JsonlWriter(out, partial, new)  # each row is checked on its own
-    names = source.names()
+    names = source.schema().names if file_format == "Parquet" else source.names()
     for name in new:
-        if name in names or (file_format != "CSV" and name in distinct(names)):
+        if name in names or (file_format == "JSONL" and name in distinct(names)):
             raise InputError(f"{source.label}: already has a column {name!r}; rename that column first")
     if file_format == "JSONL":
         return JsonlWriter(out, partial, new)
