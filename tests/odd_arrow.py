@@ -8,7 +8,7 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet
 from hypothesis import strategies as st
-from odd_tables import OddFiles, counts, names, packed, rarely, texts
+from odd_tables import OddFiles, counts, headers, names, packed, rarely, texts
 
 SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # how many units a second has
 UNKNOWN_ZONE = "Mars/Olympus"
@@ -107,7 +107,7 @@ metadata = st.none() | st.dictionaries(
 def parquet_tables(draw: st.DrawFn) -> pa.Table:
     """Columns of any types, nullable or not, with any names, and with metadata."""
     n_rows = draw(counts)
-    chosen = [(name, draw(columns())) for name in draw(st.lists(names, max_size=4))]
+    chosen = [(name, draw(columns())) for name in draw(headers)]
     if draw(rarely(st.just(False), True, 20)):
         kind, values = draw(rarely(st.sampled_from(FLAT), (pa.string(), texts), 5))
         chosen.insert(draw(st.integers(0, len(chosen))), ("text", (kind, st.none() | values)))
