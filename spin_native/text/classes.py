@@ -1,18 +1,18 @@
 """Vocabularies to tokenizers: each class of transformers 5 that the families use, as that release builds it.
 
-transformers 5 does not run the tokenizer.json of these classes as it stands. It takes the vocabulary and the merges out of it, and
-builds the rest from tokenizer_config.json and the defaults of the class.
+transformers 5 does not run the tokenizer.json of these classes as it stands. It takes the vocabulary and the merges out of it,
+and builds the rest from tokenizer_config.json and the defaults of the class.
 """
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
-from spin_native.text.settings import Token, text_of
+from spin_native.text.settings import ROLES, Token, text_of
 
 END_OF_TEXT = "<|endoftext|>"
 BERT_TOKENS = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
@@ -26,11 +26,6 @@ ROBERTA_TOKENS = {
     "mask_token": "<mask>",
 }
 GPT2_TOKENS = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-# transformers makes MPNet's defaults added tokens that the text's normalizer applies to; <mask> takes the space before it.
-MPNET_TOKENS = {
-    role: AddedToken("[UNK]" if role == "unk_token" else token, lstrip=role == "mask_token")
-    for role, token in ROBERTA_TOKENS.items()
-}
 CLASS_OF_FAMILY = {
     "bert": "BertTokenizer",
     "distilbert": "BertTokenizer",
@@ -50,12 +45,13 @@ ALIASES = {
 class Parts:
     """What a class builds its tokenizer from.
 
-    vocab: token -> id, or pairs of a token and its score in the order of ids. merges: pairs, strongest first. charsmap: the table
-    of sentencepiece's normalization (base64), if there is one. special: role -> token. flags: those that the files set.
+    vocab: token -> id, or pairs of a token and its score in the order of ids. merges: pairs, strongest first.
+    charsmap: the table of sentencepiece's normalization (base64), if there is one.
+    special: role -> token. flags: those that the files set.
     """
 
     vocab: Any
-    merges: list[tuple[str, ...]]
+    merges: list[tuple[str, str]]
     charsmap: str | None
     special: dict[str, Token]
     flags: dict[str, bool]
@@ -65,15 +61,25 @@ class Parts:
 class TokenizerClass:
     """How transformers builds one class of tokenizers.
 
-    build: parts -> tokenizer without added tokens, and what of the parts can change its ids. vocabulary: its files where there is
-    no tokenizer.json. special: default special tokens. around: the roles of the tokens before and after every text; None: the
-    post-processor of tokenizer.json, or add_bos_token and add_eos_token, say it.
+    build: parts -> tokenizer without added tokens, and what of the parts can change its ids.
+    vocabulary: its files where there is no tokenizer.json. special: default special tokens.
+    around: the roles of the tokens before and after every text; None: the post-processor of tokenizer.json, or add_bos_token
+        and add_eos_token, say it.
+    mask_strips: the mask takes the space before it.
     """
 
     build: Callable[[Parts], tuple[tokenizers.Tokenizer, dict[str, Any]]]
     vocabulary: tuple[str, ...]
     special: dict[str, Token]
     around: tuple[str, str] | None
+    mask_strips: bool = False
+
+    def tokens(self, named: Mapping[str, Token | None]) -> dict[str, Token]:
+        """Role -> special token, in transformers' order: those that files name, else the default ones. Null in a file: none."""
+        special = {**self.special, **named}
+        if self.mask_strips and isinstance(mask := special.get("mask_token"), str):
+            special["mask_token"] = AddedToken(mask, lstrip=True)
+        return in_order(special)
 
 
 def word_piece(parts: Parts) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
@@ -107,6 +113,11 @@ def unigram(parts: Parts) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     return backend, {"model": "Unigram", "vocab": vocab, "charsmap": parts.charsmap, "prefix_space": prefix}
 
 
+def in_order(special: Mapping[str, Token | None]) -> dict[str, Token]:
+    """Role -> token in transformers' order, without the roles that are None."""
+    return {role: token for role in dict.fromkeys([*ROLES, *special]) if (token := special.get(role)) is not None}
+
+
 def _ids(vocab: Any) -> dict[str, int]:
     """Token -> id, also from a list in the order of ids: of tokens, or of pairs of a token and its score."""
     if isinstance(vocab, dict):
@@ -114,9 +125,10 @@ def _ids(vocab: Any) -> dict[str, int]:
     return {token[0] if isinstance(token, list) else token: index for index, token in enumerate(vocab)}
 
 
-def parts_of_file(model: dict[str, Any], normalizer: dict[str, Any] | None) -> tuple[Any, list[tuple[str, ...]], str | None]:
+def parts_of_file(model: dict[str, Any], normalizer: dict[str, Any] | None) -> tuple[Any, list[tuple[str, str]], str | None]:
     """Vocabulary, merges and charsmap from these two parts of tokenizer.json."""
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model.get("merges") or []]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or [])
+    merges = [(left, right) for left, right in pairs]
     return model["vocab"], merges, next(_charsmaps(normalizer), None)
 
 
@@ -129,7 +141,9 @@ def _charsmaps(normalizer: dict[str, Any] | None) -> Iterator[str]:
 VOCAB_TXT, VOCAB_AND_MERGES = ("vocab.txt",), ("vocab.json", "merges.txt")
 CLASSES = {
     "BertTokenizer": TokenizerClass(word_piece, VOCAB_TXT, {**BERT_TOKENS}, ("cls_token", "sep_token")),
-    "MPNetTokenizer": TokenizerClass(word_piece, VOCAB_TXT, {**MPNET_TOKENS}, ("cls_token", "sep_token")),
+    "MPNetTokenizer": TokenizerClass(
+        word_piece, VOCAB_TXT, {**ROBERTA_TOKENS, "unk_token": "[UNK]"}, ("cls_token", "sep_token"), mask_strips=True
+    ),
     "RobertaTokenizer": TokenizerClass(byte_level_bpe, VOCAB_AND_MERGES, {**ROBERTA_TOKENS}, ("cls_token", "sep_token")),
     "GPT2Tokenizer": TokenizerClass(byte_level_bpe, VOCAB_AND_MERGES, {**GPT2_TOKENS}, None),
     "XLMRobertaTokenizer": TokenizerClass(unigram, (), {**ROBERTA_TOKENS}, ("bos_token", "eos_token")),

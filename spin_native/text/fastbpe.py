@@ -137,7 +137,7 @@ class FastBpe:
         return self.unknown if found is None else found
 
     def _split(self, text: str, whole: Sequence[str]) -> list[str]:
-        """A text cut where the tokens `whole` stand; lstrip, rstrip and single_word as transformers' Python tokenizers read them."""
+        """A text cut where the tokens `whole` stand, with the flags as transformers' Python tokenizers read them."""
         if not whole:
             return [text]
         longest_first = sorted(whole, key=len, reverse=True)

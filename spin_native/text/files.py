@@ -12,9 +12,19 @@ import tokenizers
 from tokenizers import AddedToken, models, processors
 
 from spin_native.errors import InputError
-from spin_native.text.classes import ALIASES, CLASS_OF_FAMILY, CLASSES, ROBERTA_TOKENS, Parts, parts_of_file, word_piece
+from spin_native.text.classes import (
+    ALIASES,
+    CLASS_OF_FAMILY,
+    CLASSES,
+    END_OF_TEXT,
+    ROBERTA_TOKENS,
+    Parts,
+    in_order,
+    parts_of_file,
+    word_piece,
+)
 from spin_native.text.fastbpe import FastBpe
-from spin_native.text.settings import ROLES, TOKEN_FLAGS, WHOLE, Token, TokenizerSettings, read_object, read_settings, text_of
+from spin_native.text.settings import TOKEN_FLAGS, WHOLE, Token, TokenizerSettings, read_object, read_settings, text_of
 
 DIVERGENCES = {
     "a special token in a text": "is text, as with split_special_tokens=True; special_tokens_in_text=True reads it as itself",
@@ -27,7 +37,7 @@ DIVERGENCES = {
     "a sentencepiece model (.model)": "is refused unless a tokenizer.json lies beside it",
     "BERTweet with normalization": "is refused; it needs packages that this one does not install",
     "a setting of a wrong type": "is refused by name; transformers raises or ignores it",
-    "another tokenizer class": "has its tokenizer.json read as it stands, as transformers does for a class that it does not know",
+    "another tokenizer class": "reads its tokenizer.json as it stands, as transformers does for a class that it does not know",
 }
 BERTWEET, BERTWEET_FILES = "BertweetTokenizer", ("vocab.txt", "bpe.codes")
 # Parts of tokenizer.json that cannot change ids. The direction of its truncation is read apart.
@@ -36,11 +46,16 @@ WITHOUT_EFFECT = ("version", "truncation", "padding", "decoder", "added_tokens",
 
 @dataclass(frozen=True)
 class Built:
-    """A tokenizer made from files. fingerprint: sha256 over all that can change its ids. truncation_side: where texts are cut."""
+    """A tokenizer.
+
+    fingerprint: sha256 over all that can change its ids. truncation_side: where it cuts long texts.
+    end_of_text: the id of <|endoftext|>, if the files list it.
+    """
 
     backend: tokenizers.Tokenizer | FastBpe
     fingerprint: str
     truncation_side: str
+    end_of_text: int | None
 
 
 def build(files: Mapping[str, Path], family: str, tokenizer_class: str | None, special_tokens_in_text: bool) -> Built:
@@ -61,7 +76,10 @@ def build(files: Mapping[str, Path], family: str, tokenizer_class: str | None, s
         backend.encode_special_tokens = not looks_for_special  # the library's name for: special tokens in a text are text
         side = settings.truncation_side or "right"
         used |= {"added": _added_used(backend, looks_for_special), "reads_special": looks_for_special, "cut": side}
-        return Built(backend, hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest(), side)
+        backend.encode_batch_fast([""])  # a post-processor with an unknown token panics here, and not at a user's first text
+        fingerprint = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+        end_of_text = backend.token_to_id(END_OF_TEXT) if _is_listed(END_OF_TEXT, backend, settings) else None
+        return Built(backend, fingerprint, side, end_of_text)
 
 
 @contextmanager
@@ -104,7 +122,7 @@ def _backend(
         return _bertweet(files, settings)
     if whole is not None and rules is None:
         backend = tokenizers.Tokenizer.from_file(str(files[WHOLE]))
-        _add_tokens(backend, settings, _in_order(settings.special))
+        _add_tokens(backend, settings, in_order(settings.special))
         kept = {key: value for key, value in whole.items() if key not in WITHOUT_EFFECT}
         return backend, {**kept, "around": _changing_ids(whole.get("post_processor"))}
     if rules is None or (whole is None and not (rules.vocabulary and files.keys() >= set(rules.vocabulary))):
@@ -113,7 +131,7 @@ def _backend(
             f"no tokenizer in {', '.join(sorted(files)) or 'no files'}: {name or 'this model'} needs "
             f"{expected + ' or ' if expected else ''}{WHOLE}; load it with transformers and save it in this folder"
         )
-    special = _in_order({**rules.special, **settings.special})
+    special = rules.tokens(settings.special)
     if whole is not None:
         vocab, merges, charsmap = parts_of_file(whole["model"], whole.get("normalizer"))
     else:
@@ -130,10 +148,17 @@ def _backend(
         backend.post_processor = _post_processor(whole)
         return backend, {**used, "around": _changing_ids(whole.get("post_processor"))}
     first, last = (text_of(special[role]) if role else None for role in around)
-    ids = {token: backend.token_to_id(token) for token in (first, last) if token}
-    template = [token for token in (first, "$A", last) if token]
-    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=[*ids.items()])
-    return backend, {**used, "around": [ids.get(first), ids.get(last)]}
+    ids = {token: token_id for token in (first, last) if token and (token_id := backend.token_to_id(token)) is not None}
+    backend.post_processor = _around(first, last, ids)
+    return backend, {**used, "around": [first and ids[first], last and ids[last]]}
+
+
+def _around(first: str | None, last: str | None, ids: Mapping[str, int]) -> processors.PostProcessor:
+    """A post-processor that puts these tokens around a text."""
+    if first is not None and last is not None:  # unlike a template, this one takes tokens with spaces and colons
+        return processors.RobertaProcessing((last, ids[last]), (first, ids[first]))
+    template = [f"{token}:0" for token in (first, "$A", last) if token is not None]
+    return processors.TemplateProcessing(single=template, special_tokens=[*ids.items()])
 
 
 def _bertweet(files: Mapping[str, Path], settings: TokenizerSettings) -> tuple[FastBpe, dict[str, Any]]:
@@ -142,17 +167,11 @@ def _bertweet(files: Mapping[str, Path], settings: TokenizerSettings) -> tuple[F
             f"{files['vocab.txt'].parent}: tokenizer_config.json asks for BERTweet's normalization of tweets, which is not "
             "implemented; normalize the texts as BERTweet's page shows, and set normalization to false"
         )
-    special = {role: text_of(token) for role, token in _in_order({**ROBERTA_TOKENS, **settings.special}).items()}
+    special = {role: text_of(token) for role, token in in_order({**ROBERTA_TOKENS, **settings.special}).items()}
     backend = FastBpe.from_files(files["vocab.txt"], files["bpe.codes"], special, settings)
     ranks = sorted(backend.ranks, key=backend.ranks.__getitem__)
     used = {"model": "fastBPE", "vocab": backend.vocab, "merges": ranks, "unknown": backend.unknown}
     return backend, {**used, "around": [backend.first, backend.last]}
-
-
-def _in_order(special: Mapping[str, Token | None]) -> dict[str, Token]:
-    """Role -> token in transformers' order, without the roles that a file sets to null."""
-    order = dict.fromkeys([*ROLES, *special])
-    return {role: token for role in order if (token := special.get(role)) is not None}
 
 
 def _causal_roles(settings: TokenizerSettings, special: Mapping[str, Token]) -> tuple[str | None, str | None]:
@@ -166,13 +185,19 @@ def _refuse_unlisted(
     tokens: list[str], backend: tokenizers.Tokenizer, settings: TokenizerSettings, files: Mapping[str, Path]
 ) -> None:
     """InputError if a token that stands around every text is in no file."""
-    listed = {token.content for token in settings.added.values()}
     for token in tokens:
-        if backend.token_to_id(token) is None and token not in listed:
+        if not _is_listed(token, backend, settings):
             raise InputError(
                 f"{', '.join(map(str, files.values()))}: holds no {token}, which every text of this model needs: is it this "
                 "model's vocabulary?"
             )
+
+
+def _is_listed(token: str, backend: tokenizers.Tokenizer | FastBpe, settings: TokenizerSettings) -> bool:
+    """Whether a token is in the vocabulary, or among the added tokens of the files."""
+    if isinstance(backend, FastBpe):
+        return token in backend.vocab
+    return backend.model.token_to_id(token) is not None or any(token == added.content for added in settings.added.values())
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, settings: TokenizerSettings, special: Mapping[str, Token]) -> None:
@@ -189,10 +214,11 @@ def _add_tokens(backend: tokenizers.Tokenizer, settings: TokenizerSettings, spec
 
 
 def _as_added(token: Token, *, is_special: bool) -> AddedToken:
+    """An added token; in place, because a token whose `normalized` is not set is normalized unless it is special."""
     if isinstance(token, str):
         return AddedToken(token, special=True)
-    flags = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-    return AddedToken(token.content, special=token.special or is_special, **flags)
+    token.special = token.special or is_special
+    return token
 
 
 def _post_processor(whole: Mapping[str, Any]) -> processors.PostProcessor | None:

@@ -83,8 +83,8 @@ def read_settings(files: Mapping[str, Path], whole: Mapping[str, Any] | None) ->
             tokens.update(of_map)
         added = _added_tokens(files, tokens)
         for entry in _listed((whole or {}).get("added_tokens"), WHOLE):
-            content = _mapping(entry, f"{WHOLE}: added_tokens")
-            added[_token_id(content.get("id"), WHOLE)] = _token(content, WHOLE)
+            token = _mapping(entry, f"{WHOLE}: added_tokens")
+            added[_token_id(token.get("id"), WHOLE)] = _token(token, WHOLE)
     of_content = {token.content: token for token in added.values()}
     extra = tokens.pop(EXTRA[0], None) or []
     for role in ROLES:

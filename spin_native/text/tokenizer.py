@@ -41,8 +41,10 @@ class Tokenizer:
     Special tokens in a text are not interpreted: a literal `</s>` in a tweet stays text. A text longer than `max_tokens` is
     truncated. An empty text becomes the special tokens alone; GPT-2, which has none, reads `<|endoftext|>`.
 
-    backend: what cuts texts into tokens. fingerprint: sha256 over all that can change ids. truncation_side: "right", or "left"
-    to keep the end of a long text. n_embedded: rows of the model's embedding; None: any id is good. files: the tokenizer's files.
+    backend: what cuts texts into tokens. fingerprint: sha256 over all that can change ids.
+    truncation_side: "right", or "left" to keep the end of a long text.
+    end_of_text: the id that stands for an empty text, where no special tokens do.
+    n_embedded: rows of the model's embedding; None: any id is good. files: the tokenizer's files.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Tokenizer:
         fingerprint: str,
         *,
         truncation_side: str = "right",
+        end_of_text: int | None = None,
         n_embedded: int | None = None,
         files: Mapping[str, Path] | None = None,
     ) -> None:
@@ -61,6 +64,7 @@ class Tokenizer:
         self.max_tokens = max_tokens
         self.fingerprint = fingerprint
         self.n_embedded = n_embedded
+        self._end_of_text = end_of_text
         self._files = dict(files or {})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class Tokenizer:
             if not is_failure(error):
                 raise
             raise self._refused(listed, first_row, error) from None
-        ids = [encoding.ids or [self._end_of_text()] for encoding in encodings]
+        ids = [encoding.ids or self._empty() for encoding in encodings]
         self._check_embedded(ids, first_row)
         return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
 
@@ -135,9 +139,9 @@ class Tokenizer:
                 token_id = next(token_id for token_id in ids if token_id >= self.n_embedded)
                 raise TextError(
                     row,
-                    f"has token {self._backend.id_to_token(token_id)!r} of id {token_id}, but the model's embedding has "
-                    f"rows 0 to {self.n_embedded - 1}: tokenizer and model do not belong together, or the model's embedding was "
-                    "not resized for an added token",
+                    f"has token {self._backend.id_to_token(token_id)!r} of id {token_id}, the embedding has rows 0 to "
+                    f"{self.n_embedded - 1}: these files belong to different models, or the embedding was not resized for an "
+                    "added token",
                 )
 
     def token_strings(self, ids: Iterable[int] | Int[Tensor, "token"]) -> list[str]:
@@ -184,11 +188,10 @@ class Tokenizer:
                 stacklevel=3,
             )
 
-    def _end_of_text(self) -> int:
-        token_id = self._backend.token_to_id(END_OF_TEXT)
-        if token_id is None:
+    def _empty(self) -> list[int]:
+        if self._end_of_text is None:
             raise InputError(f"an empty text has no tokens, and the vocabulary holds no {END_OF_TEXT}: drop empty texts")
-        return token_id
+        return [self._end_of_text]
 
     @classmethod
     def from_files(
@@ -214,6 +217,7 @@ class Tokenizer:
             max_tokens,
             built.fingerprint,
             truncation_side=built.truncation_side,
+            end_of_text=built.end_of_text,
             n_embedded=n_embedded,
             files=files,
         )
