@@ -286,7 +286,7 @@ def test_attention_gives_a_row_the_same_bits_in_every_batch(n_heads, d_head, cau
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_attention_gives_a_row_the_same_bits_beside_rows_of_several_blocks_of_keys(dtype, threads, random):
     """torch's kernel sums 512 keys at a time."""
-    check_attention([530, 600, *random.integers(1, 200, 10).tolist()], 2, 16, False, dtype, random)
+    check_attention([600, 520, 300, *random.integers(1, 60, 7).tolist()], 2, 33, False, dtype, random)
 
 
 def check_attention(lengths, n_heads, d_head, causal, dtype, random):
