@@ -70,7 +70,6 @@ class Transformer(nn.Module):
     """
 
     model_type: ClassVar[str]  # as config.json names the family
-    special_tokens: ClassVar[tuple[str, str] | None]  # around every text: the first token and the last
     weights: ClassVar[WeightTable]
     source: Source | None = None  # set by the loader
     immovable: str | None = None  # set by the loader: why the model cannot be moved or converted, and what to do

@@ -63,7 +63,6 @@ def read_sizes(file: ConfigFile, family: str) -> ModelConfig:
 
 class Bert(Transformer):
     model_type = "bert"
-    special_tokens = ("[CLS]", "[SEP]")
 
     def __init__(self, config: BertConfig, depth: int | None = None) -> None:
         super().__init__(config, depth, BertEmbedding(config), lambda index: post_norm_block(config))

@@ -24,7 +24,6 @@ class DistilBertEmbedding(nn.Module):
 
 class DistilBert(Transformer):
     model_type = "distilbert"
-    special_tokens = ("[CLS]", "[SEP]")
 
     def __init__(self, config: ModelConfig, depth: int | None = None) -> None:
         super().__init__(config, depth, DistilBertEmbedding(config), lambda index: post_norm_block(config))

@@ -45,7 +45,6 @@ def gpt2_block(config: Gpt2Config, index: int) -> PreNormBlock:
 
 class Gpt2(Transformer):
     model_type = "gpt2"
-    special_tokens = None
 
     def __init__(self, config: Gpt2Config, depth: int | None = None) -> None:
         final_norm = LayerNorm(config.d_model, config.norm_eps)

@@ -63,7 +63,6 @@ class DistanceBias(PositionBias):
 
 class Mpnet(Transformer):
     model_type = "mpnet"
-    special_tokens = ("<s>", "</s>")
 
     def __init__(self, config: MpnetConfig, depth: int | None = None) -> None:
         bias = DistanceBias(config.n_heads)

@@ -42,7 +42,6 @@ class RobertaEmbedding(BertEmbedding):
 
 class Roberta(Transformer):
     model_type = "roberta"
-    special_tokens = ("<s>", "</s>")
 
     def __init__(self, config: RobertaConfig, depth: int | None = None) -> None:
         super().__init__(config, depth, RobertaEmbedding(config), lambda index: post_norm_block(config))
