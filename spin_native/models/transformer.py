@@ -71,7 +71,6 @@ class Transformer(nn.Module):
     """
 
     model_type: ClassVar[str]  # as config.json names the family
-    special_tokens: ClassVar[tuple[str, str] | None]  # around every text: the first token and the last
     weights: ClassVar[WeightTable]
     # Patterns of tensor names: a checkpoint with a name for each of them is certainly of this family (empty: no such names).
     certain_names: ClassVar[tuple[str, ...]] = ()

@@ -39,15 +39,15 @@ class FastBpe:
     ) -> None:
         self.vocab, self.ranks = dict(vocab), dict(ranks)
         self.added = {token.content: token_id for token_id, token in settings.added.items()}
-        self.tokens = {token.content: token for token in settings.added.values()}
+        self.added_by_id = dict(settings.added)  # where two tokens claim an id, only the later one is looked for in texts
         next_id = len({*self.vocab, *self.added})
         self.special = {*special.values(), *map(text_of, settings.extra)}
         for content in [*special.values(), *map(text_of, settings.extra)]:
             if content not in self.added:
                 self.added[content] = self.vocab.get(content, next_id)
-                self.tokens[content] = AddedToken(content, special=True)
+                self.added_by_id[self.added[content]] = AddedToken(content, special=True)
                 next_id += content not in self.vocab
-        self.special.update(token.content for token in self.tokens.values() if token.special)
+        self.special.update(token.content for token in self.added_by_id.values() if token.special)
         self.unknown = self.vocab[special["unk_token"]]
         self.first, self.last = (self._id(special[role]) for role in ("cls_token", "sep_token"))
         self.encode_special_tokens = True
@@ -86,7 +86,7 @@ class FastBpe:
         return {**self.vocab, **self.added} if with_added_tokens else dict(self.vocab)
 
     def get_added_tokens_decoder(self) -> dict[int, AddedToken]:
-        return {token_id: self.tokens[token] for token, token_id in self.added.items()}
+        return dict(self.added_by_id)
 
     def token_to_id(self, token: str) -> int | None:
         return self.added.get(token, self.vocab.get(token))
@@ -101,17 +101,21 @@ class FastBpe:
         """Token ids of one text; TypeError for a lone surrogate, as from the tokenizers library."""
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise TypeError("lone surrogate")
-        whole = [token for token in self.added if not (self.encode_special_tokens and token in self.special)]
-        ids = [token_id for piece in self._split(text, whole) for token_id in self._ids(piece, whole)]
+        looked_for = {
+            token.content: token
+            for token in self.added_by_id.values()
+            if token.content and not (self.encode_special_tokens and token.content in self.special)
+        }
+        ids = [token_id for piece in self._split(text, looked_for) for token_id in self._ids(piece, looked_for)]
         excess = max(len(ids) - max(self._max_length - 2, 0), 0)
         end = excess if self._direction == "left" else len(ids) - excess
         head, tail = ids[:end], ids[end:]
         kept, cut = (tail, head) if self._direction == "left" else (head, tail)
         return FastBpeEncoding([self.first, *kept, self.last], cut)
 
-    def _ids(self, piece: str, whole: Sequence[str]) -> list[int]:
+    def _ids(self, piece: str, looked_for: Mapping[str, AddedToken]) -> list[int]:
         """Ids of an added token, or of the words of a piece of text."""
-        if piece in whole:
+        if piece in looked_for:
             return [self.added[piece]]
         return [token_id for word in re.findall(r"\S+\n?", piece) for token_id in self._word(word)]
 
@@ -136,16 +140,16 @@ class FastBpe:
         found = self.token_to_id(token)
         return self.unknown if found is None else found
 
-    def _split(self, text: str, whole: Sequence[str]) -> list[str]:
-        """A text cut where the tokens `whole` stand, with the flags as transformers' Python tokenizers read them."""
-        if not whole:
+    def _split(self, text: str, looked_for: Mapping[str, AddedToken]) -> list[str]:
+        """A text cut where added tokens stand, with their flags as transformers' Python tokenizers read them."""
+        if not looked_for:
             return [text]
-        longest_first = sorted(whole, key=len, reverse=True)
+        longest_first = sorted(looked_for, key=len, reverse=True)
         pieces = [piece for piece in re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if piece]
         for index, piece in enumerate(pieces):
-            if piece not in whole:
+            token = looked_for.get(piece)
+            if token is None:
                 continue
-            token = self.tokens[piece]
             left, right = pieces[index - 1] if index else "", pieces[index + 1] if index + 1 < len(pieces) else ""
             if token.rstrip and right:
                 pieces[index + 1] = right.lstrip()

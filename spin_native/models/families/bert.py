@@ -63,7 +63,6 @@ def read_sizes(file: ConfigFile, family: str) -> ModelConfig:
 
 class Bert(Transformer):
     model_type = "bert"
-    special_tokens = ("[CLS]", "[SEP]")
     certain_names = ("bert.encoder.layer.0.attention.self.query.weight",)
 
     def __init__(self, config: BertConfig, depth: int | None = None) -> None:

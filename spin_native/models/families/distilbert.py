@@ -24,7 +24,6 @@ class DistilBertEmbedding(nn.Module):
 
 class DistilBert(Transformer):
     model_type = "distilbert"
-    special_tokens = ("[CLS]", "[SEP]")
     certain_names = ("*transformer.layer.0.attention.q_lin.weight",)
 
     def __init__(self, config: ModelConfig, depth: int | None = None) -> None:

@@ -45,7 +45,6 @@ def gpt2_block(config: Gpt2Config, index: int) -> PreNormBlock:
 
 class Gpt2(Transformer):
     model_type = "gpt2"
-    special_tokens = None
     certain_names = ("*wte.weight", "*wpe.weight", "*h.0.attn.c_attn.weight")
 
     def __init__(self, config: Gpt2Config, depth: int | None = None) -> None:

@@ -63,7 +63,6 @@ class DistanceBias(PositionBias):
 
 class Mpnet(Transformer):
     model_type = "mpnet"
-    special_tokens = ("<s>", "</s>")
     certain_names = ("*encoder.relative_attention_bias.weight", "*encoder.layer.0.attention.attn.q.weight")
 
     def __init__(self, config: MpnetConfig, depth: int | None = None) -> None:

@@ -43,7 +43,6 @@ class RobertaEmbedding(BertEmbedding):
 
 class Roberta(Transformer):
     model_type = "roberta"
-    special_tokens = ("<s>", "</s>")
     certain_names: ClassVar[tuple[str, ...]] = ("roberta.encoder.layer.0.attention.self.query.weight",)
 
     def __init__(self, config: RobertaConfig, depth: int | None = None) -> None:
