@@ -30,10 +30,14 @@ def _times(unit: str) -> st.SearchStrategy:
     return st.one_of(st.integers(0, 86400 * SECOND[unit] - 1), whole)
 
 
+def usual_timestamps(unit: str) -> st.SearchStrategy:
+    seconds = st.integers(-3_000_000_000, 4_000_000_000)  # years 1874 to 2096
+    exact = st.tuples(seconds, st.integers(0, SECOND[unit] - 1)).map(lambda parts: parts[0] * SECOND[unit] + parts[1])
+    return st.one_of(exact, seconds.map(lambda second: second * SECOND[unit]))
+
+
 def _timestamps(unit: str) -> st.SearchStrategy:
-    usual = st.integers(-3_000_000_000, 4_000_000_000)  # years 1874 to 2096
-    exact = st.tuples(usual, st.integers(0, SECOND[unit] - 1)).map(lambda parts: parts[0] * SECOND[unit] + parts[1])
-    return st.one_of(exact, usual.map(lambda second: second * SECOND[unit]), rarely(_ints(53 if unit == "s" else 64), 0, 15))
+    return st.one_of(usual_timestamps(unit), rarely(_ints(53 if unit == "s" else 64), 0, 8))
 
 
 def _decimals(digits: int, scale: int) -> st.SearchStrategy:
@@ -125,6 +129,20 @@ def parquet_tables(draw: st.DrawFn) -> pa.Table:
         described = pa.Schema.from_pandas(frame).metadata[b"pandas"]
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"pandas": described})
     return table
+
+
+@st.composite
+def tables_of_all_types(draw: st.DrawFn) -> OddFiles:
+    """A column of every type that holds no others, with values that all formats can hold."""
+    columns: dict[str, pa.Array] = {"text": pa.array(["a", None, "b"])}
+    for kind, values in (pair for family in FAMILIES for pair in family):
+        if pa.types.is_timestamp(kind):
+            values = usual_timestamps(kind.unit)
+        if UNKNOWN_ZONE not in str(kind) and str(kind) not in columns:
+            columns[str(kind)] = pa.array(draw(st.lists(st.none() | values, min_size=3, max_size=3)), kind)
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), file)
+    return OddFiles(".parquet", {"in-0.parquet": file.getvalue()})
 
 
 @st.composite
