@@ -282,7 +282,7 @@ def test_nothing_is_lost_where_a_buffer_of_the_reader_ends(letters, boundary, fo
 @given(odd=csv_files())
 def test_the_rules_read_csv_as_the_csv_module_does(odd):
     for content in odd.files.values():
-        text, delimiter = content.decode("latin-1"), odd.delimiter or ","
+        text, delimiter = content.replace(b"\0", b"").decode("latin-1"), odd.delimiter or ","  # csv in Python 3.10 refuses NUL
         try:
             got = [[cell or "" for cell in row] for row in split_csv(text, delimiter)]
         except Refused:
