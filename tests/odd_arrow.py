@@ -30,10 +30,14 @@ def _times(unit: str) -> st.SearchStrategy:
     return st.one_of(st.integers(0, 86400 * SECOND[unit] - 1), whole)
 
 
+def usual_timestamps(unit: str) -> st.SearchStrategy:
+    seconds = st.integers(-3_000_000_000, 4_000_000_000)  # years 1874 to 2096
+    exact = st.tuples(seconds, st.integers(0, SECOND[unit] - 1)).map(lambda parts: parts[0] * SECOND[unit] + parts[1])
+    return st.one_of(exact, seconds.map(lambda second: second * SECOND[unit]))
+
+
 def _timestamps(unit: str) -> st.SearchStrategy:
-    usual = st.integers(-3_000_000_000, 4_000_000_000)  # years 1874 to 2096
-    exact = st.tuples(usual, st.integers(0, SECOND[unit] - 1)).map(lambda parts: parts[0] * SECOND[unit] + parts[1])
-    return st.one_of(exact, usual.map(lambda second: second * SECOND[unit]), rarely(_ints(53 if unit == "s" else 64), 0, 15))
+    return st.one_of(usual_timestamps(unit), rarely(_ints(53 if unit == "s" else 64), 0, 8))
 
 
 def _decimals(digits: int, scale: int) -> st.SearchStrategy:
@@ -43,24 +47,27 @@ def _decimals(digits: int, scale: int) -> st.SearchStrategy:
 
 bits = st.binary(max_size=5)
 # fmt: off
-FLAT = [
-    (pa.bool_(), st.booleans()), (pa.null(), st.none()),
-    *((kind, _ints(kind.bit_width)) for kind in (pa.int8(), pa.int16(), pa.int32(), pa.int64())),
-    *((kind, _ints(kind.bit_width, signed=False)) for kind in (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())),
-    (pa.float16(), _floats(16)), (pa.float32(), _floats(32)), (pa.float64(), _floats(64)),
-    (pa.string(), texts), (pa.large_string(), texts), (pa.string(), texts), (pa.dictionary(pa.int32(), pa.string()), texts),
-    (pa.dictionary(pa.int8(), pa.binary()), bits), (pa.dictionary(pa.int32(), pa.string(), ordered=True), texts),
-    (pa.binary(), bits), (pa.large_binary(), bits), (pa.binary(3), st.binary(min_size=3, max_size=3)),
-    (pa.decimal128(5, 2), _decimals(5, 2)), (pa.decimal128(38, 10), _decimals(38, 10)),
-    (pa.decimal256(60, 0), _decimals(60, 0)),
-    (pa.date32(), st.integers(-30000, 60000)), (pa.date32(), _ints(32)), (pa.date64(), _ints(16).map((86_400_000).__mul__)),
-    *((kind, _times(kind.unit)) for kind in (pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns"))),
-    *((pa.timestamp(unit, zone), _timestamps(unit)) for unit in SECOND for zone in ZONES),
-    *((pa.duration(unit), st.one_of(_ints(53 if unit == "s" else 64), _ints(16))) for unit in SECOND),
+TIMES = pa.time32("s"), pa.time32("ms"), pa.time64("us"), pa.time64("ns")
+FAMILIES = [  # of types, each as likely as the others: (type, its values)
+    [(kind, _ints(kind.bit_width)) for kind in (pa.int8(), pa.int16(), pa.int32(), pa.int64())],
+    [(kind, _ints(kind.bit_width, signed=False)) for kind in (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())],
+    [(pa.float16(), _floats(16)), (pa.float32(), _floats(32)), (pa.float64(), _floats(64))],
+    [(pa.bool_(), st.booleans()), (pa.null(), st.none())],
+    [(pa.string(), texts), (pa.large_string(), texts)],
+    [(pa.dictionary(pa.int32(), pa.string()), texts), (pa.dictionary(pa.int32(), pa.string(), ordered=True), texts),
+     (pa.dictionary(pa.int8(), pa.binary()), bits)],
+    [(pa.binary(), bits), (pa.large_binary(), bits), (pa.binary(3), st.binary(min_size=3, max_size=3))],
+    [(pa.decimal128(5, 2), _decimals(5, 2)), (pa.decimal128(38, 10), _decimals(38, 10)),
+     (pa.decimal256(60, 0), _decimals(60, 0))],
+    [(pa.date32(), st.integers(-30000, 60000)), (pa.date64(), _ints(16).map((86_400_000).__mul__)), (pa.date32(), _ints(32))],
+    [(kind, _times(kind.unit)) for kind in TIMES],
+    [(pa.timestamp(unit, zone), _timestamps(unit)) for unit in SECOND for zone in ZONES],
+    [(pa.duration(unit), st.one_of(_ints(53 if unit == "s" else 64), _ints(16))) for unit in SECOND],
     # Types of later Arrow versions.
-    *((getattr(pa, name)(), values) for name, values in (("string_view", texts), ("binary_view", bits)) if hasattr(pa, name)),
-    *((getattr(pa, f"decimal{n}")(n // 4, 1), _decimals(n // 4, 1)) for n in (32, 64) if hasattr(pa, f"decimal{n}")),
+    [(getattr(pa, name)(), values) for name, values in (("string_view", texts), ("binary_view", bits)) if hasattr(pa, name)],
+    [(getattr(pa, f"decimal{n}")(n // 4, 1), _decimals(n // 4, 1)) for n in (32, 64) if hasattr(pa, f"decimal{n}")],
 ]
+flat = st.sampled_from([family for family in FAMILIES if family]).flatmap(st.sampled_from)
 # fmt: on
 
 
@@ -70,7 +77,7 @@ def columns(draw: st.DrawFn, depth: int = 2) -> tuple[pa.DataType, st.SearchStra
     shapes = ["list", "large list", "fixed list", "struct", "map", *["struct with one name twice"] * (depth == 2)]
     shape = draw(rarely(st.sampled_from(shapes), None, 4)) if depth else None
     if shape is None:
-        kind, values = draw(st.sampled_from(FLAT))
+        kind, values = draw(flat)
         return kind, st.none() | values
     kind, values = draw(columns(depth - 1))
     if pa.types.is_dictionary(kind):
@@ -109,7 +116,7 @@ def parquet_tables(draw: st.DrawFn) -> pa.Table:
     n_rows = draw(counts)
     chosen = [(name, draw(columns())) for name in draw(headers)]
     if draw(rarely(st.just(False), True, 20)):
-        kind, values = draw(rarely(st.sampled_from(FLAT), (pa.string(), texts), 5))
+        kind, values = draw(rarely(flat, (pa.string(), texts), 5))
         chosen.insert(draw(st.integers(0, len(chosen))), ("text", (kind, st.none() | values)))
     fields, arrays = [], []
     for name, (kind, values) in chosen:
@@ -122,6 +129,20 @@ def parquet_tables(draw: st.DrawFn) -> pa.Table:
         described = pa.Schema.from_pandas(frame).metadata[b"pandas"]
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"pandas": described})
     return table
+
+
+@st.composite
+def tables_of_all_types(draw: st.DrawFn) -> OddFiles:
+    """A column of every type that holds no others, with values that all formats can hold."""
+    columns: dict[str, pa.Array] = {"text": pa.array(["a", None, "b"])}
+    for kind, values in (pair for family in FAMILIES for pair in family):
+        if pa.types.is_timestamp(kind):
+            values = usual_timestamps(kind.unit)
+        if UNKNOWN_ZONE not in str(kind) and str(kind) not in columns:
+            columns[str(kind)] = pa.array(draw(st.lists(st.none() | values, min_size=3, max_size=3)), kind)
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), file)
+    return OddFiles(".parquet", {"in-0.parquet": file.getvalue()})
 
 
 @st.composite

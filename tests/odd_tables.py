@@ -51,13 +51,15 @@ KINDS = (  # values of columns that have one type, or nearly
 JSON_FLAWS = (
     "5", '"text"', "[]", "null", "{", '{"text": "a"', '{"text": "a",}', "{'text': 'a'}", '{"text": "a"}}',
     '{"text": "a"} x', '{"text" "a"}', '\ufeff{"text": "a"}', '{"text": "a\tb"}', '{"text": "\0"}', "nul", '{"a": 01}',
-    '{"a": +1}', '{"a": .5}', '{"text": "a", "text": "b"}', '{"text": "a", "a": 1, "a": 2}', '{"a": 1, "\\u0061": 2}',
-    '{"predicted_label": "mine"}', '{"text": "a", "probability_positive": null}',
-    '{"text": "a", "predicted\\u005flabel": 1}', '{"text": "a"}{"text": "b"}',
-    '{"text": "a", "deep": ' + "[" * 300 + "]" * 300 + "}",
+    '{"a": +1}', '{"a": .5}', '{"text": "a"}{"text": "b"}', '{"text": "a", "deep": ' + "[" * 300 + "]" * 300 + "}",
     '{"text": "a", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}", '{"deep": ' + '{"a":' * 5000 + "1" + "}" * 5001,
     '{"\\ud83d": 1, "text": "a"}', "{}", "{ }", ' \t{"text": "a"} ', "\xa0", '{"text": "a"}\x0b', '{"text":\r"a"}',
     '{"text": "a", "": {"": []}}', '{"text": "b", "late": [1]}', '{"text": 5, "late": 1}',
+)
+JSON_CLASHES = (  # of keys
+    '{"text": "a", "text": "b"}', '{"text": "a", "a": 1, "a": 2}', '{"a": 1, "\\u0061": 2}',
+    '{"predicted_label": "mine"}', '{"text": "a", "probability_positive": null}',
+    '{"text": "a", "predicted\\u005flabel": 1}',
 )
 # fmt: on
 
@@ -122,7 +124,7 @@ def csv_files(draw: st.DrawFn) -> OddFiles:
     header = draw(headers)
     if draw(rarely(st.just(False), True, 20)):
         header.insert(draw(st.integers(0, len(header))), "text")
-    body = draw(rarely(st.just(raw_body), csv_body, 6))
+    body = draw(rarely(st.just(raw_body), csv_body, 5))
     said, written = draw(rarely(st.sampled_from(ENCODINGS), (None, draw(rarely(st.just("utf-8-sig"), "utf-8")))))
     contents = []
     for _ in range(draw(rarely(st.integers(2, 3), 1))):
@@ -136,7 +138,7 @@ def csv_body(draw: st.DrawFn, header: Sequence[str], comma: str) -> str:
     """A header and rows; sometimes a blank line, a broken one, other line ends or none after the last row."""
     rows = draw(counts.flatmap(lambda n: st.lists(st.tuples(*[st.none() | texts] * len(header)), min_size=n, max_size=n)))
     lines = [_csv_line(draw, header, comma)] + [_csv_line(draw, row, comma) for row in rows]
-    flaw = draw(rarely(st.sampled_from(CSV_FLAWS), None))
+    flaw = draw(rarely(st.sampled_from(CSV_FLAWS), None, 6))
     if flaw is not None:
         lines.insert(draw(st.integers(0, len(lines))), flaw.replace(",", comma))
     ends = draw(st.lists(st.sampled_from(["\n", "\r\n", "\n", "\r"]), min_size=1, max_size=3))
@@ -176,7 +178,7 @@ def jsonl_files(draw: st.DrawFn) -> OddFiles:
     contents = []
     for _ in range(draw(rarely(st.integers(2, 3), 1))):
         lines = [_json_line(draw, columns, presence) for _ in range(draw(counts))]
-        flaw = draw(rarely(st.sampled_from(JSON_FLAWS), None, 6))
+        flaw = draw(rarely(st.sampled_from(JSON_FLAWS) | st.sampled_from(JSON_CLASHES), None, 4))
         if flaw is not None:
             lines.insert(draw(st.integers(0, len(lines))), flaw)
         for _ in range(draw(rarely(st.integers(1, 3), 0))):

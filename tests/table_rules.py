@@ -230,6 +230,8 @@ def _read_parquet(odd: OddFiles) -> Meaning:
         raise Refused(f"not Parquet: {error}") from error
     table = pa.concat_tables(tables)
     doubts = ["one of several files is empty"] if len(tables) > 1 and not all(map(len, tables)) else []
+    if TEXT in table.column_names and table.schema.types[table.column_names.index(TEXT)] not in STRINGS:
+        doubts.append("a column of texts that are no texts")
     return Meaning("Parquet", list(table.column_names), list(range(len(table))), table=table, doubts=doubts)
 
 

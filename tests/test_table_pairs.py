@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from odd_arrow import parquet_files
-from odd_tables import OddFiles, csv_files, jsonl_files, rarely, texts
+from odd_arrow import parquet_files, tables_of_all_types
+from odd_tables import CSV_FLAWS, JSON_CLASHES, JSON_FLAWS, OddFiles, csv_files, jsonl_files, rarely, texts
 from problems import nightly, without_shape_checks
 from table_outputs import check, check_values, refuse
 from table_rules import Pairs, Refused, meaning, split_csv
@@ -179,7 +179,7 @@ def try_tables(source_format: str, folder: Path, n_tables: int, derandomize: boo
 
 @pytest.mark.parametrize("source_format", FILES)
 def test_odd_tables_come_out_equal_in_every_format_or_are_refused(source_format, folder):
-    results = try_tables(source_format, folder, 100, derandomize=True)
+    results = try_tables(source_format, folder, 120, derandomize=True)
     assert all(results[out_format, "copied"] > 40 for out_format in OUT), results
 
 
@@ -187,7 +187,27 @@ def test_odd_tables_come_out_equal_in_every_format_or_are_refused(source_format,
 @pytest.mark.parametrize("source_format", FILES)
 def test_2000_odd_tables_of_each_format_come_out_equal_in_every_format_or_are_refused(source_format, folder):
     results = try_tables(source_format, folder, 2000, derandomize=False)
-    assert all(results[out_format, "copied"] > 800 for out_format in OUT), results
+    assert all(results[out_format, "copied"] > 700 for out_format in OUT), results
+
+
+@pytest.mark.parametrize("out_format", OUT)
+def test_every_flaw_alone_is_refused_or_harmless(out_format, folder):
+    out = folder / f"out{OUT[out_format][0]}"
+    for flaw in CSV_FLAWS:
+        try_prediction(LABELS[0], OddFiles(".csv", {"in-0.csv": f"text,a\nb,1\n{flaw}\nc,2\n".encode()}), out)
+        try_prediction(LABELS[0], OddFiles(".csv", {"in-0.csv": f"text,a\nb,1\n{flaw}".encode()}), out)
+    for flaw in (*JSON_FLAWS, *JSON_CLASHES):
+        try_prediction(LABELS[0], OddFiles(".jsonl", {"in-0.jsonl": f'{{"text": "b"}}\n{flaw}\n'.encode()}), out)
+
+
+@pytest.mark.parametrize("out_format", OUT)
+def test_every_arrow_type_is_copied(out_format, folder):
+    @examples(4)
+    @given(odd=tables_of_all_types())
+    def copied(odd):
+        assert try_prediction(LABELS[0], odd, folder / f"out{OUT[out_format][0]}") == "copied"
+
+    copied()
 
 
 @pytest.mark.parametrize("source_format", FILES)
@@ -258,11 +278,11 @@ def test_nothing_is_lost_where_a_buffer_of_the_reader_ends(letters, boundary, fo
         csv.field_size_limit(old)
 
 
-@examples(300)
+@examples(150)
 @given(odd=csv_files())
 def test_the_rules_read_csv_as_the_csv_module_does(odd):
     for content in odd.files.values():
-        text, delimiter = content.decode("latin-1"), odd.delimiter or ","
+        text, delimiter = content.replace(b"\0", b"").decode("latin-1"), odd.delimiter or ","  # csv in Python 3.10 refuses NUL
         try:
             got = [[cell or "" for cell in row] for row in split_csv(text, delimiter)]
         except Refused:

@@ -151,10 +151,17 @@ def lines_of(path: Path, encoding: str, newline: str) -> Iterator[str]:
                 yield line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
         raise _undecodable(path, encoding, error) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise unreadable(path, f"damaged, or not a gzip file ({error})") from error
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+DAMAGED = EOFError, zlib.error, gzip.BadGzipFile
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    return unreadable(path, f"damaged, or not a gzip file ({error})")
 
 
 def unreadable(path: Path, why: str) -> InputError:
@@ -234,23 +241,26 @@ def _remedy(encoding: str) -> str:
 
 
 def _undecodable(path: Path, encoding: str, error: UnicodeError) -> InputError:
-    """The error that names the first line which is not in this encoding. Reads the file once more."""
+    """The error that names the first line which is not in this encoding, or a damaged gzip file. Reads the file once more."""
     decoder = codecs.getincrementaldecoder(encoding)()
     n_lines, sample = 1, b""
-    with open_binary(path) as binary:
-        while True:
-            chunk = binary.read(SAMPLE)
-            sample = chunk or sample
-            try:
-                n_lines += decoder.decode(chunk, final=not chunk).count("\n")
-            except UnicodeDecodeError as bad:
-                n_lines += bad.object[: bad.start].decode(encoding, "ignore").count("\n")
-                sample, error = bad.object[max(bad.start - 1000, 0) : bad.start + 1000], bad
-                break
-            except UnicodeError:
-                break
-            if not chunk:
-                break
+    try:
+        with open_binary(path) as binary:
+            while True:
+                chunk = binary.read(SAMPLE)
+                sample = chunk or sample
+                try:
+                    n_lines += decoder.decode(chunk, final=not chunk).count("\n")
+                except UnicodeDecodeError as bad:
+                    n_lines += bad.object[: bad.start].decode(encoding, "ignore").count("\n")
+                    sample, error = bad.object[max(bad.start - 1000, 0) : bad.start + 1000], bad
+                    break
+                except UnicodeError:
+                    break
+                if not chunk:
+                    break
+    except DAMAGED as damage:
+        return _damaged(path, damage)
     return unreadable(path, f"line {n_lines} is not {encoding} text ({_reason(error)}); {undecodable(sample, encoding)}")
 
 
