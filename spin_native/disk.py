@@ -53,7 +53,7 @@ def json_bytes(content: object) -> bytes:
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file atomically by what `write` puts at the path it is given. Raises what `write` raises, and OSError."""
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")  # a user's own .partial file is not ours
     try:
         write(partial)
         flush(partial)
@@ -71,6 +71,8 @@ def own_file(path: Path, overwrite: bool) -> Iterator[Path]:
     After an error, or an interrupt, it is deleted. Raises FileExistsError at the end if `path` is there and `overwrite` is not
     given: of two runs only one can finish. Raises OSError.
     """
+    if overwrite and path.is_symlink():
+        path = path.resolve()  # replace what the link points to, not the link
     partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
@@ -86,6 +88,8 @@ def own_file(path: Path, overwrite: bool) -> Iterator[Path]:
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL))
                 os.replace(partial, path)
         else:
+            if path.exists():
+                os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
             os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -106,7 +110,10 @@ def flush(path: Path) -> None:
 @contextmanager
 def writer(folder: Path) -> Iterator[None]:
     """Lock a folder for writing; InputError if another process holds the lock. The lock of a killed process is free."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: no folder can be made there ({error.strerror or error}); choose another name") from error
     try:
         with FileLock(folder / LOCK, timeout=0):
             yield
@@ -210,7 +217,9 @@ def check_header(start: bytes) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's content."""
+    """sha256 of a file's content; OSError for what is no ordinary file: reading a pipe would wait for ever."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path.name} is no ordinary file")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

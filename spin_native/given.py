@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from spin_native.errors import InputError, TextError
 
+HUGE = 10**300  # a larger whole number is no float
 # Missing values whose comparison with themselves gives no bool: pandas' NA, and a masked entry of a NumPy array.
 MISSING_TYPES = ("NAType", "MaskedConstant")
 
@@ -144,8 +145,12 @@ def numbers_of(given: object) -> list[Any] | None:
         values = [plain(value) for value in rows_of(given, "")] if given is not iter(given) else []  # type: ignore[call-overload]
     except (InputError, TypeError):
         return None
-    is_all = all(isinstance(value, Real) and not isinstance(value, bool) for value in values)
+    is_all = all(isinstance(value, Real) and not isinstance(value, bool) and not _is_huge(value) for value in values)
     return values if values and is_all else None
+
+
+def _is_huge(value: Real) -> bool:
+    return isinstance(value, Integral) and not -HUGE < int(value) < HUGE
 
 
 def _short(value: object) -> str:

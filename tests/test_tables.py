@@ -281,3 +281,23 @@ def test_csv_and_jsonl_need_no_pyarrow(tmp_path):
     )
     subprocess.run([sys.executable, "-c", program, tmp_path / "in.csv", tmp_path / "out.jsonl"], check=True)
     assert read(tmp_path / "out.jsonl") == [{"text": "a", "n": 1}]
+
+
+def test_a_column_of_json_text_is_read_as_the_values_that_were_written(tmp_path):
+    """One number among the texts makes a JSONL column JSON text in Parquet; read again, the texts have no quotes."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.parquet"
+    source.write_text('{"text": "a joy", "label": "good"}\n{"text": "b", "label": 7}\n')
+    table = tables.open_source(source)
+    with tables.open_writer(out, table, {"new": int}) as writer:
+        for block in table.blocks(["text"]):
+            writer.write(block, {"new": [1] * block.n_rows})
+    (block,) = tables.open_source(out).blocks(["text"])
+    assert block.values("text") == ["a joy", "b"]
+    assert block.values("label") == ["good", 7]
+
+
+def test_labels_of_typed_files_are_read_as_the_known_type(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "a", "label": "1"}\n{"text": "b", "label": 0}\n')
+    assert tables.read_labelled(source, "text", "label", labels_as=int)[1] == [1, 0]
+    assert tables.read_labelled(source, "text", "label", labels_as=str)[1] == ["1", "0"]

@@ -79,3 +79,9 @@ def test_a_score_that_speaks_for_the_second_class_is_explained_with_the_sign_of_
     assert classes.explained(TWO[1]) == (0, 1)
     assert Classes(np.array([0, 1, 2])).explained(np.array([0.2, 0.5, 0.3])) == (1, 1)
     assert Values().explained(NUMBERS[0]) == (0, 1)
+
+
+def test_classes_past_63_bits_stay_whole_beside_small_ones():
+    task = Classes.learn([2**63, 1] * 4, 8, "rows")
+    assert task.classes.tolist() == [1, 2**63]
+    assert task.encode([2**63, 1], 2, "rows").tolist() == [1, 0]

@@ -147,9 +147,9 @@ class Promise:
 
     def is_kept(self, deepest: int) -> bool:
         """Whether its counts support it. An exit at the deepest head, where every row ends anyway, needs no support."""
-        if self.n_harmed > self.n_rows or self.mean_depth > deepest:
-            return False
         n_texts = self.n_rows if self.n_texts is None else self.n_texts
+        if not self.n_harmed <= n_texts <= self.n_rows or self.mean_depth > deepest:
+            return False
         is_deepest = self.exit == Exit("fixed", deepest)
         return is_deepest or harm_bound(self.n_harmed, n_texts, self.confidence) <= self.max_accuracy_drop
 

@@ -145,6 +145,10 @@ class Learnt(BaseEstimator):
 
     @heads_.setter
     def heads_(self, heads: Mapping[int, Head]) -> None:
+        if not isinstance(heads, Mapping) or not heads or not all(isinstance(head, Head) for head in heads.values()):
+            raise InputError(f"heads_ is a {type(heads).__name__}; expected one head or more by depth, {{depth: head}}")
+        if others := {head.task.name for head in heads.values()} - {self.task}:
+            raise InputError(f"heads_ holds heads of a {min(others)}; expected those of a {self.task}")
         deployed = self._place.deploy(heads, self._deployed.checkpoint)
         changed = {"_heads": deployed.heads, "depth_": deployed.depth, "exit_": Exit("fixed", deployed.depth), "promise_": None}
         self.__dict__.update(changed, _deployed=deployed, _content=None)

@@ -1,6 +1,7 @@
 """The program `spin-native`: its list of commands, its errors and its exit codes. Each command has a file of its own."""
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import click
 from spin_native.errors import InputError
 from spin_native.version import __version__
 
-ERROR, INTERRUPTED = 1, 130
+ERROR, INTERRUPTED, TERMINATED = 1, 130, 143
 
 # Command -> its line in `spin-native --help`. A command's module is imported only when the command is used.
 COMMANDS = {
@@ -62,6 +63,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # whatever LC_ALL says: no text is lost
+    if arguments is None:  # this process is ours
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that unfinished files are deleted
     warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
     try:
         cli.main(arguments, prog_name="spin-native", standalone_mode=False)
@@ -71,7 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _stop("interrupted; what was finished is kept", INTERRUPTED)
+        _stop("interrupted; finished shards of a store are kept, and no unfinished file", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:

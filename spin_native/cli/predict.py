@@ -73,6 +73,10 @@ def predict(
     """
     if bool(texts) == bool(source) or bool(source) != bool(out):
         raise click.UsageError("give either TEXTS, or --in FILE and --out FILE")
+    if "-" in texts and len(texts) > 1:
+        raise click.UsageError('"-" stands for the lines of standard input and cannot be given beside other texts')
+    if texts and (overwrite or delimiter is not None or (encoding is not None and texts != ("-",))):
+        raise click.UsageError("--overwrite, --delimiter and --encoding are for --in (--encoding also for -); leave them out")
     if source and out:  # before the model is loaded
         table = tables.open_source(source, delimiter=delimiter, encoding=encoding)
         tables.check_output(out, overwrite, table)

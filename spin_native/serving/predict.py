@@ -24,7 +24,8 @@ class Predicted:
     """What `predict_files` wrote.
 
     out: the file. n_rows: rows written. n_rejected: rows without a text, whose new columns are empty. rejected_rows: numbers of
-    the first of them (the file's first row is 0). n_truncated: texts that the base model could not read to their end.
+    the first of them (0 is the first row of all files together). n_truncated: texts that the base model could not read to
+    their end.
     """
 
     out: Path

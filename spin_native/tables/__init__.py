@@ -15,6 +15,7 @@ CSV is read with Python's csv module and JSONL with its json module, Parquet wit
 guess types and rewrite rows, so nothing could pass through; pyarrow's CSV reader loses a byte at some block boundaries.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,7 @@ def check_output(out: str | Path, overwrite: bool, source: Source | None = None)
         raise InputError(f"{out}: this output file would be part of the input {source.label}; choose another folder")
     if out.is_dir():
         raise InputError(f"{out}: is a folder; expected the name of a file")
-    if out.exists() and not overwrite:
+    if os.path.lexists(out) and not overwrite:
         raise InputError(f"{out}: already exists; choose another name, or allow it to be replaced (--overwrite)")
 
 

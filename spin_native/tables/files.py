@@ -81,9 +81,9 @@ def _expanded(path: Path) -> list[Path]:
         is_glob = glob.has_magic(str(path)) and not path.exists()
         files = sorted(map(Path, glob.glob(str(path), recursive=True))) if is_glob else [path]
         for file in files:
-            ending_of(file)
             if not file.exists():
                 raise InputError(f"{file}: no such file")
+            ending_of(file)
             if not file.is_file():
                 raise InputError(f"{file}: not a file; expected files of a table")
     except OSError as error:

@@ -35,7 +35,8 @@ def labelled_rows(source: Source, text: str, label: str, labels_as: type | None)
 
     if source.format == "CSV":
         return texts, _from_text(labels, label, labels_as, place)
-    return texts, _whole_floats_as_int(labels) if labels_as in (None, int) else labels
+    labels = _whole_floats_as_int(labels) if labels_as in (None, int) else labels
+    return texts, labels if labels_as is None else [_as_known(value, labels_as) for value in labels]
 
 
 def checked_texts(block: Block, column: str) -> list[str]:
@@ -69,10 +70,20 @@ def _from_text(labels: list[str], column: str, labels_as: type | None, place: Ca
         value = read(label)
         if value is None:
             raise InputError(
-                f"{place(row)} has {label!r:.60} in column {column!r}; expected {expected}, as the other labels are"
+                f"{place(row)} has {label!r:.60} in column {column!r}; expected {expected}, as the known labels are"
             )
         values.append(value)
     return values
+
+
+def _as_known(value: Any, labels_as: type) -> Any:
+    """A label of a typed file as the type of the known labels, where it is written as one: "7" is 7 beside numbers."""
+    if labels_as is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and labels_as in READERS:
+        read = READERS[labels_as][0](value)
+        return value if read is None else read
+    return value
 
 
 def _int(text: str) -> int | None:

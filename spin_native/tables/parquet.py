@@ -1,5 +1,6 @@
 """Parquet, the only format that needs pyarrow: this module is imported when a file of it is read or written."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,8 +106,13 @@ class ParquetBlock(Block):
         self.path, self.first_row, self.n_rows, self._batch = path, first_row, batch.num_rows, batch
 
     def values(self, column: str) -> list[Any]:
+        place = self._batch.schema.names.index(column)
+        field = self._batch.schema.field(place)
         try:
-            return self._batch.column(self._batch.schema.names.index(column)).to_pylist()
+            values: list[Any] = self._batch.column(place).to_pylist()
+            if (field.metadata or {}).get(b"spin_native") == b"json":  # a JSONL column of several types, as we write it
+                return [None if value is None else json.loads(value) for value in values]
+            return values
         except UNREADABLE as error:
             raise InputError(f"{self.path}: column {column!r} cannot be read ({error})") from error
 

@@ -138,6 +138,8 @@ def _charsmaps(normalizer: dict[str, Any] | None) -> Iterator[str]:
         yield from (step["precompiled_charsmap"] for step in steps if step.get("type") == "Precompiled")
 
 
+# What tokenizer.json must hold for each way to build.
+MODEL_OF: dict[Callable[..., Any], str] = {word_piece: "WordPiece", byte_level_bpe: "BPE", unigram: "Unigram"}
 VOCAB_TXT, VOCAB_AND_MERGES = ("vocab.txt",), ("vocab.json", "merges.txt")
 CLASSES = {
     "BertTokenizer": TokenizerClass(word_piece, VOCAB_TXT, {**BERT_TOKENS}, ("cls_token", "sep_token")),

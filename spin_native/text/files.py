@@ -17,6 +17,7 @@ from spin_native.text.classes import (
     CLASS_OF_FAMILY,
     CLASSES,
     END_OF_TEXT,
+    MODEL_OF,
     ROBERTA_TOKENS,
     Parts,
     in_order,
@@ -132,6 +133,11 @@ def _backend(
             f"{expected + ' or ' if expected else ''}{WHOLE}; load it with transformers and save it in this folder"
         )
     special = rules.tokens(settings.special)
+    if whole is not None and (kind := whole["model"].get("type")) not in (None, MODEL_OF[rules.build]):
+        raise InputError(
+            f"{files[WHOLE]}: holds a {kind} model, {name} needs {MODEL_OF[rules.build]}; name the right tokenizer_class in "
+            "tokenizer_config.json, or the right model_type in config.json"
+        )
     if whole is not None:
         vocab, merges, charsmap = parts_of_file(whole["model"], whole.get("normalizer"))
     else:

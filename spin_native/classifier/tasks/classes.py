@@ -90,7 +90,7 @@ class Classes(Task):
     def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
         """By class: every class has its share in both parts."""
         self.check_split(labels, share)
-        train, validation = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
+        train, validation = train_test_split(np.arange(len(labels)), test_size=float(share), stratify=labels, random_state=seed)
         self.check_training(labels[train])
         return train, validation
 
@@ -174,7 +174,8 @@ def _as_array(classes: Sequence[Label], what: str) -> Shaped[Array, "class"]:
     largest = 2**63 if min(numbers, default=0) < 0 else 2**64  # int64, or uint64
     if outside := [label for label in numbers if not -(2**63) <= label < largest]:
         raise InputError(f"{what}: the label {outside[0]} does not fit 64 bits beside the others; write the labels as text")
-    return np.array(classes)
+    is_large = any(label >= 2**63 for label in numbers)
+    return np.array(classes, dtype=np.uint64 if is_large else None)  # without it a mix of large and small ones becomes float
 
 
 def _checked_labels(labels: Iterable[Any], n_texts: int, what: str) -> list[Label]:

@@ -84,7 +84,7 @@ class Values(Task):
 
     def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
         self.check_split(labels, share)
-        train, validation = train_test_split(np.arange(len(labels)), test_size=share, random_state=seed)
+        train, validation = train_test_split(np.arange(len(labels)), test_size=float(share), random_state=seed)
         self.check_training(labels[train])
         return train, validation
 

@@ -54,10 +54,10 @@ def family_of(names: Iterable[str], where: str) -> str:
     if len(certain) == 1:
         return certain[0]
     possible = [family.model_type for family in FAMILIES.values() if family.weights.fit(names)]
-    line = f'"model_type": {json.dumps(possible[0] if possible else "bert")}'
+    lines = " or ".join(f'"model_type": {json.dumps(name)}' for name in possible or FAMILIES)
     raise InputError(
-        f"{where}: names no model_type, and its tensors' names fit {', '.join(possible) or 'no family'}; add {line} to it, "
-        f"or the right one of {', '.join(possible or FAMILIES)}"
+        f"{where}: names no model_type, and its tensors' names fit {', '.join(possible) or 'no family'}; add the line of its "
+        f"family to it: {lines}"
     )
 
 

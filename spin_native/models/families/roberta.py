@@ -1,7 +1,6 @@
 """RoBERTa (Liu et al. 2019): BERT's arithmetic, with positions that start after the padding id."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -43,7 +42,6 @@ class RobertaEmbedding(BertEmbedding):
 
 class Roberta(Transformer):
     model_type = "roberta"
-    certain_names: ClassVar[tuple[str, ...]] = ("roberta.encoder.layer.0.attention.self.query.weight",)
 
     def __init__(self, config: RobertaConfig, depth: int | None = None) -> None:
         super().__init__(config, depth, RobertaEmbedding(config), lambda index: post_norm_block(config))
