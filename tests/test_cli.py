@@ -221,8 +221,6 @@ OTHER_OPTIONS = [("-", "more"), ("a", "--overwrite"), ("a", "--delimiter", ";"),
 
 
 @pytest.mark.parametrize("arguments", OTHER_OPTIONS)
-    "arguments", [("-", "more"), ("a", "--overwrite"), ("a", "--delimiter", ";"), ("a", "--encoding", "x")]
-)
 def test_options_that_mean_nothing_beside_texts_are_refused(spin, saved, arguments):
     code, out, err = spin("predict", saved, *arguments)
     assert (code, out) == (2, "")

@@ -225,6 +225,7 @@ def test_numbers_as_text_and_broken_lines_are_refused(spin, tiny_model, tmp_path
         (tmp_path / "b.jsonl").write_text('{"text": "a", "label": "p"}\n' + line + "\n")
         assert message in spin.fails("fit", tmp_path / "b.jsonl", *fit)
     assert "no such file" in spin.fails("fit", tmp_path / "no.csv", *fit)
+    (tmp_path / "no.xlsx").touch()
     assert "unknown file format" in spin.fails("fit", tmp_path / "no.xlsx", *fit)
 
 
@@ -259,6 +260,12 @@ def cut(folder):
     path.write_bytes(path.read_bytes()[:-4])
 
 
+def past_the_embedding(folder):
+    """A word that the texts use gets the id after the last row."""
+    words = (folder / "vocab.txt").read_text().replace("good\n", "spare\n")
+    (folder / "vocab.txt").write_text(words + "good\n")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -271,7 +278,7 @@ def cut(folder):
         (change_tensors(lambda t, name: t[name].fill_(float("nan"))), "holds NaN or infinity"),
         (cut, "damaged or cut short"),
         (lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"), "a git-lfs pointer"),
-        (lambda f: (f / "vocab.txt").write_text((f / "vocab.txt").read_text() + "extra\n"), "the tokenizer has ids up to"),
+        (past_the_embedding, "has token 'good' of id 24, the embedding has rows 0 to 23"),
         (lambda f: (f / "vocab.txt").unlink(), "holds no tokenizer.json"),
         (lambda f: (f / "config.json").write_text("{"), "not JSON"),
     ],

@@ -92,7 +92,7 @@ def test_a_token_past_the_embedding_is_an_error_only_when_a_text_uses_it(bert):
     write_config(bert, "bert", n_vocab)
     ours = configured(bert, added_tokens_decoder={str(n_vocab): {"content": "@USER", "normalized": False}})
     assert len(ours.encode(["the film"]).ids[0]) == 4
-    message = rf"text 1: token '@USER' has id {n_vocab}, the embedding has rows 0 to {n_vocab - 1}"
+    message = rf"text 1 has token '@USER' of id {n_vocab}, the embedding has rows 0 to {n_vocab - 1}"
     with pytest.raises(sn.InputError, match=message):
         ours.encode(["the film", "the @USER"])
     with pytest.raises(sn.InputError, match=message):
@@ -103,7 +103,7 @@ def test_a_token_past_the_embedding_is_an_error_only_when_a_text_uses_it(bert):
 def test_what_is_no_sequence_of_texts_or_ids_is_refused(bert, wrong, unchecked):
     ours = sn.load_tokenizer(bert)
     for read in (ours.encode, ours.token_strings):
-        with pytest.raises(sn.InputError, match="expected"):
+        with pytest.raises(sn.InputError, match=r"expected|pass a list"):
             read(wrong)
 
 
