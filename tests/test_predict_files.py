@@ -281,6 +281,7 @@ def test_what_cannot_be_predicted_is_refused(fitted, tmp_path, rows, arguments, 
 def test_unknown_formats_and_missing_files_are_refused(fitted, tmp_path):
     with pytest.raises(sn.InputError, match=r"no\.csv: no such file"):
         predict_files(fitted, tmp_path / "no.csv", tmp_path / "out.csv")
+    (tmp_path / "no.xlsx").touch()
     with pytest.raises(sn.InputError, match=r"no\.xlsx: unknown file format; expected a name that ends in \.csv"):
         predict_files(fitted, tmp_path / "no.xlsx", tmp_path / "out.csv")
     source = write(tmp_path / "in.csv", [{"text": "good"}])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ class ParquetBlock(Block):
         try:
             values: list[Any] = self._batch.column(place).to_pylist()
             if (field.metadata or {}).get(b"spin_native") == b"json":  # a JSONL column of several types, as we write it
-                return [None if value is None else json.loads(value) for value in values]
+                with suppress(ValueError, RecursionError):  # the mark stands on other text: not by us
+                    return [None if value is None else json.loads(value) for value in values]
             return values
         except UNREADABLE as error:
             raise InputError(f"{self.path}: column {column!r} cannot be read ({error})") from error
