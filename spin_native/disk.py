@@ -53,23 +53,17 @@ def json_bytes(content: object) -> bytes:
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file atomically by what `write` puts at the path it is given. Raises what `write` raises, and OSError."""
-    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")  # a user's own .partial file is not ours
-    try:
+    with own_file(path, overwrite=True) as partial:
         write(partial)
-        flush(partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    flush(path.parent)
 
 
 @contextmanager
 def own_file(path: Path, overwrite: bool) -> Iterator[Path]:
     """A new hidden file beside `path`, named for this run alone, which becomes `path` at the end of the `with` block.
 
-    After an error, or an interrupt, it is deleted. Raises FileExistsError at the end if `path` is there and `overwrite` is not
-    given: of two runs only one can finish. Raises OSError.
+    After an error, or an interrupt, it is deleted. With `overwrite` a link's target is replaced, and keeps its permissions.
+    Raises InputError at the end if `path` is there and `overwrite` is not given, since of two runs only one can finish; and
+    OSError.
     """
     if overwrite and path.is_symlink():
         path = path.resolve()  # replace what the link points to, not the link
@@ -78,22 +72,36 @@ def own_file(path: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield partial
         flush(partial)
-        if not overwrite:
-            try:
-                os.link(partial, path)  # fails if the name is taken
-                partial.unlink()
-            except FileExistsError:
-                raise
-            except OSError:  # a disk without hard links: take the name first
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-                os.replace(partial, path)
-        else:
+        if overwrite:
             if path.exists():
                 os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
             os.replace(partial, path)
+        else:
+            _take_name(path, partial)
     finally:
         partial.unlink(missing_ok=True)
     flush(path.parent)
+
+
+def _take_name(path: Path, partial: Path) -> None:
+    """Give a whole file its name; InputError if another file has it by now."""
+    try:
+        try:
+            os.link(partial, path)
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without hard links: take the name first
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError as error:
+        raise InputError(
+            f"{path}: another run has written this file in the meantime; choose another name, or --overwrite"
+        ) from error
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        path.unlink()  # empty
+        raise
 
 
 def flush(path: Path) -> None:
@@ -217,9 +225,7 @@ def check_header(start: bytes) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's content; OSError for what is no ordinary file: reading a pipe would wait for ever."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(f"{path.name} is no ordinary file")
+    """sha256 of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(2**20):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from commands import QUICK, QUICK_OPTIONS, Spin, labelled, write
@@ -229,3 +230,14 @@ def test_a_word_among_the_values_of_a_regression_is_named(spin, tiny_model, tmp_
     (tmp_path / "in.csv").write_text("text,label\na,1.5\nb,high\n")
     fit = ("fit", tmp_path / "in.csv", "--task", "regression", "--model", tiny_model, "--out", tmp_path / "clf")
     assert "row 1 (the first is 0) has 'high' in column 'label'; expected a number" in spin.fails(*fit)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
+def test_a_run_that_is_terminated_leaves_no_file(saved, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": f"good film {number}"} for number in range(200_000)])
+    done = subprocess.Popen([*PROGRAM, "predict", str(saved), "--in", str(source), "--out", str(tmp_path / "out.jsonl")])
+    while not list(tmp_path.glob(".out.jsonl.*")) and done.poll() is None:
+        time.sleep(0.02)
+    done.terminate()
+    assert done.wait(60) == 143
+    assert not list(tmp_path.glob("*out.jsonl*"))

@@ -268,6 +268,24 @@ def test_shards_of_another_shape_or_elsewhere_are_refused(parts, tmp_path, small
         sn.ActivationStore(tmp_path / "s").array(site="activation", pooling="mean", layer=0)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_pipe_in_place_of_a_shard_is_refused_instead_of_waited_for(parts, tmp_path, small_shards):
+    sn.extract(*parts, TEXTS, store=tmp_path)
+    shard = tmp_path / "rows-0000000000.safetensors"
+    shard.unlink()
+    os.mkfifo(shard)
+    store = sn.ActivationStore(tmp_path)
+    for use in (store.verify, lambda: store.array(site="activation", pooling="mean", layer=0)):
+        with pytest.raises(sn.InputError, match="no ordinary file; expected a shard"):
+            use()
+
+
+def test_a_store_is_not_made_where_a_file_is(parts, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(sn.InputError, match="no folder can be made there"):
+        sn.extract(*parts, TEXTS, store=tmp_path / "file")
+
+
 WRITER = """
 import sys, time
 import spin_native as sn

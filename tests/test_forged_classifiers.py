@@ -89,6 +89,7 @@ def test_forged_tensors_are_refused_by_name(linear, change, message):
         (lambda d: d.update(exit="fixed:7"), "no head at depth 7; there are heads at 1, 2"),
         (lambda d: d.update(exit="patience:2"), "patience 2 needs more than the 2 heads"),
         (lambda d: d["promise"].update(n_harmed=400), "400 of 500 rows harmed are too many to promise a drop of at most 0.01"),
+        (lambda d: d["promise"].update(n_texts=10**6), "are too many to promise"),  # more texts than its 500 rows
         (lambda d: d["promise"].update(n_harmed=-1), r"at `\$\.promise\.n_harmed`"),
         (lambda d: d["promise"].update(confidence=1.0), r"at `\$\.promise\.confidence`"),
         (lambda d: d["settings"].update(metric="luck"), "metric is 'luck'"),

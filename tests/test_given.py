@@ -216,6 +216,7 @@ def test_the_row_in_an_error_is_the_one_that_was_given(tiny_model, texts, labels
         ({"Cs": np.array([1.0, np.nan])}, "Cs is array"),
         ({"Cs": {1.0}}, "Cs is {1.0}"),
         ({"Cs": iter([1.0])}, "Cs is <list_iterator"),
+        ({"Cs": [10**400]}, "Cs is"),
         ({"head_Cs": [True]}, "head_Cs is .True."),
         ({"head_Cs": "12"}, "head_Cs is '12'"),
         ({"etas": 0.5}, "etas is 0.5; expected one number or more in a list"),

@@ -204,6 +204,30 @@ def test_the_output_has_the_permissions_of_any_new_file(fitted, tmp_path):
     assert (tmp_path / "out.jsonl").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these permissions nor plain links")
+def test_a_replaced_file_keeps_its_permissions_and_a_link_its_target(fitted, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good film"}])
+    (tmp_path / "real.jsonl").touch(0o600)
+    (tmp_path / "out.jsonl").symlink_to(tmp_path / "real.jsonl")
+    predict_files(fitted, source, tmp_path / "out.jsonl", overwrite=True)
+    assert (tmp_path / "out.jsonl").is_symlink()
+    assert (tmp_path / "real.jsonl").stat().st_mode & 0o777 == 0o600
+    assert "predicted_label" in (tmp_path / "real.jsonl").read_text()
+
+
+def test_a_link_to_nothing_is_an_output_that_exists(fitted, tmp_path):
+    source = write(tmp_path / "in.jsonl", [{"text": "good film"}])
+    (tmp_path / "out.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    with pytest.raises(sn.InputError, match="already exists"):
+        predict_files(fitted, source, tmp_path / "out.jsonl")
+
+
+def test_an_exit_that_is_none_is_refused(fitted, tmp_path, unchecked):
+    source = write(tmp_path / "in.jsonl", [{"text": "good film"}])
+    with pytest.raises(sn.InputError, match="exit 5; expected fixed"):
+        predict_files(fitted, source, tmp_path / "out.jsonl", exit=5)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows limits no file's size")
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet", ".jsonl.gz"])
 def test_a_full_disk_is_one_sentence_and_no_file(tmp_path, ending):

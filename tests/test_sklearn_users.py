@@ -231,3 +231,16 @@ def test_classes_and_heads_change_together(tiny_model, clf, texts, labels):
         changed.fit(["\ud800", *texts[1:]], ["x", "y"] * 40)
     assert changed.classes_.tolist() == ["not negative", "not positive"]
     assert clf.classes_.tolist() == ["negative", "positive"]
+
+
+def test_what_is_no_head_of_this_task_cannot_become_one(tiny_model, clf, texts, unchecked):
+    regressor = sn.SpinRegressor(str(tiny_model), **QUICK).fit(texts, np.linspace(0, 1, len(texts)))
+    for heads, message in (
+        (regressor.heads_, "heads of a regression; expected those of a classification"),
+        ({}, "one head or more by depth"),
+        (5, "heads_ is a int"),
+    ):
+        changed = copy.copy(clf)
+        with pytest.raises(sn.InputError, match=message):
+            changed.heads_ = heads
+        assert np.array_equal(changed.predict_proba(texts), clf.predict_proba(texts))

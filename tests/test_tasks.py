@@ -81,6 +81,14 @@ def test_a_score_that_speaks_for_the_second_class_is_explained_with_the_sign_of_
     assert Values().explained(NUMBERS[0]) == (0, 1)
 
 
+def test_a_share_may_be_any_number(unchecked):
+    labels = np.tile([0, 1], 20)
+    whole = Classes(np.array(["a", "b"])).split(labels, 0.25, 0)
+    assert [part.tolist() for part in Classes(np.array(["a", "b"])).split(labels, np.float32(0.25), 0)] == [
+        part.tolist() for part in whole
+    ]
+
+
 def test_classes_past_63_bits_stay_whole_beside_small_ones():
     task = Classes.learn([2**63, 1] * 4, 8, "rows")
     assert task.classes.tolist() == [1, 2**63]

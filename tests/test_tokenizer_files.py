@@ -225,6 +225,14 @@ def test_an_unknown_class_uses_tokenizer_json_as_it_stands(tmp_path):
     assert ours.encode(["Film"]).ids != ours.encode(["film"]).ids
 
 
+def test_a_tokenizer_json_of_another_kind_than_its_class_is_refused(tmp_path):
+    """Built anyway, it would give other ids without a word: a Unigram vocabulary read by RoBERTa's class, for one."""
+    write_config(tmp_path, "roberta", 200)
+    write_vocabulary(tmp_path, "bert").save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(sn.InputError, match="holds a WordPiece model, RobertaTokenizer needs BPE; name the right"):
+        sn.load_tokenizer(tmp_path)
+
+
 def test_model_max_length_is_no_limit(bert):
     assert len(configured(bert, model_max_length=5).encode(["the " * 90]).ids[0]) == N_POSITIONS + 2
 

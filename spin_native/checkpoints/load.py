@@ -225,4 +225,4 @@ def load_tokenizer(
     Raises InputError if the tokenizer is missing or damaged. A token id past the model's embedding is an error only when a text
     uses it.
     """
-    return Checkpoint(Location(str(name), revision)).load_tokenizer(special_tokens_in_text=special_tokens_in_text)
+    return Checkpoint(Location(name, revision)).load_tokenizer(special_tokens_in_text=special_tokens_in_text)

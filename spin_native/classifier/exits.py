@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -34,7 +35,7 @@ class Exit:
     def __post_init__(self) -> None:
         if self.by not in get_args(ExitBy):
             raise InputError(f"exit by {self.by!r}; expected one of {', '.join(get_args(ExitBy))}")
-        if self.value is not None and not (is_number(self.value) or isinstance(self.value, float)):
+        if self.value is not None and (not isinstance(self.value, Real) or isinstance(self.value, bool)):
             raise InputError(f"the exit's value is {self.value!r}; expected a number or None")
         number = -1.0 if self.value is None else self.value
         is_depth = (is_whole(number) or float(number).is_integer()) and number >= 1

@@ -31,6 +31,7 @@ Copied = TypeVar("Copied", bound="Learnt")
 # The learnt attributes that a saved classifier does not hold, or that users change after the fit.
 APART = ("exit_", "promise_", "seconds_")
 LEARNT = tuple(f"{field.name}_" for field in fields(Fitted))
+IN_CONTENT = tuple(name for name in LEARNT if name not in APART)
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Learnt(BaseEstimator):
         if "_heads" not in state:
             return state
         content = state.get("_content") or Content.of(*self._learnt(), self._deployed.checkpoint)
-        left_out = {*LEARNT, "_heads", "_deployed"} - {*APART}
+        left_out = (*IN_CONTENT, "_heads", "_deployed")
         kept = {name: value for name, value in state.items() if name not in left_out}
         return {**kept, "_content": content, "_n_truncated": self.n_truncated_}
 
@@ -117,7 +118,7 @@ class Learnt(BaseEstimator):
         super().__setstate__(state)
         if (content := state.get("_content")) is not None:
             fitted = saved.restored(content.read())
-            learnt = {name: getattr(fitted, name[:-1]) for name in LEARNT if name not in ("task_", "heads_", *APART)}
+            learnt = {name: getattr(fitted, name[:-1]) for name in IN_CONTENT if name not in ("task_", "heads_")}
             self.__dict__.update(learnt, _heads=fitted.heads)
 
     def __copy__(self: Copied) -> Copied:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from spin_native.classifier.estimators import DTYPES
-from spin_native.tables.texts import is_unicode
+from spin_native.given import is_unicode
 
 file_path = click.Path(path_type=Path)
 

@@ -307,8 +307,10 @@ class ActivationStore(Features):
         return array
 
     def _path(self, shard: Shard) -> Path:
-        """Where a shard is; InputError for a link that leads out of the folder."""
+        """Where a shard is; InputError for a link that leads out of the folder, and for what is no file."""
         path = self.folder / shard.file
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise InputError(f"{path}: no ordinary file; expected a shard: extract again")
         if path.is_symlink() and path.resolve().parent != self.folder.resolve():
             raise InputError(f"{path}: a link out of the folder; expected the shard itself: extract again")
         return path

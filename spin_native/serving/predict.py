@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from spin_native import tables
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.classifier.exits import Exit
-from spin_native.tables.texts import is_unicode
+from spin_native.given import is_unicode
 from spin_native.text.tokenizer import TruncationWarning
 
 LABEL = "predicted_label"
@@ -68,7 +68,7 @@ def predict_files(
     table, out = tables.open_source(source, delimiter=delimiter, encoding=encoding), Path(out)
     tables.check_output(out, overwrite, table)
     table.check([text])
-    chosen = clf.exit_ if exit is None else Exit.parse(exit) if isinstance(exit, str) else exit
+    chosen = Exit.of(clf.exit_ if exit is None else exit)
     truncated_before = clf.n_truncated_
     n_rows = n_rejected = 0
     rejected_rows: list[int] = []
@@ -80,9 +80,9 @@ def predict_files(
         warnings.simplefilter("ignore", TruncationWarning)  # counted in the result, instead of one warning per block
         for block in table.blocks([text]):
             texts = block.values(text)
-            usable = [row for row, value in enumerate(texts) if _is_text(value)]
-            writer.write(block, _new_columns(clf, texts, usable, chosen))
-            rejected = [row for row, value in enumerate(texts, n_rows) if not _is_text(value)]
+            is_usable = [_is_text(value) for value in texts]
+            writer.write(block, _new_columns(clf, texts, np.flatnonzero(is_usable).tolist(), chosen))
+            rejected = [row for row, usable in enumerate(is_usable, n_rows) if not usable]
             rejected_rows += rejected[: LISTED_ROWS - len(rejected_rows)]
             n_rejected += len(rejected)
             n_rows += block.n_rows

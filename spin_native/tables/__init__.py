@@ -6,7 +6,8 @@ columns are added. Across formats values have one text form each:
 - CSV: a cell that is empty without quotes is a missing value, `""` an empty text. All else is text.
 - JSONL into CSV: numbers, lists and objects as they are written in the line; true and false; null and absent are missing.
 - JSONL into Parquet, by column: true/false, int64, float64 or text if all values fit it exactly; if not, each value as JSON
-  text, as it is written in the line, and the field's metadata says {"spin_native": "json"}.
+  text, as it is written in the line, and the field's metadata says {"spin_native": "json"}: texts and labels are read from
+  such a column as the values that they are.
 - Parquet into text: 2024-01-31; 2024-01-31T12:30:00.500000+01:00 (a fraction of zero is left out); PT1.5S; decimals with all
   their digits; bytes in base64; floats with the fewest digits that read back as the same number; lists, structs and maps
   ([[key, value], ...]) as JSON. NaN and infinity are null in JSON; NaN, Infinity and -Infinity in CSV.
@@ -85,9 +86,10 @@ def read_labelled(
     """All texts and labels of a table, in two lists of the same length.
 
     text, label: names of their columns. source, delimiter, encoding: as of `open_source`.
-    labels_as: the type that CSV labels are read as: that of the classifier, or of the training rows. None: int if all are whole
-    numbers as Python writes them (also 1.0, as pandas writes them in a column with gaps), else text as it is written. In JSONL
-    and Parquet labels have their own types; floats that are all whole are read as int unless labels_as is another type.
+    labels_as: the type of the known labels: those of the classifier, or of the training rows. None: CSV labels are int if all
+        are whole numbers as Python writes them (also 1.0, as pandas writes them in a column with gaps), else text as it is
+        written. In JSONL and Parquet labels have their own types, but "7" is read as 7 where int is known, and 7 as "7" where
+        str is; floats that are all whole are int unless labels_as is another type.
     Raises InputError, naming the row, for a missing text or label, for a text that is not a string, and for a CSV label that is
     not of this type; and as `open_source` and `Source.blocks` do.
     """
@@ -137,13 +139,7 @@ def open_writer(out: str | Path, source: Source, new: Mapping[str, type], overwr
                 writer.abandon()
                 raise
             writer.close()
-    except FileExistsError as error:
-        if error is failed:
-            raise
-        raise InputError(
-            f"{out}: another run has written this file in the meantime; choose another name, or --overwrite"
-        ) from error
     except OSError as error:
-        if error is failed:
+        if error is failed:  # not of writing
             raise
         raise InputError(f"{out}: could not be written ({error.strerror or error})") from error

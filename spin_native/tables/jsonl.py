@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from spin_native.errors import InputError
+from spin_native.given import is_unicode
 from spin_native.tables.files import Given, lines_of
 from spin_native.tables.source import Block, Source, grouped
-from spin_native.tables.texts import is_unicode
+from spin_native.tables.texts import EXACT, JSON_TEXT, holds_json_text
 
 WHITESPACE = " \t\r\n"
-EXACT = 2**53  # a float holds every whole number below this size
-JSON_TEXT = {"spin_native": "json"}  # metadata of a Parquet column that holds JSON values as text
 
 Row = dict[str, Any]
 
@@ -64,16 +63,16 @@ class JsonlSource(Source):
 
     def _rows(self, path: Path, columns: Sequence[str] | None) -> Iterator[tuple[int, Row, str]]:
         """Each line's number, values and text. columns: those that no row may have twice; None: all."""
-        with_twice: list[tuple[Row, list[tuple[str, Any]]]] = []
+        with_twice: list[tuple[Row, list[tuple[str, Any]]]] = []  # objects that have a key twice, inner ones first
 
-        def members(pairs: list[tuple[str, Any]]) -> Row:
+        def row_of(pairs: list[tuple[str, Any]]) -> Row:
             row = dict(pairs)
             if len(row) < len(pairs):
                 with_twice.append((row, pairs))
             return row
 
-        decode = json.JSONDecoder(object_pairs_hook=members).decode
-        decode_long = json.JSONDecoder(object_pairs_hook=members, parse_int=_whole).decode
+        decode = json.JSONDecoder(object_pairs_hook=row_of).decode
+        decode_long = json.JSONDecoder(object_pairs_hook=row_of, parse_int=_whole).decode
 
         def decoded(text: str) -> Any:
             try:
@@ -96,8 +95,8 @@ class JsonlSource(Source):
             if type(row) is not dict:
                 raise InputError(f"{path}: line {number} is not a JSON object; expected one object per line")
             if with_twice:
-                last, pairs = with_twice[-1]  # the outermost object is finished last
-                if last is row:
+                last, pairs = with_twice[-1]
+                if last is row:  # not an object inside it
                     _check_keys(path, number, [name for name, _ in pairs], columns)
                 with_twice.clear()
             yield number, row, text
@@ -218,7 +217,7 @@ class JsonlBlock(Block):
 
         schema = self._source.schema()
         self._check_names(schema.names)
-        is_json = {field.name for field in schema if field.metadata == {b"spin_native": b"json"}}
+        is_json = {field.name for field in schema if holds_json_text(field)}
         raw = [members(text) for text in self._texts] if is_json else []
         columns = []
         for field in schema:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from spin_native.errors import InputError
+from spin_native.given import is_unicode
 from spin_native.tables.source import Block, Source
-from spin_native.tables.texts import is_unicode
+from spin_native.tables.texts import EXACT
 
 WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,3999})(\.0)?").fullmatch  # as Python and pandas write it: 007 is no such number
 NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII).fullmatch
-EXACT = 2**53
 
 
 def labelled_rows(source: Source, text: str, label: str, labels_as: type | None) -> tuple[list[str], list[Any]]:

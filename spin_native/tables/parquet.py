@@ -13,7 +13,7 @@ from spin_native.errors import InputError
 from spin_native.tables import arrow_texts
 from spin_native.tables.files import Given
 from spin_native.tables.source import BLOCK_CHARACTERS, Block, Source, distinct
-from spin_native.tables.texts import json_text
+from spin_native.tables.texts import holds_json_text, json_text
 
 UNREADABLE = (pa.ArrowException, ValueError, OverflowError)  # ValueError: also text that is not UTF-8
 TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
@@ -110,7 +110,7 @@ class ParquetBlock(Block):
         field = self._batch.schema.field(place)
         try:
             values: list[Any] = self._batch.column(place).to_pylist()
-            if (field.metadata or {}).get(b"spin_native") == b"json":  # a JSONL column of several types, as we write it
+            if holds_json_text(field):
                 with suppress(ValueError, RecursionError):  # the mark stands on other text: not by us
                     return [None if value is None else json.loads(value) for value in values]
             return values

@@ -6,6 +6,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from spin_native.given import is_unicode
+
+EXACT = 2**53  # a float holds every whole number below this size
+JSON_TEXT = {"spin_native": "json"}  # metadata of a Parquet column that holds JSON values as text
 NON_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 json_text: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False).encode
@@ -23,6 +27,11 @@ def new_cell(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return float_cell(repr(value)) if isinstance(value, float) else json_text(value)
+
+
+def holds_json_text(field: Any) -> bool:
+    """Whether a field of an Arrow schema is marked with JSON_TEXT."""
+    return (field.metadata or {}).get(b"spin_native") == b"json"
 
 
 def float_cell(text: str) -> str:
@@ -49,12 +58,3 @@ def unwritable(cell: str | None) -> str | None:
     if "\0" in cell:
         return "a NUL character"
     return None if is_unicode(cell) else "half a character (a lone surrogate)"
-
-
-def is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold a text. Half a character (a lone surrogate) it cannot: tweets cut at 140 units have some."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
