@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spin_native.errors import InputError
 from spin_native.models.config import ConfigFile, ModelConfig
+from spin_native.models.heads import HeadTable
 from spin_native.models.layers import Block
 from spin_native.models.weights import WeightTable
 from spin_native.text.batch import TokenBatch
@@ -72,6 +73,8 @@ class Transformer(nn.Module):
     model_type: ClassVar[str]  # as config.json names the family
     special_tokens: ClassVar[tuple[str, str] | None]  # around every text: the first token and the last
     weights: ClassVar[WeightTable]
+    head_weights: ClassVar[HeadTable]
+    head: nn.Module | None = None  # set by the loader, on request: the language-model head
     source: Source | None = None  # set by the loader
     immovable: str | None = None  # set by the loader: why the model cannot be moved or converted, and what to do
 
@@ -101,6 +104,11 @@ class Transformer(nn.Module):
     @classmethod
     def read_config(cls, file: ConfigFile) -> ModelConfig:
         """The family's sizes and choices; InputError, by key, for what is missing or not supported."""
+        raise NotImplementedError
+
+    @classmethod
+    def new_head(cls, config: ModelConfig) -> nn.Module:
+        """The family's language-model head, with parameters that are yet to be filled."""
         raise NotImplementedError
 
     @property
@@ -151,6 +159,22 @@ class Transformer(nn.Module):
             hidden = block.write(attended, activation)  # [token, d_model]
             del attended, activation
         yield Layer(self.config.n_layers, self.final_norm(hidden), None, batch)
+
+    def logits(self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch | None = None) -> Float[Tensor, "token vocab"]:
+        """The head's logit for every word of the vocabulary, at every token.
+
+        hidden: the final hidden state (`layer.hidden` of the last Layer), or some rows of it. batch: whose tokens these are;
+        given, their number is checked. At a mask token a masked-language head scores the hidden word; GPT-2's scores the next.
+        Raises InputError for a model that was loaded without its head.
+        """
+        if self.head is None:
+            raise InputError("this model was loaded without its language-model head: use load_model(..., head=True)")
+        n_tokens = hidden.shape[0] if batch is None else batch.n_tokens
+        if tuple(hidden.shape) != (n_tokens, self.config.d_model):
+            raise InputError(
+                f"logits: hidden is {list(hidden.shape)}; expected {[n_tokens, self.config.d_model]}: one vector per token"
+            )
+        return self.head(hidden)
 
     def embed(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
         """What enters layer 0: the words' vectors with their positions, normalised where the family does that."""
