@@ -144,10 +144,11 @@ class Checkpoint:
         for name, parameter in list(head.named_parameters()):
             module, _, leaf = name.rpartition(".")
             tensor = self._head_tensor(model.head_weights.names(name, tied=tied), tuple(parameter.shape), tied=tied)
-            weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
-            setattr(
-                head.get_submodule(module), leaf, model.embedding.word.weight if tied and name == "words.weight" else weight
-            )
+            if tied and name == "words.weight":
+                weight = model.embedding.get_parameter("word.weight")
+            else:
+                weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+            setattr(head.get_submodule(module), leaf, weight)
         return head
 
     def _head_tensor(self, names: tuple[str, ...], shape: tuple[int, ...], *, tied: bool) -> torch.Tensor:

@@ -74,7 +74,6 @@ class Transformer(nn.Module):
     special_tokens: ClassVar[tuple[str, str] | None]  # around every text: the first token and the last
     weights: ClassVar[WeightTable]
     head_weights: ClassVar[HeadTable]
-    head: nn.Module | None = None  # set by the loader, on request: the language-model head
     source: Source | None = None  # set by the loader
     immovable: str | None = None  # set by the loader: why the model cannot be moved or converted, and what to do
 
@@ -91,6 +90,7 @@ class Transformer(nn.Module):
         self.depth = checked_depth(depth, config.n_layers)
         self.embedding = embedding
         self.blocks: Sequence[Block] = nn.ModuleList(map(block, range(self.depth)))  # type: ignore[assignment]
+        self.head: nn.Module | None = None  # set by the loader, on request: the language-model head
         self.final_norm = nn.Identity() if final_norm is None or not self.is_whole else final_norm
         if not self.is_whole:
             self.blocks[-1].drop_write()
