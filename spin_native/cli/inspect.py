@@ -61,19 +61,22 @@ def inspect(
     loaded = sn.load_model(model, dtype=DTYPES[dtype], device=device, revision=revision, allow_pickle=allow_pickle)
     seen = sn.inspect(loaded, sn.load_tokenizer(model, revision=revision), text)
     chosen = None if token is None else seen.position(int(token) if token.isdecimal() else token)
+    n = top or (2 if chosen is None else 10)
+    parts = []
     if as_json:
-        click.echo(json.dumps(_content(seen, chosen, neurons, top or (2 if chosen is None else 10), layer), ensure_ascii=False))
-    elif chosen is not None:
-        click.echo(show.scores(seen.top(chosen, top or 10, layer=layer)))
-    elif not neurons:
-        click.echo(show.text(seen, top or 2, layer))
-    if neurons and not as_json:
-        click.echo(show.neurons(seen, neurons))
+        parts.append(json.dumps(_content(seen, chosen, neurons, n, layer), ensure_ascii=False))
+    else:
+        if chosen is not None:
+            parts.append(show.scores(seen.top(chosen, n, layer=layer)))
+        if neurons:
+            parts.append(show.neurons(seen, neurons))
     if html is not None:
+        page = show.page(seen, seen.to_html(top or 2, layer=layer, neuron=neurons[0] if neurons else None))
         try:
-            html.write_text(show.page(seen, seen.to_html(neuron=neurons[0] if neurons else None, n=top or 2)), encoding="utf-8")
+            html.write_text(page, encoding="utf-8")
         except OSError as error:
             raise InputError(f"{html}: cannot be written ({error.strerror}); choose another file") from error
+    click.echo("\n\n".join(parts or [show.text(seen, n, layer)]))
 
 
 def _content(

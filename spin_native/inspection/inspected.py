@@ -208,12 +208,20 @@ class Inspection:
         ]
         return {"model": self.model_name, "depth": len(self.layers), "text": self.text, "tokens": tokens}
 
-    def to_html(self, *, neuron: tuple[int, int] | None = None, attention: tuple[int, int] | None = None, n: int = 3) -> str:
-        """HTML without scripts: the text coloured by one neuron, and a table of tokens with the neurons that stand out.
+    def to_html(
+        self,
+        n: int = 3,
+        *,
+        layer: int | None = None,
+        neuron: tuple[int, int] | None = None,
+        attention: tuple[int, int] | None = None,
+    ) -> str:
+        """HTML without scripts: the text coloured by one neuron, and a table of tokens with the `n` neurons that stand out.
 
+        layer: list neurons of this layer only.
         neuron: (layer, index); None: the one with the largest score. attention: (layer, head), to show its weights as well.
         """
-        return show.html(self, neuron, attention, n)
+        return show.html(self, n, layer, neuron, attention)
 
     @property
     def model_name(self) -> str:

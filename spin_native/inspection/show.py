@@ -107,14 +107,20 @@ def _is_number(cell: str) -> bool:
 # HTML. Every string that comes from the text, the vocabulary or a path is escaped.
 
 
-def html(inspection: "Inspection", neuron: tuple[int, int] | None, attention: tuple[int, int] | None, n: int) -> str:
+def html(
+    inspection: "Inspection",
+    n: int,
+    layer: int | None,
+    neuron: tuple[int, int] | None,
+    attention: tuple[int, int] | None,
+) -> str:
     """The text coloured by one neuron, the neurons that stand out at each token, and, if wanted, a head's attention."""
     shown = range(min(len(inspection.tokens), MAX_TOKENS))
-    tops = inspection.tops(shown, n) if inspection.is_comparable else [[] for _ in shown]
+    tops = inspection.tops(shown, n, layer=layer) if inspection.is_comparable else [[] for _ in shown]
     if neuron is None:
         standing_out = [score for top, place in zip(tops, inspection.offsets, strict=False) if place for score in top]
         best = max(standing_out, key=lambda score: abs(score.score), default=None)
-        neuron = (0, 0) if best is None else (best.layer, best.neuron)
+        neuron = (layer or 0, 0) if best is None else (best.layer, best.neuron)
     parts = [f"<p><b>{escape(_title(inspection))}</b></p>", _coloured(inspection, neuron)]
     if inspection.is_comparable:
         parts.append(_rows_html(inspection, tops, n))
