@@ -18,6 +18,7 @@ from spin_native.checkpoints.hub import Location
 from spin_native.errors import InputError
 from spin_native.models import ModelConfig, Transformer, family_of, new_model, read_config
 from spin_native.models.fast import IMMOVABLE, PRODUCTS, Prepack, is_worth_it, reorder, use_kernels
+from spin_native.models.weights import Copied
 from spin_native.text.tokenizer import Tokenizer
 
 Dtype = torch.dtype | Literal["auto"]
@@ -106,10 +107,12 @@ class Checkpoint:
         device: torch.device | str,
         prepack: Prepack = "auto",
         last_neurons: np.ndarray | None = None,
+        head: bool = False,
     ) -> Transformer:
         """The model with its weights: only the tensors that `depth` layers use are read.
 
         last_neurons: compute only these neurons of the last layer (None: all); only for a last layer that does not write.
+        head: with the language-model head.
         """
         check_device(device)
         dtype = resolved_dtype(dtype, device)
@@ -130,6 +133,8 @@ class Checkpoint:
                     reorder(block, product, self.config.activation_function)
             norms = [name for name, parameter in block.named_parameters() if parameter.is_meta]
             self._fill(model, [f"blocks.{index}.{name}" for name in norms], dtype, device)
+        if head:
+            model.head = self._head(model, dtype, device)
         model.source, model.immovable = self, IMMOVABLE if reordered else None
         return model.eval().requires_grad_(False)
 
@@ -148,6 +153,42 @@ class Checkpoint:
                 tensor = tensor.clone()
             module, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
+
+    def _head(self, model: Transformer, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        """The language-model head of a whole model; a tied one shares the embedding's word vectors."""
+        if not model.is_whole:
+            raise InputError(
+                f"model {self.name!r}: the language-model head reads the final hidden state, after all "
+                f"{self.config.n_layers} layers: load it with depth=None"
+            )
+        tied = self.location.read_json("config.json").get("tie_word_embeddings", True)
+        with torch.device("meta"):
+            head = type(model).new_head(self.config)
+        for name, parameter in list(head.named_parameters()):
+            module, _, leaf = name.rpartition(".")
+            tensor = self._head_tensor(model.head_weights.names(name, tied=tied), tuple(parameter.shape), tied=tied)
+            if tied and name == "words.weight":
+                weight = model.embedding.get_parameter("word.weight")
+            else:
+                weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
+            setattr(head.get_submodule(module), leaf, weight)
+        return head
+
+    def _head_tensor(self, names: tuple[str, ...], shape: tuple[int, ...], *, tied: bool) -> torch.Tensor:
+        """A parameter of the head, stored under one of the names."""
+        stored = {name: take(Copied(name), self.readers[name](), shape, self.name) for name in names if name in self.readers}
+        if not stored:
+            raise InputError(
+                f"{self.name}: holds no {names[0]}: the checkpoint has no language-model head; use one that has (saved by a "
+                "masked or causal language model of transformers), or load it without head"
+            )
+        first, *others = stored.values()
+        if tied and not all(torch.equal(first, other) for other in others):
+            raise InputError(
+                f"{self.name}: {' and '.join(stored)} differ, although config.json ties them; write "
+                '"tie_word_embeddings": false there if the head has word vectors of its own'
+            )
+        return first
 
     def fingerprint(self, depth: int) -> str:
         """sha256 over the config and the stored bytes of every tensor that the first `depth` layers use; computed once."""
@@ -181,6 +222,7 @@ def load_model(
     dtype: Dtype = torch.float32,
     device: torch.device | str = "cpu",
     prepack: Prepack = "auto",
+    head: bool = False,
     revision: str | None = None,
     allow_pickle: bool = False,
 ) -> Transformer:
@@ -193,12 +235,13 @@ def load_model(
     prepack: use fused kernels, and keep the weights in the order in which the CPU multiplies fastest ("auto": float32 and
         bfloat16 where it has AVX-512). A model with reordered weights gives no gradients and cannot be moved. False: the plain
         parts of `models/`, on weights as stored; slower, and made to be read.
+    head: also load the language-model head, for `model.logits`; needs all layers.
     allow_pickle: also read a legacy pytorch_model.bin (with torch's weights_only unpickler).
 
     Parameters do not require gradients (activations still can); dropout does not exist.
     Raises InputError for whatever is not exactly the checkpoint its config.json describes.
     """
-    return Checkpoint(Location(name, revision), allow_pickle).load(depth, dtype, device, prepack)
+    return Checkpoint(Location(name, revision), allow_pickle).load(depth, dtype, device, prepack, head=head)
 
 
 def resolved_dtype(dtype: Dtype, device: torch.device | str) -> torch.dtype:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from spin_native.errors import InputError
 from spin_native.given import is_whole
 from spin_native.models.config import ConfigFile, ModelConfig
+from spin_native.models.heads import HeadTable
 from spin_native.models.layers import Block
 from spin_native.models.weights import WeightTable
 from spin_native.text.batch import TokenBatch
@@ -24,6 +25,7 @@ class Layer:
     hidden: what enters the layer (transformers' `hidden_states[index]`).
     activation: the FFN's neurons; None at the final hidden state, which no FFN reads.
     batch: the rows that are still running.
+    attended: the residual stream after attention, which the FFN reads (GPT-2 normalises it first); None with `activation`.
     """
 
     index: int
@@ -31,6 +33,7 @@ class Layer:
     activation: Float[Tensor, "token d_ffn"] | None
     batch: TokenBatch
     rows_kept: Int[Tensor, "kept"] | None = None
+    attended: Float[Tensor, "token d_model"] | None = None
 
     def keep(self, rows: Int[Tensor, "kept"]) -> None:
         """Continue with these rows of `batch` only: the others exit here, and no later layer runs them.
@@ -72,6 +75,7 @@ class Transformer(nn.Module):
 
     model_type: ClassVar[str]  # as config.json names the family
     weights: ClassVar[WeightTable]
+    head_weights: ClassVar[HeadTable]
     # Patterns of tensor names: a checkpoint with a name for each of them is certainly of this family (empty: no such names).
     certain_names: ClassVar[tuple[str, ...]] = ()
     source: Source | None = None  # set by the loader
@@ -90,6 +94,7 @@ class Transformer(nn.Module):
         self.depth = checked_depth(depth, config.n_layers)
         self.embedding = embedding
         self.blocks: Sequence[Block] = nn.ModuleList(map(block, range(self.depth)))  # type: ignore[assignment]
+        self.head: nn.Module | None = None  # set by the loader, on request: the language-model head
         self.final_norm = nn.Identity() if final_norm is None or not self.is_whole else final_norm
         if not self.is_whole:
             self.blocks[-1].drop_write()
@@ -103,6 +108,11 @@ class Transformer(nn.Module):
     @classmethod
     def read_config(cls, file: ConfigFile) -> ModelConfig:
         """The family's sizes and choices; InputError, by key, for what is missing or not supported."""
+        raise NotImplementedError
+
+    @classmethod
+    def new_head(cls, config: ModelConfig) -> nn.Module:
+        """The family's language-model head, with parameters that are yet to be filled."""
         raise NotImplementedError
 
     @property
@@ -140,7 +150,7 @@ class Transformer(nn.Module):
         hidden = self.embed(batch) if embedded is None else self.checked_embedded(embedded, batch)  # [token, d_model]
         for index, block in enumerate(self.blocks):
             attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
-            layer = Layer(index, hidden, activation, batch)
+            layer = Layer(index, hidden, activation, batch, attended=attended)
             yield layer
             if index == self.depth - 1 and not self.is_whole:
                 return
@@ -153,6 +163,22 @@ class Transformer(nn.Module):
             hidden = block.write(attended, activation)  # [token, d_model]
             del attended, activation
         yield Layer(self.config.n_layers, self.final_norm(hidden), None, batch)
+
+    def logits(self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch | None = None) -> Float[Tensor, "token vocab"]:
+        """The head's logit for every word of the vocabulary, at every token.
+
+        hidden: the final hidden state (`layer.hidden` of the last Layer), or some rows of it. batch: whose tokens these are;
+        given, their number is checked. At a mask token a masked-language head scores the hidden word; GPT-2's scores the next.
+        Raises InputError for a model that was loaded without its head.
+        """
+        if self.head is None:
+            raise InputError("this model was loaded without its language-model head: use load_model(..., head=True)")
+        n_tokens = hidden.shape[0] if batch is None else batch.n_tokens
+        if tuple(hidden.shape) != (n_tokens, self.config.d_model):
+            raise InputError(
+                f"logits: hidden is {list(hidden.shape)}; expected {[n_tokens, self.config.d_model]}: one vector per token"
+            )
+        return self.head(hidden)
 
     def embed(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
         """What enters layer 0: the words' vectors with their positions, normalised where the family does that."""

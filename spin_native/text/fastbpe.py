@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken
 
@@ -17,11 +17,12 @@ from spin_native.text.settings import TokenizerSettings, text_of
 FIRST_ROLES = ("bos_token", "pad_token", "eos_token", "unk_token")  # ids 0 to 3, before those of vocab.txt
 MAX_CACHED_WORDS = 100_000
 END = "</w>"
+WORD = re.compile(r"\S+\n?")
 
 
 class FastBpeEncoding(NamedTuple):
     ids: list[int]
-    overflowing: list[int]
+    overflowing: list[Any]  # encodings of what truncation took
 
 
 class FastBpe:
@@ -97,27 +98,45 @@ class FastBpe:
     def encode_batch_fast(self, texts: Sequence[str]) -> list[FastBpeEncoding]:
         return [self.encode(text) for text in texts]
 
-    def encode(self, text: str) -> FastBpeEncoding:
+    def encode(self, text: str, add_special_tokens: bool = True) -> FastBpeEncoding:
         """Token ids of one text; TypeError for a lone surrogate, as from the tokenizers library."""
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise TypeError("lone surrogate")
-        looked_for = {
+        looked_for = self._looked_for()
+        ids = [token_id for piece in self._split(text, looked_for) for token_id in self._ids(piece, looked_for)]
+        place = self._kept(len(ids), 2 * add_special_tokens)
+        kept, cut = ids[place], [*ids[: place.start], *ids[place.stop :]]
+        around = [self.first, *kept, self.last] if add_special_tokens else kept
+        return FastBpeEncoding(around, [FastBpeEncoding(cut, [])] if cut else [])
+
+    def offsets(self, text: str) -> list[tuple[int, int] | None]:
+        """The place of each token of `encode(text)`, text[start:end]; None for the special tokens around it."""
+        looked_for, places, end = self._looked_for(), [], 0
+        for piece in self._split(text, looked_for):
+            words = [piece] if piece in looked_for else WORD.findall(piece)
+            for part in (part for word in words for part in ([word] if piece in looked_for else self._parts(word))):
+                start = text.index(part, end)
+                end = start + len(part)
+                places.append((start, end))
+        return [None, *places[self._kept(len(places), 2)], None]
+
+    def _looked_for(self) -> dict[str, AddedToken]:
+        return {
             token.content: token
             for token in self.added_by_id.values()
             if token.content and not (self.encode_special_tokens and token.content in self.special)
         }
-        ids = [token_id for piece in self._split(text, looked_for) for token_id in self._ids(piece, looked_for)]
-        excess = max(len(ids) - max(self._max_length - 2, 0), 0)
-        end = excess if self._direction == "left" else len(ids) - excess
-        head, tail = ids[:end], ids[end:]
-        kept, cut = (tail, head) if self._direction == "left" else (head, tail)
-        return FastBpeEncoding([self.first, *kept, self.last], cut)
+
+    def _kept(self, n_tokens: int, n_special: int) -> slice:
+        """What truncation leaves of a text's tokens."""
+        n_kept = min(n_tokens, max(self._max_length - n_special, 0))
+        return slice(n_tokens - n_kept, n_tokens) if self._direction == "left" else slice(0, n_kept)
 
     def _ids(self, piece: str, looked_for: Mapping[str, AddedToken]) -> list[int]:
         """Ids of an added token, or of the words of a piece of text."""
         if piece in looked_for:
             return [self.added[piece]]
-        return [token_id for word in re.findall(r"\S+\n?", piece) for token_id in self._word(word)]
+        return [token_id for word in WORD.findall(piece) for token_id in self._word(word)]
 
     def _word(self, word: str) -> list[int]:
         if word not in self._cache:
@@ -127,6 +146,11 @@ class FastBpe:
         return self._cache[word]
 
     def _pieces(self, word: str) -> list[str]:
+        """A word's tokens as the vocabulary spells them."""
+        *parts, last = self._parts(word)
+        return [f"{part}@@" for part in parts] + [last]
+
+    def _parts(self, word: str) -> list[str]:
         """Merge the two neighbours that come first in bpe.codes, until no neighbours stand there."""
         pieces = [*word[:-1], word[-1] + END]
         while len(pieces) > 1:
@@ -134,7 +158,7 @@ class FastBpe:
             if best not in self.ranks:
                 break
             pieces = _merged(pieces, best)
-        return [f"{piece}@@" for piece in pieces[:-1]] + [pieces[-1].removesuffix(END)]
+        return [*pieces[:-1], pieces[-1].removesuffix(END)]
 
     def _id(self, token: str) -> int:
         found = self.token_to_id(token)

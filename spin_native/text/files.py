@@ -50,13 +50,15 @@ class Built:
     """A tokenizer.
 
     fingerprint: sha256 over all that can change its ids. truncation_side: where it cuts long texts.
-    end_of_text: the id of <|endoftext|>, if the files list it.
+    end_of_text, mask, unknown: the ids of <|endoftext|>, of the mask token and of the unknown token, if the files list them.
     """
 
     backend: tokenizers.Tokenizer | FastBpe
     fingerprint: str
     truncation_side: str
     end_of_text: int | None
+    mask: int | None
+    unknown: int | None
 
 
 def build(files: Mapping[str, Path], family: str, tokenizer_class: str | None, special_tokens_in_text: bool) -> Built:
@@ -79,8 +81,11 @@ def build(files: Mapping[str, Path], family: str, tokenizer_class: str | None, s
         used |= {"added": _added_used(backend, looks_for_special), "reads_special": looks_for_special, "cut": side}
         backend.encode_batch_fast([""])  # a post-processor with an unknown token panics here, and not at a user's first text
         fingerprint = hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
-        end_of_text = backend.token_to_id(END_OF_TEXT) if _is_listed(END_OF_TEXT, backend, settings) else None
-        return Built(backend, fingerprint, side, end_of_text)
+        default = ROBERTA_TOKENS if name == BERTWEET else CLASSES[name].special if name in CLASSES else {}
+        special = in_order({**default, **settings.special})
+        listed = (special.get("mask_token"), special.get("unk_token"))
+        ids = (_listed_id(token, backend, settings) for token in (END_OF_TEXT, *listed))
+        return Built(backend, fingerprint, side, *ids)
 
 
 @contextmanager
@@ -162,7 +167,7 @@ def _backend(
 def _around(first: str | None, last: str | None, ids: Mapping[str, int]) -> processors.PostProcessor:
     """A post-processor that puts these tokens around a text."""
     if first is not None and last is not None:  # unlike a template, this one takes tokens with spaces and colons
-        return processors.RobertaProcessing((last, ids[last]), (first, ids[first]))
+        return processors.RobertaProcessing((last, ids[last]), (first, ids[first]), trim_offsets=False)
     template = [f"{token}:0" for token in (first, "$A", last) if token is not None]
     return processors.TemplateProcessing(single=template, special_tokens=[*ids.items()])
 
@@ -197,6 +202,13 @@ def _refuse_unlisted(
                 f"{', '.join(map(str, files.values()))}: holds no {token}, which every text of this model needs: is it this "
                 "model's vocabulary?"
             )
+
+
+def _listed_id(token: Token | None, backend: tokenizers.Tokenizer | FastBpe, settings: TokenizerSettings) -> int | None:
+    """The id of a token, None for one that no file lists. BERTweet's mask is in no file: the class adds it."""
+    if token is None or not (isinstance(backend, FastBpe) or _is_listed(text_of(token), backend, settings)):
+        return None
+    return backend.token_to_id(text_of(token))
 
 
 def _is_listed(token: str, backend: tokenizers.Tokenizer | FastBpe, settings: TokenizerSettings) -> bool:

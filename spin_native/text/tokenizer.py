@@ -1,5 +1,6 @@
 """Texts to token ids, and ragged batches under a token budget."""
 
+import copy
 import hashlib
 import operator
 import warnings
@@ -43,7 +44,7 @@ class Tokenizer:
 
     backend: what cuts texts into tokens. fingerprint: sha256 over all that can change ids.
     truncation_side: "right", or "left" to keep the end of a long text.
-    end_of_text: the id that stands for an empty text, where no special tokens do.
+    end_of_text: the id that stands for an empty text, where no special tokens do. mask, unknown: the ids of these tokens.
     n_embedded: rows of the model's embedding; None: any id is good. files: the tokenizer's files.
     """
 
@@ -55,6 +56,8 @@ class Tokenizer:
         *,
         truncation_side: str = "right",
         end_of_text: int | None = None,
+        mask: int | None = None,
+        unknown: int | None = None,
         n_embedded: int | None = None,
         files: Mapping[str, Path] | None = None,
     ) -> None:
@@ -65,6 +68,9 @@ class Tokenizer:
         self.fingerprint = fingerprint
         self.n_embedded = n_embedded
         self._end_of_text = end_of_text
+        self._unknown = unknown
+        # The id of the token that a masked language model was trained to fill in; None for GPT-2, which has none.
+        self.mask_id = mask if mask is None or n_embedded is None or mask < n_embedded else None
         self._files = dict(files or {})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,6 +169,53 @@ class Tokenizer:
             strings.append(string)
         return strings
 
+    def offsets(self, text: str) -> list[tuple[int, int] | None]:
+        """Where each token of `encode([text])` stands: text[start:end], without spaces at its ends; None for a special token.
+
+        The tokens of a character that was cut into bytes all have that character's place.
+        """
+        if isinstance(self._backend, FastBpe):
+            return self._backend.offsets(text)
+        encoding = self._backend.encode(text)
+        places: list[tuple[int, int] | None] = []
+        for (start, end), is_special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
+            while start < end and text[start] == " ":
+                start += 1
+            while start < end and text[end - 1] == " ":
+                end -= 1
+            places.append(None if is_special else (start, end))
+        return places or [None]  # an empty text: GPT-2 reads END_OF_TEXT
+
+    def ids_of_word(self, word: str) -> list[int]:
+        """The one token id of a word as it stands in running text, after a space: " great" in GPT-2 and RoBERTa.
+
+        Raises InputError if that is not exactly one token of the vocabulary; the message lists the pieces.
+        """
+        if not isinstance(word, str) or not word.strip() or not is_unicode(word):
+            raise InputError(f"ids_of_word: got {word!r}; expected one word, a str that is not empty")
+        encoding = self._backend.encode(" " + word.strip(), add_special_tokens=False)
+        ids = [*encoding.ids, *(token_id for rest in encoding.overflowing for token_id in rest.ids)]
+        if len(ids) != 1:
+            pieces = ", ".join(self.token_strings(ids))
+            raise InputError(f"the word {word!r} is {len(ids)} tokens ({pieces}); expected one: use another word")
+        if ids[0] == self._unknown or ids[0] >= self.n_ids:
+            raise InputError(f"the word {word!r} is not in the vocabulary ({self.token_strings(ids)[0]}): use another word")
+        return ids
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt. Unlike in `encode`, a special token that is written in a prompt is read as such.
+
+        Raises InputError for a prompt that is not a str, or has more tokens than the model reads: truncated, it would lose the
+        position that is probed.
+        """
+        reading = copy.deepcopy(self)
+        reading._backend.encode_special_tokens = False  # the library's name for: special tokens in a text are text
+        encoded = reading.encode(prompts)
+        for row, truncated in enumerate(encoded.truncated):
+            if truncated:
+                raise TextError(row, f"is a prompt of more than {self.max_tokens} tokens, all that the model reads: shorten it")
+        return encoded.ids
+
     def batches(
         self, texts: Iterable[str], max_tokens: int = MAX_TOKENS, window: int = WINDOW
     ) -> Iterator[tuple[TokenBatch, list[int]]]:
@@ -218,6 +271,8 @@ class Tokenizer:
             built.fingerprint,
             truncation_side=built.truncation_side,
             end_of_text=built.end_of_text,
+            mask=built.mask,
+            unknown=built.unknown,
             n_embedded=n_embedded,
             files=files,
         )

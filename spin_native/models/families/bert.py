@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from spin_native.models.attention import Attention
 from spin_native.models.config import ConfigFile, ModelConfig
-from spin_native.models.layers import Embedding, FeedForward, LayerNorm, PostNormBlock, SelfAttention
+from spin_native.models.heads import HeadTable, MaskedHead
+from spin_native.models.layers import ACTIVATIONS, Embedding, FeedForward, LayerNorm, PostNormBlock, SelfAttention
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
 from spin_native.text.batch import TokenBatch
@@ -72,6 +73,10 @@ class Bert(Transformer):
     def read_config(cls, file: ConfigFile) -> BertConfig:
         return BertConfig(**vars(read_sizes(file, cls.model_type)), n_token_types=file.size("type_vocab_size", 2))
 
+    @classmethod
+    def new_head(cls, config: ModelConfig) -> MaskedHead:
+        return MaskedHead(config, ACTIVATIONS[config.activation_function])
+
     weights = WeightTable(
         prefix="bert.",
         rules={
@@ -90,4 +95,13 @@ class Bert(Transformer):
         },
         buffers=("embeddings.position_ids",),
         heads=("pooler.*", "cls.*", "classifier.*", "qa_outputs.*"),
+    )
+    head_weights = HeadTable(
+        {
+            "dense.{part}": ("cls.predictions.transform.dense.{part}",),
+            "norm.{part}": ("cls.predictions.transform.LayerNorm.{part}",),
+            "words.weight": ("cls.predictions.decoder.weight",),
+            "words.bias": ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+        },
+        embedding="embeddings.word_embeddings.weight",
     )

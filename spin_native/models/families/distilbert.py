@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.families.bert import post_norm_block
-from spin_native.models.layers import Embedding, LayerNorm
+from spin_native.models.heads import HeadTable, MaskedHead
+from spin_native.models.layers import ACTIVATIONS, Embedding, LayerNorm
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
 from spin_native.text.batch import TokenBatch
@@ -45,6 +46,10 @@ class DistilBert(Transformer):
             pad_id=file.pad_id(),
         )
 
+    @classmethod
+    def new_head(cls, config: ModelConfig) -> MaskedHead:
+        return MaskedHead(config, ACTIVATIONS[config.activation_function])
+
     weights = WeightTable(
         prefix="distilbert.",
         rules={
@@ -62,4 +67,12 @@ class DistilBert(Transformer):
         },
         buffers=("embeddings.position_ids",),
         heads=("vocab_*", "pre_classifier.*", "classifier.*", "qa_outputs.*"),
+    )
+    head_weights = HeadTable(
+        {
+            "dense.{part}": ("vocab_transform.{part}",),
+            "norm.{part}": ("vocab_layer_norm.{part}",),
+            "words.{part}": ("vocab_projector.{part}",),
+        },
+        embedding="embeddings.word_embeddings.weight",
     )

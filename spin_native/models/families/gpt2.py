@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from spin_native.models.attention import Attention
 from spin_native.models.config import ConfigFile, ModelConfig
+from spin_native.models.heads import CausalHead, HeadTable
 from spin_native.models.layers import Embedding, FeedForward, LayerNorm, PreNormBlock, SelfAttention
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, Third, Transposed, WeightTable
@@ -70,6 +71,10 @@ class Gpt2(Transformer):
             scales_attention_by_layer=file.flag("scale_attn_by_inverse_layer_idx", False),
         )
 
+    @classmethod
+    def new_head(cls, config: ModelConfig) -> CausalHead:
+        return CausalHead(config)
+
     weights = WeightTable(
         prefix="transformer.",
         rules={
@@ -92,3 +97,4 @@ class Gpt2(Transformer):
         buffers=("h.*.attn.bias", "h.*.attn.masked_bias"),
         heads=("lm_head.*", "score.*", "classifier.*", "qa_outputs.*", "multiple_choice_head.*"),
     )
+    head_weights = HeadTable({"words.weight": ("lm_head.weight",)}, embedding="wte.weight")

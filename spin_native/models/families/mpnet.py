@@ -10,8 +10,9 @@ from spin_native.errors import InputError
 from spin_native.models.attention import Attention, PositionBias
 from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.families.bert import post_norm_block, read_sizes
-from spin_native.models.families.roberta import positions_after
-from spin_native.models.layers import Embedding, LayerNorm, PostNormBlock
+from spin_native.models.families.roberta import Roberta, positions_after
+from spin_native.models.heads import MaskedHead
+from spin_native.models.layers import Embedding, LayerNorm, PostNormBlock, gelu
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
 from spin_native.text.batch import TokenBatch
@@ -80,6 +81,10 @@ class Mpnet(Transformer):
             raise InputError(f"{file.where}: relative_attention_num_buckets is {n_buckets}; supported is {N_BUCKETS}")
         return MpnetConfig(**vars(read_sizes(file, cls.model_type)))
 
+    @classmethod
+    def new_head(cls, config: ModelConfig) -> MaskedHead:
+        return MaskedHead(config, gelu)
+
     weights = WeightTable(
         prefix="mpnet.",
         rules={
@@ -99,3 +104,4 @@ class Mpnet(Transformer):
         buffers=("embeddings.position_ids",),
         heads=("pooler.*", "lm_head.*", "classifier.*", "qa_outputs.*"),
     )
+    head_weights = Roberta.head_weights

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from spin_native.models.config import ConfigFile
+from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.families.bert import Bert, BertConfig, BertEmbedding, post_norm_block
+from spin_native.models.heads import HeadTable, MaskedHead
+from spin_native.models.layers import gelu
 from spin_native.models.transformer import Transformer
 from spin_native.text.batch import TokenBatch
 
@@ -52,4 +54,17 @@ class Roberta(Transformer):
         pad_id = file.pad_id_before_positions(bert.n_positions)
         return RobertaConfig(**{**vars(bert), "family": cls.model_type, "pad_id": pad_id})
 
+    @classmethod
+    def new_head(cls, config: ModelConfig) -> MaskedHead:
+        return MaskedHead(config, gelu)  # whatever the blocks use
+
     weights = replace(Bert.weights, prefix="roberta.", heads=("pooler.*", "lm_head.*", "classifier.*", "qa_outputs.*"))
+    head_weights = HeadTable(
+        {
+            "dense.{part}": ("lm_head.dense.{part}",),
+            "norm.{part}": ("lm_head.layer_norm.{part}",),
+            "words.weight": ("lm_head.decoder.weight",),
+            "words.bias": ("lm_head.decoder.bias", "lm_head.bias"),
+        },
+        embedding="embeddings.word_embeddings.weight",
+    )
