@@ -8,8 +8,9 @@ import pyarrow.parquet
 import pytest
 import torch
 import transformers
+from commands import Spin, write
 from test_logits import language_model
-from tiny import FAMILIES, N_VOCAB, rows_of_every_length
+from tiny import FAMILIES, N_VOCAB, SHARED, rows_of_every_length
 
 import spin_native as sn
 from spin_native.analyses.reductions import EDGES
@@ -82,10 +83,10 @@ def test_gradients_equal_those_of_transformers_through_hooks(family, tmp_path):
             kept.clear()
             probability = reference(torch.tensor([ids])).logits[0, -1].softmax(-1)[target]
             probability.backward()
-            theirs = torch.stack([activation.grad[0, -1] * activation[0, -1].sign() for activation in kept])
-            error = np.abs(ours["gradient"][row, label] - theirs.detach().numpy()).max()
+            theirs = torch.stack([activation.grad[0, -1] * activation[0, -1].detach().sign() for activation in kept])
+            error = np.abs(ours["gradient"][row, label] - theirs.numpy()).max()
             assert error <= 1e-12 * float(theirs.abs().max())
-            assert ours.output[row, label] == pytest.approx(float(probability), rel=1e-12)
+            assert ours.output[row, label] == pytest.approx(float(probability.detach()), rel=1e-12)
 
 
 def test_batches_do_not_change_gradients(model):
@@ -115,7 +116,6 @@ def test_the_mask_token_of_a_text_is_probed(masked):
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])
 def test_prompts_with_a_mask_are_encoded_as_by_transformers(name):
-    from tiny import SHARED
 
     from spin_native.models import FAMILIES as MODELS
     from spin_native.text.prompts import encode_prompts
@@ -127,7 +127,11 @@ def test_prompts_with_a_mask_are_encoded_as_by_transformers(name):
     files = {path.name: path for path in folder.iterdir() if path.name in ("vocab.txt", "vocab.json", "merges.txt")}
     ours = Tokenizer.from_files(files, 512, MODELS[name].special_tokens)
     theirs = (
-        transformers.RobertaTokenizer(vocab=str(files["vocab.json"]), merges=str(files["merges.txt"]))
+        transformers.RobertaTokenizer(
+            vocab=str(files["vocab.json"]),
+            merges=str(files["merges.txt"]),
+            mask_token=transformers.AddedToken("<mask>", lstrip=True, special=True),  # as in the published tokenizer.json
+        )
         if name == "roberta"
         else transformers.BertTokenizer(vocab=str(files["vocab.txt"]))
     )
@@ -361,14 +365,13 @@ def test_prompts_without_their_mask_are_refused(masked, model):
     bert, tokenizer = masked
     with fails(r"prompt 1 has 0 mask tokens; expected \[MASK\] exactly once"):
         sn.analyses.neuron_gradients(bert, tokenizer, ["a [MASK]", "the film was good"], ["good", "bad"])
-    with fails("prompt 0 has 12 tokens; expected 1 to 9"):
+    with fails("prompt 0 has 13 tokens; expected 1 to 9"):
         sn.analyses.neuron_gradients(bert, tokenizer, ["the " * 10 + "[MASK]"], ["good"])
     with fails("position='mask' needs the tokenizer"):
         sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, position="mask")
 
 
 def test_a_tokenizer_without_a_mask_is_refused(tmp_path):
-    from tiny import SHARED
 
     folder = SHARED / "models" / "gpt2-4l128-shakespeare" / "safetensors"
     if not folder.is_dir():
@@ -399,3 +402,35 @@ def test_settings_that_cannot_be_used_are_refused(model, unchecked):
         sn.analyses.intervention_curves(model, None, ROWS, TARGETS, neurons=NEURONS, grid=[1.0])
     with fails("neuron 40 of layer 0: expected 0 to 39"):
         sn.analyses.intervention_curves(model, None, ROWS, TARGETS, neurons=[(0, 40)])
+
+
+# The command.
+
+
+@pytest.fixture
+def spin(capsys):
+    return Spin(capsys)
+
+
+def test_the_command_writes_the_same_table_as_the_function(spin, masked, folder_with_mask, tmp_path):
+    model, tokenizer = masked
+    prompts = ["the film was [MASK]", "[MASK] film"]
+    data = write(tmp_path / "prompts.csv", [{"text": prompt, "word": "good"} for prompt in prompts])
+    options = ["--target", "word", "--out", tmp_path / "out.parquet", "--model-dtype", "float64", "--top", "3"]
+    code, out, err = spin("neuron-gradients", folder_with_mask, data, *options)
+    assert (code, out) == (0, "")
+    assert err.splitlines()[-1] == f"2 prompts, 18 rows in {tmp_path / 'out.parquet'}"
+    expected = sn.analyses.neuron_gradients(model, tokenizer, prompts, ["good"] * 2, reduce="top", top=3)
+    assert pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist() == expected.to_table().to_pylist()
+
+
+def test_the_command_reads_words_for_all_prompts_and_refuses_two_sources(spin, folder_with_mask, tmp_path):
+    data = write(tmp_path / "prompts.csv", [{"text": "the film was [MASK]"}])
+    out = tmp_path / "out.csv"
+    options = ["--out", out, "--reduce", "mean", "--layers", "0,2"]
+    assert spin("neuron-gradients", folder_with_mask, data, *options, "--words", "good,bad")[0] == 0
+    assert len(out.read_text().splitlines()) == 1 + 2 * 2 * 40
+    assert "either as a column (--target) or as a list" in spin.fails("neuron-gradients", folder_with_mask, data, *options)
+    assert "out.csv: already exists" in spin.fails("neuron-gradients", folder_with_mask, data, *options, "--words", "good")
+    options = ["--out", tmp_path / "new.csv", "--words", "unreal"]
+    assert "'unreal' is 2 tokens (un, ##real)" in spin.fails("neuron-gradients", folder_with_mask, data, *options)

@@ -11,20 +11,29 @@ if TYPE_CHECKING:
         interdependency_curve,
         transfer_matrix,
     )
-    from spin_native.analyses.gradient_probes import ActivationProbe, ForestProbe, MagnitudeProbe, PolarityProbe
+    from spin_native.analyses.gradient_probes import (
+        ActivationProbe,
+        ForestProbe,
+        MagnitudeProbe,
+        PolarityProbe,
+        activation_scores,
+        skill_scores,
+    )
     from spin_native.analyses.gradients import NeuronGradients, gradient_blocks, neuron_gradients
     from spin_native.analyses.integrated import integrated_gradients
     from spin_native.analyses.interventions import InterventionCurves, correlation, intervention_curves
-    from spin_native.analyses.multiple_choice import Questions, leaks, read_questions
+    from spin_native.analyses.multiple_choice import LeakReport, Questions, leaks, read_questions
 
 _MODULES = {
     "ActivationProbe": "gradient_probes",
     "ForestProbe": "gradient_probes",
     "InterventionCurves": "interventions",
+    "LeakReport": "multiple_choice",
     "MagnitudeProbe": "gradient_probes",
     "NeuronGradients": "gradients",
     "PolarityProbe": "gradient_probes",
     "Questions": "multiple_choice",
+    "activation_scores": "gradient_probes",
     "correlation": "interventions",
     "efficiency_curve": "gradient_experiments",
     "few_shot_curve": "gradient_experiments",
@@ -36,6 +45,7 @@ _MODULES = {
     "leaks": "multiple_choice",
     "neuron_gradients": "gradients",
     "read_questions": "multiple_choice",
+    "skill_scores": "gradient_probes",
     "transfer_matrix": "gradient_experiments",
 }
 

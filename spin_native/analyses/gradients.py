@@ -210,7 +210,7 @@ def gradients_of_batch(
     model: Transformer,
     batch: TokenBatch,
     tokens: Int[Tensor, "row"],
-    targets: Int[Tensor, "row label"],
+    targets: Int[Tensor, "row target"],
     of: Of,
     layers: Sequence[int],
 ) -> tuple[Float[np.ndarray, "row label"], Float[np.ndarray, "row layer neuron"], Float[np.ndarray, "row label layer neuron"]]:
@@ -253,7 +253,7 @@ def neuron_set(neurons: tuple[int, int] | NeuronSet) -> list[tuple[int, int]]:
     """One (layer, neuron), or several, as a list of pairs."""
     pairs = [neurons] if len(neurons) == 2 and all(isinstance(part, (int, np.integer)) for part in neurons) else neurons
     try:
-        return [(int(layer), int(neuron)) for layer, neuron in pairs]  # type: ignore[misc]
+        return [(int(layer), int(neuron)) for layer, neuron in pairs]  # type: ignore[misc, arg-type]
     except (TypeError, ValueError):
         raise InputError(f"neurons: got {neurons!r:.60}; expected a pair (layer, neuron), or a list of such pairs") from None
 

@@ -46,7 +46,7 @@ class InterventionCurves(Result):
     neurons: Sequence[Sequence[tuple[int, int]]]
 
     def change(
-        self, within: float | None = None
+        self, within: float | int | None = None
     ) -> tuple[Float[np.ndarray, "delta"], Float[np.ndarray, "row label intervention delta"]]:
         """The shifts of at most `within` in absolute value (None: all), and the output's change from `base` at each."""
         delta = self.axes["delta"]
@@ -54,7 +54,7 @@ class InterventionCurves(Result):
         check_grid(delta[chosen].tolist())
         return delta[chosen], self["output"][..., chosen] - self.base[:, :, None, None]
 
-    def slope(self, within: float | None = None) -> Float[np.ndarray, "row label intervention"]:
+    def slope(self, within: float | int | None = None) -> Float[np.ndarray, "row label intervention"]:
         """The neuron empirical gradient: sum(delta * change) / sum(delta^2), the regression line through the origin.
 
         within: use only shifts of at most this size (None: all). Raises InputError if fewer than two shifts remain.
@@ -62,12 +62,12 @@ class InterventionCurves(Result):
         delta, change = self.change(within)
         return change @ delta / (delta @ delta)
 
-    def linearity(self, within: float | None = None) -> Float[np.ndarray, "row label intervention"]:
+    def linearity(self, within: float | int | None = None) -> Float[np.ndarray, "row label intervention"]:
         """Pearson's r of shift and change: 1 or -1 for a line; NaN where the output does not move."""
         delta, change = self.change(within)
         return correlation(change, np.broadcast_to(delta, change.shape))
 
-    def shares(self, within: float | None = None) -> dict[str, float]:
+    def shares(self, within: float | int | None = None) -> dict[str, float]:
         """The shares of all curves that are linear (|r| > 0.95), rise (slope > 0) and fall (slope < 0)."""
         slope, linearity = self.slope(within), self.linearity(within)
         return {
@@ -90,7 +90,7 @@ def intervention_curves(
     targets: Sequence[Target | Sequence[Target]] | None = None,
     *,
     neurons: Sequence[tuple[int, int] | NeuronSet],
-    grid: Sequence[float] = GRID,
+    grid: Sequence[float | int] | np.ndarray = GRID,
     convention: Convention = "magnitude",
     of: Of = "probability",
     position: Position | None = None,
@@ -230,7 +230,7 @@ class _Interventions:
         return as_numpy(read_output(self.model, self.of, final.hidden[tokens], targets))
 
 
-def check_grid(grid: Sequence[float]) -> None:
+def check_grid(grid: Sequence[float | int] | np.ndarray) -> None:
     """InputError unless the grid has two different finite shifts."""
     if len(set(grid)) < 2 or not np.isfinite(grid).all():
         raise InputError(f"the grid of shifts is {list(grid)}; expected two or more different finite numbers")

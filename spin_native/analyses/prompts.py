@@ -175,7 +175,7 @@ def check_readable(model: Transformer, of: Of) -> None:
 
 
 def read_output(
-    model: Transformer, of: Of, hidden: Float[Tensor, "row d_model"], targets: Int[Tensor, "row label"]
+    model: Transformer, of: Of, hidden: Float[Tensor, "row d_model"], targets: Int[Tensor, "row target"]
 ) -> Float[Tensor, "row label"]:
     """The followed numbers, from the final hidden state at each row's probed token. At least float32."""
     if isinstance(of, (LogisticProbe, LinearProbe)):
