@@ -85,8 +85,12 @@ def accuracy(model: Any, tokenizer: Any) -> dict[str, Any]:
         probe = ActivationProbe().fit(train.activations, train.truth)
         scores["ActivationProbe"] = probe.score(test.activations, test.truth)
         noise = 2 * np.sqrt(1 / n_options * (1 - 1 / n_options) / len(test.truth))
-        print(f"  {len(train.truth)} / {len(test.truth)} rows; chance is +- {noise:.3f} (two standard errors)")
-        print("  " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()), flush=True)
+        at_chance = [name for name, score in scores.items() if abs(score - 1 / n_options) <= noise and name != "chance"]
+        print(f"  {len(train.truth)} train and {len(test.truth)} test rows")
+        print("  " + ", ".join(f"{name} {score:.3f}" for name, score in scores.items()))
+        print(f"  within two standard errors ({noise:.3f}) of chance: {', '.join(at_chance) or 'none'}")
+        if report.majority > 1 / n_options:
+            print(f"  one answer is right in {report.majority:.0%} of test: a probe need only find where its text stands")
         results[task] = scores | {"test_rows": len(test.truth), "two_standard_errors": noise, "majority": report.majority}
     return results
 

@@ -1,6 +1,7 @@
 """NeurGrad against the ground truth of interventions, beside the plain gradient and integrated gradients; its cost and memory.
 
     python benchmarks/neuron_gradients.py agreement [MODEL] [--prompts 12] [--neurons 1000] [--picture range.svg]
+    python benchmarks/neuron_gradients.py encoder [MODEL] [--prompts 12] [--neurons 1000]
     python benchmarks/neuron_gradients.py cost [--rounds 3]
     python benchmarks/neuron_gradients.py memory [--rows 64,1024,8192,65536]
 
@@ -9,6 +10,8 @@ Shakespeare's lines as prompts, the model's own most probable next token as the 
 float64. Ground-truth slopes of random neurons of all
 layers, each over a grid of shifts of at most 0.1 and of at most 2; Pearson's r with them of each method's estimate; seconds of
 all gradients, and of the interventions on the sample, one run of the model per shift and all runs as rows of batches.
+encoder: the same for an encoder without a language-model head (default: the demo's MiniLM): the output is the score of a probe
+fitted on the final hidden state of the first token, for the sentiment of ../shared/data/sst2; one grid of 5 points within 0.1.
 cost: RoBERTa-base's sizes, random weights, rows of tweet length, one label: all gradients over one forward pass of the same
 model, and of the default model with reordered weights. memory: the peak memory of --reduce mean over more and more rows.
 The last line is JSON.
@@ -18,13 +21,14 @@ import resource
 import statistics
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from inputs import SHARED, random_checkpoint, random_rows
+from inputs import SHARED, demo_weights, random_checkpoint, random_rows, read
 from machine import alternate, environment, median_ratio, parser, print_json
 
 import spin_native as sn
@@ -35,7 +39,6 @@ from spin_native.models.transformer import Layer
 from spin_native.text.packing import pack
 
 SMALL, LINEAR = 0.1, 2.0  # the largest shift of each grid
-GRIDS = {radius: np.linspace(-radius, radius, 11) for radius in (SMALL, LINEAR)}
 
 
 LINES = (
@@ -81,66 +84,88 @@ def one_by_one(model: Transformer, row: list[int], target: int, neurons: list[tu
 
 def agreement(folder: Path, n_prompts: int, n_neurons: int, picture: Path | None) -> dict[str, Any]:
     model = sn.load_model(str(folder), dtype=torch.float64, head=True, prepack=False)
-    tokenizer = sn.load_tokenizer(str(folder))
-    rows = tokenizer.encode(LINES[:n_prompts]).ids
-    targets = favourites(model, rows)
-    generator = np.random.default_rng(0)
-    total = model.depth * model.config.d_ffn
-    chosen = generator.choice(total, min(n_neurons, total), replace=False)
-    neurons = [(int(place // model.config.d_ffn), int(place % model.config.d_ffn)) for place in chosen]
-
+    rows = sn.load_tokenizer(str(folder)).encode(LINES[:n_prompts]).ids
+    asked: dict[str, Any] = {"targets": favourites(model, rows)}
+    neurons = random_neurons(model, n_neurons)
+    grids = {radius: np.linspace(-radius, radius, 11) for radius in (SMALL, LINEAR)}
+    result = compare(model, rows, asked, neurons, grids)
+    sample, row, target = neurons[:50], rows[0], asked["targets"][0]
     started = perf_counter()
-    gradients = sn.analyses.neuron_gradients(model, None, rows, targets)
-    seconds_gradients = (perf_counter() - started) / len(rows)
-    plain = sn.analyses.neuron_gradients(model, None, rows, targets, convention="additive")
-    started = perf_counter()
-    integrated = sn.analyses.integrated_gradients(model, None, rows, targets)
-    seconds_integrated = (perf_counter() - started) / len(rows)
-    curves, seconds_curves = {}, {}
-    for radius, grid in GRIDS.items():
-        started = perf_counter()
-        curves[radius] = sn.analyses.intervention_curves(model, None, rows, targets, neurons=neurons, grid=grid)
-        seconds_curves[radius] = (perf_counter() - started) / len(rows)
-    sample = neurons[:50]
-    started = perf_counter()
-    one_by_one(model, rows[0], targets[0], sample, 0.1)
+    one_by_one(model, row, target, sample, 0.1)
     per_run = (perf_counter() - started) / len(sample)
+    n_runs = model.depth * model.config.d_ffn * len(grids[SMALL])
+    result["seconds_of_one_run"] = per_run
+    result["times_as_fast_as_one_by_one"] = n_runs * per_run / result["seconds_per_prompt"]["all gradients"]
+    show(result)
+    if picture is not None:
+        draw(model, rows[:4], asked["targets"][:4], neurons[:300], picture)
+    return result
 
+
+def encoder(folder: Path, n_prompts: int, n_neurons: int) -> dict[str, Any]:
+    """The agreement for a probe's score instead of a word's probability."""
+    model = sn.load_model(str(folder), dtype=torch.float64, prepack=False)
+    tokenizer = sn.load_tokenizer(str(folder))
+    texts, labels = read("sst2", "train")
+    features = sn.extract(model, tokenizer, texts[:1500], sites=("hidden",), poolings=("first",), progress=False)
+    last = features.array(site="hidden", pooling="first", layer=model.depth)
+    probe = sn.LogisticProbe(C=0.1, l1_ratio=0).fit(last, labels[:1500])
+    rows = tokenizer.encode(texts[2000 : 2000 + n_prompts]).ids
+    grids = {SMALL: np.linspace(-SMALL, SMALL, 5)}
+    result = compare(model, rows, {"of": probe, "position": "first"}, random_neurons(model, n_neurons), grids)
+    show(result)
+    return result
+
+
+def random_neurons(model: Transformer, n_neurons: int) -> list[tuple[int, int]]:
+    total = model.depth * model.config.d_ffn
+    chosen = np.random.default_rng(0).choice(total, min(n_neurons, total), replace=False)
+    return [(int(place // model.config.d_ffn), int(place % model.config.d_ffn)) for place in chosen]
+
+
+def compare(
+    model: Transformer, rows: list[list[int]], asked: dict[str, Any], neurons: list[tuple[int, int]], grids: dict[float, Any]
+) -> dict[str, Any]:
+    """Pearson's r, prompt by prompt, of every method's estimates with the slopes over each grid; and the times."""
+    seconds = {}
+
+    def timed(name: str, run: Any) -> Any:
+        started = perf_counter()
+        got = run(model, None, rows, **asked)
+        seconds[name] = (perf_counter() - started) / len(rows)
+        return got
+
+    timed("warm-up", sn.analyses.neuron_gradients)
+    gradients = timed("all gradients", sn.analyses.neuron_gradients)
+    plain = timed("plain", partial(sn.analyses.neuron_gradients, convention="additive"))
+    integrated = timed("all integrated gradients", sn.analyses.integrated_gradients)
     layers, indices = np.array(neurons).T
     estimates = {
         "neurgrad": gradients.of(neurons),
         "plain gradient": plain.of(neurons),
         "integrated gradients": integrated["attribution"][:, :, layers, indices],
     }
-    result: dict[str, Any] = {"model": folder.parent.name, "prompts": len(rows), "neurons": len(neurons)}
-    for radius, measured in curves.items():
-        slope = measured.slope()
+    result: dict[str, Any] = {"prompts": len(rows), "neurons": len(neurons), "seconds_per_prompt": seconds}
+    curves_of = partial(sn.analyses.intervention_curves, neurons=neurons)
+    for radius, grid in grids.items():
+        curves = timed(f"curves of {len(neurons)} neurons within {radius}", partial(curves_of, grid=grid))
+        slope = curves.slope()
         of_rows = {name: sn.analyses.correlation(estimate, slope)[:, 0] for name, estimate in estimates.items()}
         result[f"r_within_{radius}"] = {name: float(np.mean(values)) for name, values in of_rows.items()}
         result[f"smallest_r_within_{radius}"] = {name: float(np.min(values)) for name, values in of_rows.items()}
-        result[f"shares_within_{radius}"] = measured.shares()
+        result[f"shares_within_{radius}"] = curves.shares()
     sets = [neurons[start : start + 10] for start in range(0, len(neurons) // 10 * 10, 10)]
-    joint = sn.analyses.intervention_curves(model, None, rows, targets, neurons=sets, grid=GRIDS[SMALL])
+    joint = timed("sets", partial(sn.analyses.intervention_curves, neurons=sets, grid=grids[SMALL]))
     result["r_of_sums_for_10_neurons_at_once"] = float(sn.analyses.correlation(gradients.of(sets), joint.slope()).mean())
-    runs = total * len(GRIDS[SMALL])
-    result |= {
-        "seconds_per_prompt": {
-            "all gradients": seconds_gradients,
-            "all integrated gradients": seconds_integrated,
-            f"{len(neurons)} neurons' curves, batched": seconds_curves[SMALL],
-            "one run of the model": per_run,
-        },
-        "times_as_fast_as_one_by_one": runs * per_run / seconds_gradients,
-        "times_as_fast_as_batched": seconds_curves[SMALL] * total / len(neurons) / seconds_gradients,
-    }
-    for name, value in result.items():
-        print(f"{name}: {value}", flush=True)
-    if picture is not None:
-        draw(model, rows, targets, neurons, gradients, picture)
     return result
 
 
-def draw(model: Transformer, rows: Any, targets: Any, neurons: Any, gradients: Any, picture: Path) -> None:
+def show(result: dict[str, Any]) -> None:
+    for name, value in result.items():
+        print(f"{name}: {value}", flush=True)
+
+
+def draw(model: Transformer, rows: Any, targets: Any, neurons: Any, picture: Path) -> None:
     """The linear range: the share of linear neurons, and NeurGrad's r, as the largest shift grows."""
     import matplotlib as mpl
 
@@ -149,8 +174,8 @@ def draw(model: Transformer, rows: Any, targets: Any, neurons: Any, gradients: A
 
     radii = [0.1, 0.2, 0.5, 1, 2, 5, 10]
     grid = sorted({round(sign * radius * part, 4) for radius in radii for part in (0.5, 1) for sign in (-1, 1)})
-    curves = sn.analyses.intervention_curves(model, None, rows[:4], targets[:4], neurons=neurons[:300], grid=grid)
-    estimate = gradients.of(neurons[:300])[:4]
+    curves = sn.analyses.intervention_curves(model, None, rows, targets, neurons=neurons, grid=grid)
+    estimate = sn.analyses.neuron_gradients(model, None, rows, targets).of(neurons)
     shares = [curves.shares(radius)["linear"] for radius in radii]
     r = [float(sn.analyses.correlation(estimate, curves.slope(radius)).mean()) for radius in radii]
     print("largest shift -> share of linear neurons, r:", dict(zip(radii, zip(shares, r, strict=True), strict=True)))
@@ -213,8 +238,7 @@ def cost(n_rounds: int) -> dict[str, Any]:
             )
         },
     }
-    for name, value in result.items():
-        print(f"{name}: {value}", flush=True)
+    show(result)
     return result
 
 
@@ -236,8 +260,8 @@ GPT2 = SHARED / "models" / "gpt2-4l128-shakespeare" / "safetensors"
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("what", choices=["agreement", "cost", "memory"])
-    arguments.add_argument("model", nargs="?", type=Path, default=GPT2)
+    arguments.add_argument("what", choices=["agreement", "encoder", "cost", "memory"])
+    arguments.add_argument("model", nargs="?", type=Path)
     arguments.add_argument("--prompts", type=int, default=12)
     arguments.add_argument("--neurons", type=int, default=1000)
     arguments.add_argument("--picture", type=Path)
@@ -247,9 +271,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     where = environment()
     if given.what == "agreement":
-        print_json(where, agreement(given.model, given.prompts, given.neurons, given.picture))
+        results = agreement(given.model or GPT2, given.prompts, given.neurons, given.picture)
+    elif given.what == "encoder":
+        results = encoder(given.model or demo_weights(), given.prompts, given.neurons)
     else:
-        print_json(where, cost(given.rounds) if given.what == "cost" else memory(given.rows))
+        results = cost(given.rounds) if given.what == "cost" else memory(given.rows)
+    print_json(where, results)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,12 @@ def test_batches_do_not_change_gradients(model):
     np.testing.assert_allclose(alone, together, rtol=1e-9, atol=1e-15)
 
 
+def test_gradients_work_where_the_caller_has_switched_gradients_off(model):
+    with torch.inference_mode():
+        inside = sn.analyses.neuron_gradients(model, None, ROWS, TARGETS)
+    np.testing.assert_array_equal(inside["gradient"], sn.analyses.neuron_gradients(model, None, ROWS, TARGETS)["gradient"])
+
+
 def test_a_subset_of_layers_has_the_same_gradients(model):
     whole = sn.analyses.neuron_gradients(model, None, ROWS, TARGETS)
     part = sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, layers=[2, 0])
@@ -189,8 +195,9 @@ def test_blocks_hold_every_row_in_order(model, monkeypatch):
     whole = sn.analyses.neuron_gradients(model, None, ROWS, TARGETS)
     monkeypatch.setattr("spin_native.analyses.gradients.BLOCK_BYTES", 3 * 2 * 3 * 40 * 8)  # three rows
     blocks = list(sn.analyses.gradient_blocks(model, None, ROWS, TARGETS))
-    assert [block.first_row for block in blocks] == [0, 3, 6]
-    np.testing.assert_allclose(np.concatenate([block.gradient for block in blocks]), whole["gradient"], rtol=1e-9, atol=1e-15)
+    assert [block.axes["row"].tolist() for block in blocks] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    joined = np.concatenate([block["gradient"] for block in blocks])
+    np.testing.assert_allclose(joined, whole["gradient"], rtol=1e-9, atol=1e-15)
 
 
 # Tables.
@@ -240,6 +247,7 @@ def test_slope_and_linearity_equal_a_hand_calculation():
     np.testing.assert_allclose(curves.linearity()[0, 0], [1, expected, np.nan], rtol=1e-12)
     assert curves.shares() == {"linear": 1 / 3, "positive": 2 / 3, "negative": 0}
     np.testing.assert_allclose(curves.slope(within=1)[0, 0, 1], (-1 + 0.125) / 1.25, rtol=1e-12)
+    assert curves.summary(within=1)["slope"].tolist() == curves.slope(within=1).tolist()
     assert curves.to_table().column("neurons").to_pylist()[3:6] == ["0:1"] * 3
 
 
@@ -287,6 +295,17 @@ def test_interventions_equal_edits_of_whole_runs(family, prepack, convention, tm
                 *_, last = model.layers(batch, edit=edit)
                 expected = model.logits(last.hidden)[-1].softmax(-1)[target]
                 assert curves["output"][row, 0, index, step] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_a_run_from_a_later_layer_needs_what_enters_it(model):
+    batch = sn.TokenBatch.from_rows(ROWS)
+    whole = list(model.layers(batch))
+    later = list(model.layers(batch, embedded=whole[1].hidden, first=1))
+    assert [layer.index for layer in later] == [1, 2, 3]
+    assert torch.equal(later[-1].hidden, whole[-1].hidden)
+    for options in ({"first": 1}, {"first": 3, "embedded": whole[1].hidden}):
+        with pytest.raises(sn.InputError, match="expected 0 to 2, and above 0 the hidden state that enters it"):
+            next(model.layers(batch, **options))
 
 
 def test_a_joint_shift_has_the_sum_of_the_gradients(model):
@@ -430,6 +449,10 @@ def test_the_command_reads_words_for_all_prompts_and_refuses_two_sources(spin, f
     options = ["--out", out, "--reduce", "mean", "--layers", "0,2"]
     assert spin("neuron-gradients", folder_with_mask, data, *options, "--words", "good,bad")[0] == 0
     assert len(out.read_text().splitlines()) == 1 + 2 * 2 * 40
+    assert json.loads((tmp_path / "out.csv.metadata.json").read_text())["labels"] == ["good", "bad"]
+    everything = ["--out", tmp_path / "all.csv", "--reduce", "none", "--words", "good,bad"]
+    assert spin("neuron-gradients", folder_with_mask, data, *everything)[0] == 0
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + 2 * 3 * 40
     assert "either as a column (--target) or as a list" in spin.fails("neuron-gradients", folder_with_mask, data, *options)
     assert "out.csv: already exists" in spin.fails("neuron-gradients", folder_with_mask, data, *options, "--words", "good")
     options = ["--out", tmp_path / "new.csv", "--words", "unreal"]

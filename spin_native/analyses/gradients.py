@@ -6,7 +6,7 @@ of their outputs is each row's own gradient.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -38,15 +38,9 @@ NeuronSet = Sequence[tuple[int, int]]  # (layer, neuron) of neurons that are shi
 BLOCK_BYTES = 128 * 2**20  # gradients in memory before they are handed on
 
 
-@dataclass(frozen=True, eq=False)
-class GradientBlock:
-    """The gradients of consecutive prompts.
+class Block(NamedTuple):
+    """Consecutive prompts: the followed numbers, and at the probed token the activations and the gradients."""
 
-    first_row: the first prompt's place among all. output [row, label]: the followed number as the model computes it.
-    activation [row, layer, neuron]: at the probed token. gradient [row, label, layer, neuron].
-    """
-
-    first_row: int
     output: Float[np.ndarray, "row label"]
     activation: Float[np.ndarray, "row layer neuron"]
     gradient: Float[np.ndarray, "row label layer neuron"]
@@ -122,7 +116,7 @@ def neuron_gradients(
     reduction = new_reduction(reduce, top)
     outputs: list[Float[np.ndarray, "row label"]] = []
     gradients = _Gradients(model, tokenizer, prompts, targets, convention, of, position, layers, max_tokens)
-    for block in gradients.blocks(progress):
+    for _, block in gradients.blocks(progress):
         reduction.add(block.gradient, block.activation)
         outputs.append(block.output)
     output = np.concatenate(outputs)
@@ -142,9 +136,18 @@ def gradient_blocks(
     layers: Sequence[int] | None = None,
     max_tokens: int | None = None,
     progress: bool | None = None,
-) -> Iterator[GradientBlock]:
-    """The same gradients as a stream of blocks of rows, for more rows than memory holds. Arguments: see `neuron_gradients`."""
-    return _Gradients(model, tokenizer, prompts, targets, convention, of, position, layers, max_tokens).blocks(progress)
+) -> Iterator[NeuronGradients]:
+    """All gradients as a stream of results, each of some consecutive rows, for more rows than memory holds.
+
+    The axis "row" numbers the rows among all prompts. Arguments and errors: see `neuron_gradients`.
+    """
+    gradients = _Gradients(model, tokenizer, prompts, targets, convention, of, position, layers, max_tokens)
+    metadata = gradients.metadata(reduce="none")
+    for first_row, block in gradients.blocks(progress):
+        reduction = REDUCTIONS["none"]()
+        reduction.add(block.gradient, block.activation)
+        axes, arrays = reduction.result(gradients.layers)
+        yield NeuronGradients(axes | {"row": axes["row"] + first_row}, arrays, metadata, block.output)
 
 
 class _Gradients:
@@ -181,17 +184,19 @@ class _Gradients:
             **settings,
         )
 
-    def blocks(self, progress: bool | None) -> Iterator[GradientBlock]:
+    def blocks(self, progress: bool | None) -> Iterator[tuple[int, Block]]:
+        """The number of the first row of every block, and the block."""
         n_rows, first_row = len(self.prompts.rows), 0
         n_numbers = max(1, self.prompts.targets.shape[1]) * len(self.layers) * self.model.width("activation", self.layers[0])
         rows_per_block = max(1, BLOCK_BYTES // (n_numbers * self.model.dtype.itemsize))
         with tqdm(total=n_rows, unit=" prompts", disable=None if progress is None else not progress) as bar:
             while first_row < n_rows:
                 rows = range(first_row, min(first_row + rows_per_block, n_rows))
-                yield self.block(rows, bar)
+                yield first_row, self.block(rows, bar)
                 first_row = rows.stop
 
-    def block(self, rows: range, bar: "tqdm[None]") -> GradientBlock:
+    @torch.inference_mode(False)
+    def block(self, rows: range, bar: "tqdm[None]") -> Block:
         parts, order = [], []
         for chosen in self.prompts.batches(self.max_tokens, rows):
             batch, tokens = self.prompts.batch(chosen, self.model.device)
@@ -203,7 +208,7 @@ class _Gradients:
         output, activation, gradient = (np.concatenate(part)[place] for part in zip(*parts, strict=True))
         if self.convention == "magnitude":
             gradient *= np.sign(activation)[:, None]
-        return GradientBlock(rows.start, output, activation, gradient)
+        return Block(output, activation, gradient)
 
 
 def gradients_of_batch(
@@ -230,7 +235,7 @@ def gradients_of_batch(
         shifts[layer.index] = torch.zeros_like(activations[layer.index], requires_grad=True)
         return layer.activation.index_add(0, tokens, shifts[layer.index])
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         *_, final = model.layers(batch, edit=edit)
         output = read_output(model, of, final.hidden[tokens], targets)  # [row, label]
         del final

@@ -74,6 +74,7 @@ def integrated_gradients(
     return Result(axes, {"attribution": attribution}, provenance(model, tokenizer, **settings))
 
 
+@torch.inference_mode(False)
 def _of_row(
     model: Transformer,
     prompts: Prompts,
@@ -86,7 +87,7 @@ def _of_row(
 ) -> Float[np.ndarray, "label layer neuron"]:
     batch, _ = prompts.batch([row], model.device)
     hidden = {}
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         for layer in model.layers(batch):
             if layer.index in layers:
                 hidden[layer.index] = layer.hidden
@@ -131,7 +132,7 @@ def _summed(
             return layer.activation.index_copy(0, tokens, kept["scaled"])
         return (layer.activation * factors[batch.row_of_token]).index_copy(0, tokens, kept["scaled"])
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         *_, final = model.layers(batch, edit=edit, embedded=hidden.repeat(n_copies, 1), first=index)
         output = read_output(model, of, final.hidden[tokens], targets)
         labels = range(output.shape[1])

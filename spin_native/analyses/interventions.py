@@ -76,6 +76,12 @@ class InterventionCurves(Result):
             "negative": float((slope < 0).mean()),
         }
 
+    def summary(self, within: float | int | None = None) -> Result:
+        """Arrays "slope" and "linearity" of every curve, axes row, label, intervention."""
+        axes = {name: self.axes[name] for name in ("row", "label", "intervention")}
+        arrays = {"slope": self.slope(within), "linearity": self.linearity(within)}
+        return Result(axes, arrays, {**self.metadata, "within": within})
+
     def to_table(self) -> pa.Table:
         """As `Result.to_table`, with the shifted neurons in words ("3:17 3:20": neurons 17 and 20 of layer 3)."""
         table = super().to_table()

@@ -1,5 +1,6 @@
 """`spin-native neuron-gradients`: a language model and a file of prompts -> a table of neuron gradients."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -7,9 +8,10 @@ import click
 
 import spin_native as sn
 from spin_native import tables
-from spin_native.analyses.gradients import Convention
+from spin_native.analyses.gradients import Convention, NeuronGradients
 from spin_native.analyses.prompts import Position, Quantity
 from spin_native.analyses.reductions import Reduce
+from spin_native.analyses.results import write_metadata
 from spin_native.classifier.estimators import DTYPES
 from spin_native.cli.options import Several, device_option, file_path, pickle_option, revision_option, text_column
 from spin_native.errors import InputError
@@ -84,6 +86,19 @@ def neuron_gradients(
         model, dtype=dtype, device=device, prepack=False, head=True, revision=revision, allow_pickle=allow_pickle
     )
     tokenizer = sn.load_tokenizer(model, revision=revision)
-    result = sn.analyses.neuron_gradients(loaded, tokenizer, prompts, targets, **settings)
-    result.write(out, overwrite=overwrite)
-    click.echo(f"{len(prompts)} prompts, {result.to_table().num_rows} rows in {out}", err=True)
+    with tables.open_writer(out, overwrite) as writer:
+        n_rows = 0
+        for result in results(loaded, tokenizer, prompts, targets, **settings):
+            table = result.to_table()
+            writer.write(table)
+            n_rows += table.num_rows
+    write_metadata(out, result.metadata)
+    click.echo(f"{len(prompts)} prompts, {n_rows} rows in {out}", err=True)
+
+
+def results(*asked: Any, reduce: Reduce, top: int | None, **settings: Any) -> Iterator[NeuronGradients]:
+    """All gradients block by block, or one reduction of them."""
+    if reduce == "none" and top is None:
+        yield from sn.analyses.gradient_blocks(*asked, **settings)
+    else:
+        yield sn.analyses.neuron_gradients(*asked, reduce=reduce, top=top, **settings)
