@@ -15,7 +15,7 @@ from spin_native.models.heads import CausalHead
 from spin_native.probes import LinearProbe, LogisticProbe
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import pack
-from spin_native.text.prompts import encode_prompts, mask_token, word_id
+from spin_native.text.prompts import encode_prompts, mask_token
 from spin_native.text.tokenizer import Tokenizer
 
 Position = Literal["mask", "last", "first"]
@@ -148,7 +148,7 @@ def target_id(model: Transformer, tokenizer: Tokenizer | None, target: Target, r
     if isinstance(target, str):
         if tokenizer is None:
             raise InputError(f"target {target!r} is a word, but no tokenizer was given: give one, or give token ids")
-        return word_id(tokenizer, target)
+        return tokenizer.ids_of_word(target)[0]
     if not 0 <= target < model.config.n_vocab:
         raise InputError(
             f"target {target} of prompt {row} is not in the vocabulary, whose ids run from 0 to {model.config.n_vocab - 1}"

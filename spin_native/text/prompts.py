@@ -1,4 +1,4 @@
-"""Prompts to token ids: the mask token written in a text, and words that are one token."""
+"""Prompts to token ids: the mask token written in a text."""
 
 from collections.abc import Sequence
 
@@ -7,29 +7,13 @@ import tokenizers
 from spin_native.errors import InputError
 from spin_native.text.tokenizer import Tokenizer, check_text
 
-MASKS = ("<mask>", "[MASK]")  # as RoBERTa, MPNet and XLM-RoBERTa write it; as BERT and DistilBERT do
-
 
 def mask_token(tokenizer: Tokenizer) -> tuple[str, int]:
-    """The mask token as it is written in a prompt, and its id; InputError for a vocabulary without one (GPT-2's)."""
-    for token in MASKS:
-        token_id = tokenizer._backend.token_to_id(token)
-        if token_id is not None:
-            return token, token_id
-    raise InputError(
-        f"the tokenizer has no mask token ({' or '.join(MASKS)}): use position='last' with a causal model, such as GPT-2"
-    )
-
-
-def word_id(tokenizer: Tokenizer, word: str) -> int:
-    """The id of a word as it stands in running text, after a space; InputError, with its pieces, if it is not one token."""
-    encoding = tokenizer._backend.encode(" " + word.strip(), add_special_tokens=False)
-    if len(encoding.ids) != 1 or not word.strip():
-        raise InputError(
-            f"the target word {word!r} is {len(encoding.ids)} tokens ({', '.join(encoding.tokens)}); expected one token: "
-            "choose another word, or give the id of one of its tokens"
-        )
-    return encoding.ids[0]
+    """The mask token as it is written in a prompt, and its id; InputError for a tokenizer without one (GPT-2's)."""
+    mask_id = tokenizer.mask_id
+    if mask_id is None:
+        raise InputError("the tokenizer has no mask token: use position='last' with a causal language model, such as GPT-2")
+    return tokenizer.token_strings([mask_id])[0], mask_id
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
@@ -41,10 +25,10 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[in
     backend = tokenizers.Tokenizer.from_str(tokenizer._backend.to_str())
     backend.no_truncation()
     backend.encode_special_tokens = False
-    for token in MASKS:  # a plain vocabulary file lists the mask, but does not say that it is a special token
-        if backend.token_to_id(token) is not None:
-            # transformers' RoBERTa and MPNet mask takes the space before it along.
-            backend.add_special_tokens([tokenizers.AddedToken(token, lstrip=token == "<mask>", special=True)])
+    if tokenizer.mask_id is not None:  # a plain vocabulary file lists the mask, but does not say that it is a special token
+        token, _ = mask_token(tokenizer)
+        # The published mask of RoBERTa and MPNet takes the space before it along.
+        backend.add_special_tokens([tokenizers.AddedToken(token, lstrip=token == "<mask>", special=True)])
     for row, prompt in enumerate(prompts):
         check_text(prompt, row)
     encoded = [encoding.ids for encoding in backend.encode_batch_fast(list(prompts))]
