@@ -124,7 +124,7 @@ def target_ids(
 ) -> tuple[Int[np.ndarray, "row label"], list[str] | None]:
     """The token id of every target, and the targets' names if all rows share them."""
     if targets is None or isinstance(targets, (str, bytes)) or len(targets) != n_rows:
-        got = "none" if targets is None else f"{len(targets)}"
+        got = "none" if targets is None else "one word" if isinstance(targets, (str, bytes)) else f"{len(targets)}"
         raise InputError(
             f"targets: got {got}; expected one word or token id, or one list of them, for each of {n_rows} prompts"
         )
