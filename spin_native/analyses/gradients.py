@@ -35,7 +35,7 @@ from spin_native.text.tokenizer import Tokenizer
 
 Convention = Literal["magnitude", "additive"]
 NeuronSet = Sequence[tuple[int, int]]  # (layer, neuron) of neurons that are shifted together
-BLOCK_BYTES = 128 * 2**20  # gradients in memory before they are handed on
+BLOCK_BYTES = 16 * 2**20  # gradients in memory before they are handed on
 
 
 class Block(NamedTuple):
@@ -197,15 +197,16 @@ class _Gradients:
 
     @torch.inference_mode(False)
     def block(self, rows: range, bar: "tqdm[None]") -> Block:
-        parts, order = [], []
+        arrays: list[np.ndarray] = []  # output, activation, gradient
         for chosen in self.prompts.batches(self.max_tokens, rows):
             batch, tokens = self.prompts.batch(chosen, self.model.device)
             targets = torch.as_tensor(self.prompts.targets[chosen], device=self.model.device)
-            parts.append(gradients_of_batch(self.model, batch, tokens, targets, self.of, self.layers))
-            order += chosen
+            parts = gradients_of_batch(self.model, batch, tokens, targets, self.of, self.layers)
+            arrays = arrays or [np.empty((len(rows), *part.shape[1:]), part.dtype) for part in parts]
+            for array, part in zip(arrays, parts, strict=True):
+                array[np.array(chosen) - rows.start] = part
             bar.update(len(chosen))
-        place = np.argsort(order)
-        output, activation, gradient = (np.concatenate(part)[place] for part in zip(*parts, strict=True))
+        output, activation, gradient = arrays
         if self.convention == "magnitude":
             gradient *= np.sign(activation)[:, None]
         return Block(output, activation, gradient)
