@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from spin_native.version import __version__
 
 if TYPE_CHECKING:
+    from spin_native import analyses
     from spin_native.checkpoints import load_model, load_tokenizer
     from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
     from spin_native.errors import InputError
@@ -29,6 +30,7 @@ _MODULES = {
     "SpinClassifier": "classifier.estimators",
     "SpinRegressor": "classifier.estimators",
     "TokenBatch": "text.batch",
+    "analyses": "analyses",  # the module itself
     "extract": "features.extract",
     "inspect": "inspection",
     "load_model": "checkpoints",
@@ -49,7 +51,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'spin_native' has no attribute {name!r}")
     module = import_module(f"spin_native.{_MODULES[name]}")
-    globals()[name] = value = module if name == "pooling" else getattr(module, name)
+    globals()[name] = value = module if name in ("analyses", "pooling") else getattr(module, name)
     return value
 
 

@@ -25,13 +25,14 @@ COMMANDS = {
     "extract": "Store the pooled activations of a file's texts.",
     "neurons": "List the salient neurons of a saved classifier.",
     "inspect": "Show one text inside a base model: tokens, and the neurons that stand out.",
+    "neuron-gradients": "Write the gradient of a model's output by its neurons, for a file of prompts.",
     "verify": "Compare a base model with transformers, layer by layer.",
     "doctor": "Show what is installed and what this machine has.",
 }
 
 
 class Commands(click.Group):
-    """A group whose commands are `spin_native.cli.<name>.<name>`."""
+    """A group whose commands are `spin_native.cli.<name>.<name>`, with "_" for "-"."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -39,7 +40,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"spin_native.cli.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"spin_native.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -134,7 +135,12 @@ class Transformer(nn.Module):
         return self.blocks[layer].feed_forward.up.out_features
 
     def layers(
-        self, batch: TokenBatch, *, edit: Edit | None = None, embedded: Float[Tensor, "token d_model"] | None = None
+        self,
+        batch: TokenBatch,
+        *,
+        edit: Edit | None = None,
+        embedded: Float[Tensor, "token d_model"] | None = None,
+        first: int = 0,
     ) -> Iterator[Layer]:
         """Run the model layer by layer. `break`, and later layers never run.
 
@@ -143,12 +149,18 @@ class Transformer(nn.Module):
         smaller on the way: see `Layer.keep`.
 
         embedded: start from these vectors instead of `embed(batch)` (soft prompts); the ids still fix lengths and positions.
+        first: the layer to start from; `embedded` is then the hidden state that enters it, known from an earlier run.
         edit: called with the Layer after it was yielded; the layer writes the activation that it returns.
         Gradients flow or not as the caller's grad mode says.
         """
         self.check(batch)
+        if first and (embedded is None or not 0 < first < self.depth):
+            raise InputError(
+                f"layers: first is {first}; expected 0 to {self.depth - 1}, and above 0 the hidden state that enters it as "
+                "embedded"
+            )
         hidden = self.embed(batch) if embedded is None else self.checked_embedded(embedded, batch)  # [token, d_model]
-        for index, block in enumerate(self.blocks):
+        for index, block in islice(enumerate(self.blocks), first, None):
             attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
             layer = Layer(index, hidden, activation, batch, attended=attended)
             yield layer

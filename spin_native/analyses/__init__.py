@@ -1,0 +1,63 @@
+"""Experiments on neurons: what a neuron does to the model's output. Each function is imported when it is first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spin_native.analyses.gradient_experiments import (
+        efficiency_curve,
+        few_shot_curve,
+        flexibility_curve,
+        interdependency_curve,
+        transfer_matrix,
+    )
+    from spin_native.analyses.gradient_probes import (
+        ActivationProbe,
+        ForestProbe,
+        MagnitudeProbe,
+        PolarityProbe,
+        activation_scores,
+        skill_scores,
+    )
+    from spin_native.analyses.gradients import NeuronGradients, gradient_blocks, neuron_gradients
+    from spin_native.analyses.integrated import integrated_gradients
+    from spin_native.analyses.interventions import InterventionCurves, correlation, intervention_curves
+    from spin_native.analyses.multiple_choice import LeakReport, Questions, leaks, read_questions
+
+_MODULES = {
+    "ActivationProbe": "gradient_probes",
+    "ForestProbe": "gradient_probes",
+    "InterventionCurves": "interventions",
+    "LeakReport": "multiple_choice",
+    "MagnitudeProbe": "gradient_probes",
+    "NeuronGradients": "gradients",
+    "PolarityProbe": "gradient_probes",
+    "Questions": "multiple_choice",
+    "activation_scores": "gradient_probes",
+    "correlation": "interventions",
+    "efficiency_curve": "gradient_experiments",
+    "few_shot_curve": "gradient_experiments",
+    "flexibility_curve": "gradient_experiments",
+    "gradient_blocks": "gradients",
+    "integrated_gradients": "integrated",
+    "interdependency_curve": "gradient_experiments",
+    "intervention_curves": "interventions",
+    "leaks": "multiple_choice",
+    "neuron_gradients": "gradients",
+    "read_questions": "multiple_choice",
+    "skill_scores": "gradient_probes",
+    "transfer_matrix": "gradient_experiments",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'spin_native.analyses' has no attribute {name!r}")
+    globals()[name] = value = getattr(import_module(f"spin_native.analyses.{_MODULES[name]}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
