@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
 from spin_native.analyses.ablation import Ablation, How
-from spin_native.analyses.prompts import PromptLayout, SoftPrompt, encoded_labels
+from spin_native.analyses.soft_prompts import PromptLayout, SoftPrompt, encoded_labels
 from spin_native.errors import InputError
 from spin_native.models import Transformer
 from spin_native.probes.importance import Cut, subtask_accuracy

@@ -263,11 +263,11 @@ class _Training:
             order[start : start + self.settings["batch_rows"]] for start in range(0, len(ids), self.settings["batch_rows"])
         ]
         n_warm = self.settings["warm_up"] * self.settings["n_epochs"] * len(batches)
-        for index, chosen in enumerate(batches):
+        for index, drawn in enumerate(batches):
             step = self.epoch * len(batches) + index + 1
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings["learning_rate"] * min(1.0, step / max(n_warm, 1))
-            chosen = sorted(chosen, key=lambda row: -len(ids[row]))  # rows of one length side by side: faster attention
+            chosen = sorted(drawn.tolist(), key=lambda row: -len(ids[row]))  # rows of one length side by side: faster attention
             rows = self.layout.rows([ids[row] for row in chosen])
             logits = self.layout.logits(rows, self.vectors, self._word_ids)
             loss = F.cross_entropy(logits.float(), torch.as_tensor(labels[chosen], device=logits.device))
