@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from spin_native.features.extract import extract
     from spin_native.features.pooling import masked_first, masked_last, masked_max, masked_mean
     from spin_native.features.store import ActivationStore
+    from spin_native.inspection import inspect
     from spin_native.parity import verify_parity
     from spin_native.probes import LinearProbe, LogisticProbe
     from spin_native.serving.predict import predict_files
@@ -29,6 +30,7 @@ _MODULES = {
     "SpinRegressor": "classifier.estimators",
     "TokenBatch": "text.batch",
     "extract": "features.extract",
+    "inspect": "inspection",
     "load_model": "checkpoints",
     "load_tokenizer": "checkpoints",
     "masked_first": "features.pooling",

@@ -22,6 +22,7 @@ COMMANDS = {
     "calibrate": "Let easy texts stop at an early layer, with a bound on the accuracy lost.",
     "extract": "Store the pooled activations of a file's texts.",
     "neurons": "List the salient neurons of a saved classifier.",
+    "inspect": "Show one text inside a base model: tokens, and the neurons that stand out.",
     "verify": "Compare a base model with transformers, layer by layer.",
     "doctor": "Show what is installed and what this machine has.",
 }

@@ -43,13 +43,19 @@ class Attention(nn.Module):
         value: Float[Tensor, "key head d_head"],
     ) -> Float[Tensor, "query head d_head"]:
         """One row: every token gathers values, weighted by how well its query matches their keys."""
+        return torch.einsum("hqk,khd->qhd", self.weights(query, key), value)
+
+    def weights(
+        self, query: Float[Tensor, "query head d_head"], key: Float[Tensor, "key head d_head"]
+    ) -> Float[Tensor, "head query key"]:
+        """One row: how much each token takes from each; over the keys they sum to 1."""
         scores = self.scale * torch.einsum("qhd,khd->hqk", query, key)  # [head, query, key]
         if self.bias is not None:
             scores = scores + self.bias(len(query))
         if self.causal:
             future = torch.ones_like(scores[0], dtype=torch.bool).triu(1)  # [query, key]
             scores = scores.masked_fill(future, float("-inf"))
-        return torch.einsum("hqk,khd->qhd", softmax(scores), value)
+        return softmax(scores)
 
 
 def softmax(scores: Float[Tensor, "*axes key"]) -> Float[Tensor, "*axes key"]:

@@ -153,6 +153,10 @@ class Block(nn.Module):
         """The residual stream after attention, and the FFN activation."""
         raise NotImplementedError
 
+    def attention_input(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """What query, key and value are projected from."""
+        return hidden
+
     def write(
         self, attended: Float[Tensor, "token d_model"], activation: Float[Tensor, "token d_ffn"]
     ) -> Float[Tensor, "token d_model"]:
@@ -186,10 +190,13 @@ class PostNormBlock(Block):
 class PreNormBlock(Block):
     """GPT-2: normalise what each sublayer reads, and leave the residual stream alone."""
 
+    def attention_input(self, hidden: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        return self.attention_norm(hidden)
+
     def read(
         self, hidden: Float[Tensor, "token d_model"], batch: TokenBatch
     ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_ffn"]]:
-        attended = self.attention(self.attention_norm(hidden), batch, residual=hidden)
+        attended = self.attention(self.attention_input(hidden), batch, residual=hidden)
         return attended, self.feed_forward.read(self.feed_forward_norm(attended))
 
     def write(

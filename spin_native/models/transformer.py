@@ -24,6 +24,7 @@ class Layer:
     hidden: what enters the layer (transformers' `hidden_states[index]`).
     activation: the FFN's neurons; None at the final hidden state, which no FFN reads.
     batch: the rows that are still running.
+    attended: the residual stream after attention, which the FFN reads (GPT-2 normalises it first); None with `activation`.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Layer:
     activation: Float[Tensor, "token d_ffn"] | None
     batch: TokenBatch
     rows_kept: Int[Tensor, "kept"] | None = None
+    attended: Float[Tensor, "token d_model"] | None = None
 
     def keep(self, rows: Int[Tensor, "kept"]) -> None:
         """Continue with these rows of `batch` only: the others exit here, and no later layer runs them.
@@ -146,7 +148,7 @@ class Transformer(nn.Module):
         hidden = self.embed(batch) if embedded is None else self.checked_embedded(embedded, batch)  # [token, d_model]
         for index, block in enumerate(self.blocks):
             attended, activation = block.read(hidden, batch)  # A_l = f(H_l W1^T + b), [token, d_ffn]
-            layer = Layer(index, hidden, activation, batch)
+            layer = Layer(index, hidden, activation, batch, attended=attended)
             yield layer
             if index == self.depth - 1 and not self.is_whole:
                 return

@@ -18,6 +18,8 @@ from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import MAX_TOKENS, WINDOW, pack, windows
 
 END_OF_TEXT = "<|endoftext|>"
+MASKS = {"[CLS]": "[MASK]", "<s>": "<mask>"}  # first token of every text -> mask token. MPNet's vocabulary holds both masks
+UNKNOWN = ("[UNK]", "<unk>")
 SpecialTokens = tuple[str, str] | None  # the first and the last token of every text
 
 
@@ -61,7 +63,7 @@ class Tokenizer:
         try:
             encodings = self._backend.encode_batch_fast(list(texts))
         except TypeError:  # a lone surrogate: Python holds it, UTF-8 does not
-            row = next(row for row, text in enumerate(texts) if not _is_unicode(text))
+            row = next(row for row, text in enumerate(texts) if not is_unicode(text))
             raise InputError(
                 f"text {first_row + row} holds half a character (a lone surrogate): read the file as UTF-8"
             ) from None
@@ -80,6 +82,42 @@ class Tokenizer:
                 raise InputError(f"token id {token_id} is not in the vocabulary, whose ids run from 0 to {self.n_vocab - 1}")
             strings.append(string)
         return strings
+
+    def offsets(self, text: str) -> list[tuple[int, int] | None]:
+        """Where each token of `encode([text])` stands: text[start:end], without spaces at its ends; None for a special token.
+
+        The tokens of a character that was cut into bytes all have that character's place.
+        """
+        encoding = self._backend.encode(text)
+        places: list[tuple[int, int] | None] = []
+        for (start, end), is_special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
+            while start < end and text[start] == " ":
+                start += 1
+            while start < end and text[end - 1] == " ":
+                end -= 1
+            places.append(None if is_special else (start, end))
+        return places or [None]  # an empty text: GPT-2 reads END_OF_TEXT
+
+    @cached_property
+    def mask_id(self) -> int | None:
+        """The id of the token that a masked language model was trained to fill in; None for GPT-2, which has none."""
+        first = self._backend.encode("").tokens[:1]
+        return self._backend.token_to_id(MASKS[first[0]]) if first and first[0] in MASKS else None
+
+    def ids_of_word(self, word: str) -> list[int]:
+        """The one token id of a word as it stands in running text, after a space: " great" in GPT-2 and RoBERTa.
+
+        Raises InputError if that is not exactly one token of the vocabulary; the message lists the pieces.
+        """
+        if not isinstance(word, str) or not word.strip() or not is_unicode(word):
+            raise InputError(f"ids_of_word: got {word!r}; expected one word, a str that is not empty")
+        encoding = self._backend.encode(" " + word.strip(), add_special_tokens=False)
+        if len(encoding.ids) != 1 or encoding.overflowing:
+            pieces = [*encoding.tokens, *(token for rest in encoding.overflowing for token in rest.tokens)]
+            raise InputError(f"the word {word!r} is {len(pieces)} tokens ({', '.join(pieces)}); expected one: use another word")
+        if encoding.tokens[0] in UNKNOWN:
+            raise InputError(f"the word {word!r} is not in the vocabulary ({encoding.tokens[0]}): use another word")
+        return list(encoding.ids)
 
     def batches(
         self, texts: Iterable[str], max_tokens: int = MAX_TOKENS, window: int = WINDOW
@@ -167,7 +205,7 @@ def checked_texts(texts: Iterable[object], what: str) -> list[str]:
     return cast("list[str]", listed)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
