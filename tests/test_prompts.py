@@ -7,8 +7,8 @@ import transformers
 
 import spin_native as sn
 from spin_native.analyses.ablation import Ablation
-from spin_native.analyses.soft_prompts import PromptLayout, SoftPrompt, tune_prompt
 from spin_native.analyses.skill_neurons import perturbation_curve, skill_neurons, transferability
+from spin_native.analyses.soft_prompts import PromptLayout, SoftPrompt, tune_prompt
 from spin_native.errors import InputError
 
 WORDS = ("good", "nice", "bad", "awful", "the", "film", "food", "was", "very")
@@ -73,7 +73,8 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(masked):
 
     def loss(n_epochs):
         trained = tune(model, tokenizer, n_epochs=n_epochs, learning_rate=0.05)
-        right = trained.predict(model, tokenizer, TEXTS)[np.arange(len(TEXTS)), [LABELS[i] == "positive" for i in range(len(TEXTS))]]
+        places = [int(label == "positive") for label in LABELS]
+        right = trained.predict(model, tokenizer, TEXTS)[np.arange(len(TEXTS)), places]
         return -np.log(right).mean(), trained
 
     untrained, _ = loss(0)
@@ -101,7 +102,7 @@ def test_an_interrupted_training_resumes_to_the_same_vectors(masked, tmp_path, m
     monkeypatch.undo()
     resumed = tune(model, tokenizer, n_epochs=4, folder=tmp_path)
     assert torch.equal(resumed.vectors, whole.vectors)
-    with pytest.raises(InputError, match="another|other settings"):
+    with pytest.raises(InputError, match="other settings"):
         tune(model, tokenizer, n_epochs=4, seed=1, folder=tmp_path)
 
 

@@ -1,7 +1,7 @@
 """Soft prompts: a few trained vectors beside each text, on a frozen language model (Lester et al. 2021; Wang et al. 2022).
 
-A masked language model reads [mask, p_1 ... p_P, text] and answers at the mask. A causal one sees only what came before, so
-it reads [text, p_1 ... p_P] and answers at the last prompt vector. The answer is the most probable of a few words, one per label.
+A masked language model reads [mask, p_1 ... p_P, text] and answers at the mask. A causal one sees only what came before: it
+reads [text, p_1 ... p_P] and answers at the last prompt vector. The answer is the most probable of a few words, one per label.
 """
 
 import hashlib
@@ -58,6 +58,8 @@ class PromptLayout:
             raise InputError("a prompt is answered by the language-model head: use load_model(..., head=True)")
         self.model, self.tokenizer, self.n_prompts = model, tokenizer, n_prompts
         self.mask_id = None if isinstance(model.head, CausalHead) else tokenizer.mask_id
+        if self.mask_id is None and not isinstance(model.head, CausalHead):
+            raise InputError("a masked language model answers at a mask token, but the tokenizer has none: use the model's own")
         self.max_text_tokens = model.config.max_tokens - n_prompts - (self.mask_id is not None)
         if n_prompts < 1 or self.max_text_tokens < 1:
             raise InputError(
@@ -205,7 +207,7 @@ def tune_prompt(
     if model.immovable is not None:
         raise InputError("a prompt is trained by gradients, which reordered weights do not give: use load_model(prepack=False)")
     names = tuple(words)
-    word_ids = tuple(tokenizer.ids_of_word(words[label]) for label in names)
+    word_ids = tuple(tokenizer.ids_of_word(words[label])[0] for label in names)
     if len(set(word_ids)) < max(len(word_ids), 2):
         raise InputError(f"words are {dict(words)}; expected two labels or more, with different words")
     parts = {}
