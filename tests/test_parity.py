@@ -181,9 +181,9 @@ def _positions_from_zero(patch):
 def _no_token_type(patch):
     true_forward = bert.BertEmbedding.forward
 
-    def forward(self, batch):
+    def forward(self, batch, words):
         self.token_type.weight.data.zero_()
-        return true_forward(self, batch)
+        return true_forward(self, batch, words)
 
     patch.setattr(bert.BertEmbedding, "forward", forward)
 

@@ -59,6 +59,16 @@ class Embedding(nn.Embedding):
         pass
 
 
+class TextEmbedding(nn.Module):
+    """A family's embedding: to each word's vector it adds what the family knows of the token's place."""
+
+    word: Embedding
+
+    def forward(self, batch: TokenBatch, words: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        """What enters layer 0. words: the vectors of the batch's ids, or others in their place."""
+        raise NotImplementedError
+
+
 class ResidualLinear(nn.Linear):
     """A sublayer's last product, added to the residual stream."""
 

@@ -13,7 +13,7 @@ from spin_native.errors import InputError
 from spin_native.given import is_whole
 from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.heads import HeadTable
-from spin_native.models.layers import Block
+from spin_native.models.layers import Block, TextEmbedding
 from spin_native.models.weights import WeightTable
 from spin_native.text.batch import TokenBatch
 
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         self,
         config: ModelConfig,
         depth: int | None,
-        embedding: nn.Module,
+        embedding: TextEmbedding,
         block: Callable[[int], Block],
         final_norm: nn.Module | None = None,
     ) -> None:
@@ -192,9 +192,12 @@ class Transformer(nn.Module):
             )
         return self.head(hidden)
 
-    def embed(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
-        """What enters layer 0: the words' vectors with their positions, normalised where the family does that."""
-        return self.embedding(batch)
+    def embed(self, batch: TokenBatch, words: Float[Tensor, "token d_model"] | None = None) -> Float[Tensor, "token d_model"]:
+        """What enters layer 0: the words' vectors with their positions, normalised where the family does that.
+
+        words: vectors in place of those of the ids (transformers' `inputs_embeds`); the ids still fix lengths and positions.
+        """
+        return self.embedding(batch, self.embedding.word(batch.ids) if words is None else self.checked_embedded(words, batch))
 
     def checked_embedded(self, embedded: Tensor, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
         """`embedded` itself; InputError unless it holds one vector per token of the batch."""

@@ -84,18 +84,24 @@ def predictivity(features: Float32[Array, "row neuron"], labels: Int[Array, "row
     neuron gets 0. From Wang et al. 2022, "Finding skill neurons in pre-trained transformer-based language models", without
     their prompts.
     """
-    above = features > features.mean(0, dtype=np.float64)
-    best = np.zeros(features.shape[1])
-    classes = np.unique(labels)
-    for label in classes[1:] if len(classes) == 2 else classes:
-        is_label = labels == label
-        if len(classes) == 2:
-            accuracy = (above == is_label[:, None]).mean(0)
-        else:
-            accuracy = (above[is_label].mean(0) + 1 - above[~is_label].mean(0)) / 2
-        best = np.maximum(best, np.abs(accuracy - 0.5))
+    above, classes = features > features.mean(0, dtype=np.float64), np.unique(labels)
+    n_above = np.array([above[labels == label].sum(0) for label in classes])
+    best = np.abs(subtask_accuracy(n_above, np.array([(labels == label).sum() for label in classes])) - 0.5).max(0)
     # A constant neuron always predicts the same class, and would profit from unequal class counts.
     return np.where(np.ptp(features, axis=0) > 0, best, 0.0)
+
+
+def subtask_accuracy(n_above: Shaped[Array, "class *neuron"], n_rows: Int[Array, "class"]) -> Float[Array, "subtask *neuron"]:
+    """The accuracy of "this neuron is above its baseline" as the answer to binary subtasks (Wang et al. 2022, section 3.2).
+
+    Of two classes: the second against the first. Of more: each class against the rest, by balanced accuracy.
+    n_above: how many rows of each class are above the baseline. n_rows: rows of each class.
+    """
+    rows = n_rows.reshape(-1, *[1] * (n_above.ndim - 1))
+    if len(n_rows) == 2:
+        return (n_above[1:] + rows[:1] - n_above[:1]) / n_rows.sum()
+    of_rest = (n_above.sum(0, keepdims=True) - n_above) / (n_rows.sum() - rows)
+    return (n_above / rows + 1 - of_rest) / 2
 
 
 def _bins(values: Shaped[Array, "row column"]) -> Int[Array, "row column"]:

@@ -3,12 +3,20 @@
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from spin_native.models.attention import Attention
 from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.heads import HeadTable, MaskedHead
-from spin_native.models.layers import ACTIVATIONS, Embedding, FeedForward, LayerNorm, PostNormBlock, SelfAttention
+from spin_native.models.layers import (
+    ACTIVATIONS,
+    Embedding,
+    FeedForward,
+    LayerNorm,
+    PostNormBlock,
+    SelfAttention,
+    TextEmbedding,
+)
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
 from spin_native.text.batch import TokenBatch
@@ -19,7 +27,7 @@ class BertConfig(ModelConfig):
     n_token_types: int
 
 
-class BertEmbedding(nn.Module):
+class BertEmbedding(TextEmbedding):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.word = Embedding(config.n_vocab, config.d_model)
@@ -27,9 +35,9 @@ class BertEmbedding(nn.Module):
         self.token_type = Embedding(config.n_token_types, config.d_model)
         self.norm = LayerNorm(config.d_model, config.norm_eps)
 
-    def forward(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
+    def forward(self, batch: TokenBatch, words: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         token_type = self.token_type.weight[0]  # every token of a single text has type 0
-        return self.norm(self.word(batch.ids) + self.position(self.positions(batch)) + token_type)
+        return self.norm(words + self.position(self.positions(batch)) + token_type)
 
     def positions(self, batch: TokenBatch) -> Tensor:
         return batch.positions

@@ -1,26 +1,26 @@
 """DistilBERT (Sanh et al. 2019): BERT's blocks without token types."""
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.families.bert import post_norm_block
 from spin_native.models.heads import HeadTable, MaskedHead
-from spin_native.models.layers import ACTIVATIONS, Embedding, LayerNorm
+from spin_native.models.layers import ACTIVATIONS, Embedding, LayerNorm, TextEmbedding
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
 from spin_native.text.batch import TokenBatch
 
 
-class DistilBertEmbedding(nn.Module):
+class DistilBertEmbedding(TextEmbedding):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.word = Embedding(config.n_vocab, config.d_model)
         self.position = Embedding(config.n_positions, config.d_model)
         self.norm = LayerNorm(config.d_model, config.norm_eps)
 
-    def forward(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
-        return self.norm(self.word(batch.ids) + self.position(batch.positions))
+    def forward(self, batch: TokenBatch, words: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        return self.norm(words + self.position(batch.positions))
 
 
 class DistilBert(Transformer):

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from spin_native.models.attention import Attention
 from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.heads import CausalHead, HeadTable
-from spin_native.models.layers import Embedding, FeedForward, LayerNorm, PreNormBlock, SelfAttention
+from spin_native.models.layers import Embedding, FeedForward, LayerNorm, PreNormBlock, SelfAttention, TextEmbedding
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, Third, Transposed, WeightTable
 from spin_native.text.batch import TokenBatch
@@ -22,14 +22,14 @@ class Gpt2Config(ModelConfig):
     scales_attention_by_layer: bool
 
 
-class Gpt2Embedding(nn.Module):
+class Gpt2Embedding(TextEmbedding):
     def __init__(self, config: Gpt2Config) -> None:
         super().__init__()
         self.word = Embedding(config.n_vocab, config.d_model)
         self.position = Embedding(config.n_positions, config.d_model)
 
-    def forward(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
-        return self.word(batch.ids) + self.position(batch.positions)
+    def forward(self, batch: TokenBatch, words: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        return words + self.position(batch.positions)
 
 
 def gpt2_block(config: Gpt2Config, index: int) -> PreNormBlock:

@@ -4,7 +4,7 @@ import math
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from spin_native.errors import InputError
 from spin_native.models.attention import Attention, PositionBias
@@ -12,7 +12,7 @@ from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.families.bert import post_norm_block, read_sizes
 from spin_native.models.families.roberta import Roberta, positions_after
 from spin_native.models.heads import MaskedHead
-from spin_native.models.layers import Embedding, LayerNorm, PostNormBlock, gelu
+from spin_native.models.layers import Embedding, LayerNorm, PostNormBlock, TextEmbedding, gelu
 from spin_native.models.transformer import Transformer
 from spin_native.models.weights import Copied, WeightTable
 from spin_native.text.batch import TokenBatch
@@ -28,15 +28,15 @@ class MpnetConfig(ModelConfig):
         return self.n_positions - PAD_ID - 1
 
 
-class MpnetEmbedding(nn.Module):
+class MpnetEmbedding(TextEmbedding):
     def __init__(self, config: MpnetConfig) -> None:
         super().__init__()
         self.word = Embedding(config.n_vocab, config.d_model)
         self.position = Embedding(config.n_positions, config.d_model)
         self.norm = LayerNorm(config.d_model, config.norm_eps)
 
-    def forward(self, batch: TokenBatch) -> Float[Tensor, "token d_model"]:
-        return self.norm(self.word(batch.ids) + self.position(positions_after(PAD_ID, batch)))
+    def forward(self, batch: TokenBatch, words: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
+        return self.norm(words + self.position(positions_after(PAD_ID, batch)))
 
 
 class DistanceBias(PositionBias):
