@@ -122,27 +122,20 @@ def test_the_mask_token_of_a_text_is_probed(masked):
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])
 def test_prompts_with_a_mask_are_encoded_as_by_transformers(name):
-
-    from spin_native.models import FAMILIES as MODELS
-    from spin_native.text.prompts import encode_prompts
     from spin_native.text.tokenizer import Tokenizer
 
     folder = SHARED / "tokenizers" / {"roberta": "roberta-base", "bert": "bert-base-uncased"}[name]
     if not folder.is_dir():
         pytest.skip("real tokenizer files lie in ../shared, which is not here")
     files = {path.name: path for path in folder.iterdir() if path.name in ("vocab.txt", "vocab.json", "merges.txt")}
-    ours = Tokenizer.from_files(files, 512, MODELS[name].special_tokens)
+    ours = Tokenizer.from_files(files, 512, name)
     theirs = (
-        transformers.RobertaTokenizer(
-            vocab=str(files["vocab.json"]),
-            merges=str(files["merges.txt"]),
-            mask_token=transformers.AddedToken("<mask>", lstrip=True, special=True),  # as in the published tokenizer.json
-        )
+        transformers.RobertaTokenizer(vocab=str(files["vocab.json"]), merges=str(files["merges.txt"]))
         if name == "roberta"
         else transformers.BertTokenizer(vocab=str(files["vocab.txt"]))
     )
     prompts = [f"It was {theirs.mask_token}.", f"{theirs.mask_token} is a city", f"so{theirs.mask_token}good , really"]
-    assert encode_prompts(ours, prompts) == theirs(prompts)["input_ids"]
+    assert ours.encode_prompts(prompts) == theirs(prompts)["input_ids"]
 
 
 def test_a_function_of_the_logits_can_be_the_output(model):
@@ -386,7 +379,7 @@ def test_prompts_without_their_mask_are_refused(masked, model):
     bert, tokenizer = masked
     with fails(r"prompt 1 has 0 mask tokens; expected \[MASK\] exactly once"):
         sn.analyses.neuron_gradients(bert, tokenizer, ["a [MASK]", "the film was good"], ["good", "bad"])
-    with fails("prompt 0 has 13 tokens; expected 1 to 9"):
+    with fails("prompts: text 0 has more than 9 tokens"):
         sn.analyses.neuron_gradients(bert, tokenizer, ["the " * 10 + "[MASK]"], ["good"])
     with fails("position='mask' needs the tokenizer"):
         sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, position="mask")

@@ -15,7 +15,6 @@ from spin_native.models.heads import CausalHead
 from spin_native.probes import LinearProbe, LogisticProbe
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import pack
-from spin_native.text.prompts import encode_prompts, mask_token
 from spin_native.text.tokenizer import Tokenizer
 
 Position = Literal["mask", "last", "first"]
@@ -92,7 +91,7 @@ def token_rows(model: Transformer, tokenizer: Tokenizer | None, prompts: Sequenc
             f"the tokenizer has {tokenizer.n_vocab} ids, the model {model.config.n_vocab}: they do not belong together"
         )
     else:
-        rows = encode_prompts(tokenizer, prompts)  # type: ignore[arg-type]  # it names a prompt that is no text
+        rows = tokenizer.encode_prompts(prompts)  # type: ignore[arg-type]  # it names a prompt that is no text
     for index, row in enumerate(rows):
         if not 1 <= len(row) <= model.config.max_tokens:
             raise InputError(
@@ -109,7 +108,10 @@ def positions_of(tokenizer: Tokenizer | None, rows: Sequence[Sequence[int]], pos
         return [0 if position == "first" else len(row) - 1 for row in rows]
     if tokenizer is None:
         raise InputError("position='mask' needs the tokenizer, which knows the mask token")
-    token, mask_id = mask_token(tokenizer)
+    mask_id = tokenizer.mask_id
+    if mask_id is None:
+        raise InputError("the tokenizer has no mask token: use position='last' with a causal language model, such as GPT-2")
+    (token,) = tokenizer.token_strings([mask_id])
     for index, row in enumerate(rows):
         if row.count(mask_id) != 1:
             raise InputError(f"prompt {index} has {row.count(mask_id)} mask tokens; expected {token} exactly once")

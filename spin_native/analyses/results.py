@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from spin_native.disk import write_json
 from spin_native.errors import InputError
 from spin_native.models import Transformer
-from spin_native.tables import check_output, open_writer
+from spin_native.tables import open_arrow_writer
 from spin_native.text.tokenizer import Tokenizer
 from spin_native.version import __version__
 
@@ -70,8 +70,7 @@ def write_table(table: pa.Table, path: Path, *, overwrite: bool = False) -> None
 
     Raises InputError if the file exists (unless `overwrite`), its ending is unknown, or it cannot be written.
     """
-    check_output(path, overwrite)
-    with open_writer(path, overwrite) as writer:
+    with open_arrow_writer(path, overwrite) as writer:
         writer.write(table)
     write_metadata(path, json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")))
 

@@ -13,9 +13,10 @@ from tqdm.auto import tqdm
 from spin_native.analyses.ablation import Ablation, How
 from spin_native.analyses.soft_prompts import PromptLayout, SoftPrompt, encoded_labels
 from spin_native.errors import InputError
+from spin_native.given import checked_texts
 from spin_native.models import Transformer
 from spin_native.probes.importance import Cut, subtask_accuracy
-from spin_native.text.tokenizer import Tokenizer, checked_texts
+from spin_native.text.tokenizer import Tokenizer
 
 Array = np.ndarray
 Over = Literal["mean", "min"]

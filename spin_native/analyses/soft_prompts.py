@@ -22,12 +22,13 @@ from tqdm.auto import tqdm
 
 from spin_native.disk import write_file
 from spin_native.errors import InputError
+from spin_native.given import checked_texts
 from spin_native.models import Transformer
 from spin_native.models.heads import CausalHead
 from spin_native.models.transformer import Edit
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import pack
-from spin_native.text.tokenizer import Tokenizer, checked_texts
+from spin_native.text.tokenizer import Tokenizer
 
 PROMPT_STD = 1 / 30  # of the vectors before training (Wang et al. 2022)
 PROMPT, STATE = "prompt.safetensors", "training.safetensors"

@@ -78,15 +78,15 @@ def neuron_gradients(
     tables.check_output(out, overwrite)
     prompts: list[str] = []
     targets: list[Any] = []
-    for block in tables.read_blocks(data, [text] if target is None else [text, target]):
-        prompts += block[text].to_pylist()
-        targets += [list(words)] * block.num_rows if words is not None else block[target].to_pylist()
+    for block in tables.open_source(data).blocks([text] if target is None else [text, target]):
+        prompts += block.values(text)
+        targets += [list(words)] * block.n_rows if words is not None else block.values(str(target))
     dtype = DTYPES[model_dtype]
     loaded = sn.load_model(
         model, dtype=dtype, device=device, prepack=False, head=True, revision=revision, allow_pickle=allow_pickle
     )
     tokenizer = sn.load_tokenizer(model, revision=revision)
-    with tables.open_writer(out, overwrite) as writer:
+    with tables.open_arrow_writer(out, overwrite) as writer:
         n_rows = 0
         for result in results(loaded, tokenizer, prompts, targets, **settings):
             table = result.to_table()

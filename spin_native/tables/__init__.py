@@ -17,13 +17,14 @@ guess types and rewrite rows, so nothing could pass through; pyarrow's CSV reade
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spin_native.disk import own_file
 from spin_native.errors import InputError
+from spin_native.tables.arrow_files import ArrowWriter, arrow_writer_for
 from spin_native.tables.delimited import CsvSource, checked_delimiter
 from spin_native.tables.files import FORMATS, Given, checked_encoding, ending_of, files_of, would_read
 from spin_native.tables.jsonl import JsonlSource
@@ -33,6 +34,7 @@ from spin_native.tables.streams import arriving_lines
 from spin_native.tables.writers import Writer, writer_for
 
 BLOCK_ROWS = 8192
+AnyWriter = TypeVar("AnyWriter", Writer, ArrowWriter)
 
 __all__ = [
     "BLOCK_ROWS",
@@ -44,6 +46,7 @@ __all__ = [
     "arriving_lines",
     "check_output",
     "checked_texts",
+    "open_arrow_writer",
     "open_source",
     "open_writer",
     "read_labelled",
@@ -122,6 +125,25 @@ def open_writer(out: str | Path, source: Source, new: Mapping[str, type], overwr
     Raises InputError as check_output does; if the source already has one of the new columns; if the file cannot be written;
     and, without `overwrite`, if another run has written it in the meantime.
     """
+    with _whole_file(out, overwrite, source, lambda out, partial: writer_for(out, partial, source, new)) as writer:
+        yield writer
+
+
+@contextmanager
+def open_arrow_writer(out: str | Path, overwrite: bool = False) -> Iterator[ArrowWriter]:
+    """A writer for pyarrow tables of one schema: a CSV, JSONL or Parquet file that appears when all of it is written.
+
+    Raises InputError as `open_writer` does.
+    """
+    with _whole_file(out, overwrite, None, arrow_writer_for) as writer:
+        yield writer
+
+
+@contextmanager
+def _whole_file(
+    out: str | Path, overwrite: bool, source: Source | None, make: Callable[[Path, Path], AnyWriter]
+) -> Iterator[AnyWriter]:
+    """The writer that `make` makes of the output's name and of the name of this run's own file."""
     out = Path(out)
     check_output(out, overwrite, source)
     failed: BaseException | None = None
@@ -131,7 +153,7 @@ def open_writer(out: str | Path, source: Source, new: Mapping[str, type], overwr
         raise InputError(f"{out}: its folder could not be made ({error.strerror or error})") from error
     try:
         with own_file(out, overwrite) as partial:
-            writer = writer_for(out, partial, source, new)
+            writer = make(out, partial)
             try:
                 yield writer
             except BaseException as error:

@@ -66,7 +66,7 @@ def writer_for(out: Path, partial: Path, source: Source, new: Mapping[str, type]
     return CsvWriter(out, partial, source, new) if file_format == "CSV" else ParquetWriter(out, partial, source, new)
 
 
-class _TextFile:
+class TextFile:
     """UTF-8 in a file, packed if the name that it will have ends in .gz."""
 
     def __init__(self, out: Path, partial: Path) -> None:
@@ -89,7 +89,7 @@ class _TextFile:
 class JsonlWriter(Writer):
     def __init__(self, out: Path, partial: Path, new: Mapping[str, type]) -> None:
         super().__init__(out, new)
-        self._file = _TextFile(out, partial)
+        self._file = TextFile(out, partial)
 
     def _write(self, block: Block, new: dict[str, list[Any]]) -> None:
         columns = [[f"{json_text(name)}: {new_json(value)}" for value in values] for name, values in new.items()]
@@ -113,7 +113,7 @@ class CsvWriter(Writer):
         for name in self._names:
             if reason := unwritable(name):
                 raise InputError(f"{source.label}: the column {name!r} has {reason} in its name; write to a .jsonl file")
-        self._file = _TextFile(out, partial)
+        self._file = TextFile(out, partial)
         own = source.header()[2] if isinstance(source, CsvSource) and source.delimiter == self._delimiter else None
         header = self._delimiter.join(map(self._quoted, self._names)) if own is None else own
         self._file.write(self._extended(header, list(map(self._quoted, new))).encode())

@@ -213,7 +213,8 @@ class Tokenizer:
         encoded = reading.encode(prompts)
         for row, truncated in enumerate(encoded.truncated):
             if truncated:
-                raise TextError(row, f"is a prompt of more than {self.max_tokens} tokens, all that the model reads: shorten it")
+                problem = f"has more than {self.max_tokens} tokens, all that the model reads: shorten it"
+                raise TextError(row, problem, "prompts")
         return encoded.ids
 
     def batches(
