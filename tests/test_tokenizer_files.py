@@ -211,6 +211,32 @@ def test_bertweet_is_recognised_by_its_files_and_its_normalization_is_refused(tm
         configured(tmp_path)
 
 
+def test_offsets_of_bertweet_spell_its_tokens(tmp_path):
+    write_fast_bpe(tmp_path)
+    write_config(tmp_path, "roberta", 200, tokenizer_class="BertweetTokenizer")
+    for ours in (sn.load_tokenizer(tmp_path), sn.load_tokenizer(tmp_path, special_tokens_in_text=True)):
+        for text in ("the film  was", " film\nthe ", "was <mask> the", "the @@ @ film" + " was" * 300, ""):
+            ids, places = ours.encode([text]).ids[0], ours.offsets(text)
+            assert places[0] is places[-1] is None
+            assert len(places) == len(ids)
+            ids_of = ours._backend.get_vocab()
+            for token_id, (start, end) in zip(ids[1:-1], places[1:-1], strict=True):
+                spelled = text[start:end]
+                assert token_id in (ids_of.get(spelled), ids_of.get(f"{spelled}@@"), ids_of["<unk>"]), text
+            assert places[1:-1] == sorted(places[1:-1])
+
+
+def test_the_mask_and_the_words_of_bertweet_are_transformers(tmp_path):
+    write_fast_bpe(tmp_path)
+    write_config(tmp_path, "roberta", 200, tokenizer_class="BertweetTokenizer")
+    ours, reference = sn.load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.mask_id == reference.mask_token_id
+    assert ours.encode_prompts(["the <mask> film"]) == [reference("the <mask> film")["input_ids"]]
+    assert ours.ids_of_word("the") == reference("the", add_special_tokens=False)["input_ids"]
+    with pytest.raises(sn.InputError, match=r"is \d+ tokens"):
+        ours.ids_of_word("the film")
+
+
 def test_a_first_token_that_no_file_lists_is_refused(bert):
     with pytest.raises(sn.InputError, match=r"holds no \[NEW\], which every text of this model needs"):
         configured(bert, cls_token="[NEW]")

@@ -1,6 +1,5 @@
 """`sn.inspect`: one text through a model, with everything that it computes on the way."""
 
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor
 from spin_native.errors import InputError
 from spin_native.features.extract import Extractor
 from spin_native.features.store import Features
+from spin_native.given import is_whole
 from spin_native.inspection import show
 from spin_native.inspection.standout import MIN_OTHERS, NeuronScore, of_corpus, of_other_tokens, strongest
 from spin_native.models import Layer, Transformer
@@ -273,10 +273,6 @@ def _array(x: Tensor, where: str) -> Float[np.ndarray, "..."]:
 def _whole(name: str, value: Any, low: int, high: int | None) -> int:
     """`value` as an int; InputError outside low..high (None: no limit)."""
     expected = f"a whole number from {low} to {high}" if high is not None else f"a whole number of at least {low}"
-    try:
-        whole = -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
-    except TypeError:
-        whole = -1
-    if whole < low or (high is not None and whole > high):
+    if not is_whole(value) or value < low or (high is not None and value > high):
         raise InputError(f"{name} is {value!r}; expected {expected}")
-    return whole
+    return int(value)
