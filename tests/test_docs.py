@@ -19,6 +19,7 @@ DOCUMENTS = (
     "docs/methods.md",
     "docs/benchmarks.md",
     "docs/promises.md",
+    "docs/research.md",
     "weights/README.md",
 )
 
