@@ -126,3 +126,30 @@ def test_trained_gpt2_heads_equal_transformers(name):
         ours = model.logits(final_hidden(model, TokenBatch.from_rows([ids.tolist()])))
         theirs = reference(ids[None]).logits[0]
     assert (ours - theirs).abs().max() <= 1e-12 * theirs.abs().max()
+
+
+# Lines in the style of what each was trained on, and of the other.
+OWN_TEXT = {
+    "gpt2-4l128-shakespeare": "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n",
+    "gpt2-4l128-presidenttweets": "The Fake News Media is working hard to make our Country look bad. Thank you to all! MAKE AMERICA GREAT AGAIN!",
+}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared trained models are not here")
+@pytest.mark.parametrize("name", OWN_TEXT)
+def test_trained_gpt2s_reproduce_their_loss_on_their_own_text(name):
+    """The mean negative log-likelihood of every next token, as transformers computes it; lower than on the other's text."""
+    folder = SHARED / "models" / name / "safetensors"
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    model, tokenizer = sn.load_model(str(folder), dtype=torch.float64, head=True), sn.load_tokenizer(str(folder))
+    losses = {}
+    for text_of, text in OWN_TEXT.items():
+        (ids,) = tokenizer.encode([text]).ids
+        given = torch.tensor(ids)
+        with torch.inference_mode():
+            logits = model.logits(final_hidden(model, TokenBatch.from_rows([ids])))
+            losses[text_of] = float(torch.nn.functional.cross_entropy(logits[:-1], given[1:]))
+            theirs = float(reference(given[None], labels=given[None]).loss)
+        assert losses[text_of] == pytest.approx(theirs, rel=1e-6)  # transformers takes the loss in float32
+    assert losses[name] == min(losses.values())
+    assert losses[name] < 5 < torch.tensor(1000.0).log()  # nats; a model that knows nothing has log(1000) = 6.9
