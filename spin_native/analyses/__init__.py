@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from spin_native.analyses.integrated import integrated_gradients
     from spin_native.analyses.interventions import InterventionCurves, correlation, intervention_curves
     from spin_native.analyses.multiple_choice import LeakReport, Questions, leaks, read_questions
+    from spin_native.analyses.randomized import randomized
 
 _MODULES = {
     "ActivationProbe": "gradient_probes",
@@ -44,6 +45,7 @@ _MODULES = {
     "intervention_curves": "interventions",
     "leaks": "multiple_choice",
     "neuron_gradients": "gradients",
+    "randomized": "randomized",
     "read_questions": "multiple_choice",
     "skill_scores": "gradient_probes",
     "transfer_matrix": "gradient_experiments",

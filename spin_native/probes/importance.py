@@ -189,7 +189,7 @@ def _one_hot(labels: Shaped[Array, "row"]) -> Float[Array, "row class"]:
     """1 in the column of each row's class, 0 elsewhere; InputError for fewer than two classes."""
     classes, class_index = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        got = f"every row has the label {classes[0]!r}" if len(classes) else "no rows"
+        got = f"every row has the label {classes.tolist()[0]!r}" if len(classes) else "no rows"
         raise InputError(f"labels: {got}; expected at least two classes")
     return np.eye(len(classes))[class_index]
 
