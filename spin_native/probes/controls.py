@@ -105,9 +105,9 @@ def nogueira_stability(chosen: Bool[Array, "sample neuron"]) -> float:
     """1 - (mean over neurons of the variance of being chosen) / (that of random sets of the mean size).
 
     1 means equal sets, 0 what random sets have (slightly less where their sizes differ much). With sets of one size it is
-    `kuncheva_stability`. The variance is M / (M - 1) p (1 - p), where p is the share of the M sets that hold the neuron. NaN where no set holds any
-    neuron, or every set all. InputError for fewer than two sets.
-    Source: Nogueira, Sechidis & Brown 2018, "On the stability of feature selection algorithms", definition 4.
+    `kuncheva_stability`. The variance is M / (M - 1) p (1 - p), where p is the share of the M sets that hold the neuron.
+    NaN where no set holds any neuron, or every set all. InputError for fewer than two sets.
+    Source: Nogueira, Sechidis & Brown 2018, "On the stability of feature selection algorithms".
     """
     frequency, n_sets = _checked_sets(chosen).mean(0), len(chosen)
     mean_share = frequency.mean()  # of the neurons, in a set
