@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from spin_native.analyses.integrated import integrated_gradients
     from spin_native.analyses.interventions import InterventionCurves, correlation, intervention_curves
     from spin_native.analyses.multiple_choice import LeakReport, Questions, leaks, read_questions
+    from spin_native.analyses.randomized import randomized
+    from spin_native.analyses.selections import selection_stability, selector, token_selectivity
 
 _MODULES = {
     "ActivationProbe": "gradient_probes",
@@ -44,8 +46,12 @@ _MODULES = {
     "intervention_curves": "interventions",
     "leaks": "multiple_choice",
     "neuron_gradients": "gradients",
+    "randomized": "randomized",
     "read_questions": "multiple_choice",
+    "selection_stability": "selections",
+    "selector": "selections",
     "skill_scores": "gradient_probes",
+    "token_selectivity": "selections",
     "transfer_matrix": "gradient_experiments",
 }
 

@@ -47,7 +47,8 @@ class SpinEstimator(Learnt):
     phase_two: the rows that a frozen head learns from: those the probes have "seen", as many "unseen" ones (half the training
         rows are kept from the probes), or "both".
     ranker: what makes a neuron important: its probe's weights, "squared" (SPIN), "l2" (Liu) or "absolute" (SIREN); or, without
-        a probe, "class_mean_difference", "f_statistic", "mutual_information" or "predictivity" (skill neurons).
+        a probe, "class_mean_difference", "f_statistic", "mutual_information", "predictivity" (skill neurons),
+        "intersection_over_union", "average_precision" or "gaussian" (see probes/importance.py).
     etas: shares of the importance to keep, validation chooses (None: .2, .4, .6, .8, .9 and 1). top_k: numbers of neurons per
         layer, or top_share: shares of each layer, instead.
     Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the smallest C at which a probe has any weight. head_Cs: of the

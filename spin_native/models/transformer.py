@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -52,6 +52,7 @@ class Layer:
 Edit = Callable[[Layer], Float[Tensor, "token d_ffn"]]
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where a model's weights came from."""
 

@@ -5,7 +5,7 @@ comes first, and a neuron of importance 0 is never salient.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from numbers import Integral
@@ -21,6 +21,7 @@ Array = np.ndarray
 Weighting = Literal["squared", "l2", "absolute"]
 CutBy = Literal["eta", "top_k", "top_share"]
 N_BINS = 10  # for mutual_information: bins with equal counts
+BLOCK_SIZE = 2**21  # numbers of a block of columns: 16 MiB as float64
 
 
 # Importance from a probe's weights [output, neuron].
@@ -104,6 +105,101 @@ def subtask_accuracy(n_above: Shaped[Array, "class *neuron"], n_rows: Int[Array,
     return (n_above / rows + 1 - of_rest) / 2
 
 
+def intersection_over_union(features: Float32[Array, "row neuron"], labels: Shaped[Array, "row"]) -> Float[Array, "neuron"]:
+    """How well the rows in which a neuron is on coincide with the rows of a class: |on and class| / |on or class|, 0 to 1.
+
+    A neuron is on above its mean over the rows and off below it. The largest value over the classes counts, of the on rows or
+    of the off rows, so that the neuron's sign does not matter. A constant neuron gets 0. Chance is not 0 and is larger for a
+    frequent class. InputError for labels of one class.
+
+    From Mu & Andreas 2020, "Compositional explanations of neurons": on above 0 behind a ReLU (their language experiments), on
+    rows only. The mean is 0 for the standardised features of a classifier. NeuroX (`iou_probe.py`) ranks by
+    `average_precision` under this name.
+    """
+    of_class = _one_hot(labels)  # [row, class]
+    means = features.mean(0, dtype=np.float64)
+    best = np.zeros(features.shape[1])
+    for active in (features > means, features < means):
+        both = of_class.T @ active  # [class, neuron]
+        either = of_class.sum(0)[:, None] + active.sum(0) - both
+        best = np.maximum(best, (both / either).max(0))
+    return np.where(np.ptp(features, axis=0) > 0, best, 0.0)
+
+
+def average_precision(features: Float32[Array, "row neuron"], labels: Shaped[Array, "row"]) -> Float[Array, "neuron"]:
+    """How well a neuron's activation alone retrieves the rows of a class: its average precision, 0 to 1.
+
+    For the rows from the most to the least active, the precision at each row of the class is averaged; rows of equal activation
+    count together. The largest value over the classes counts, of the activation or of its negative. A constant neuron gets 0.
+    Chance is a class's share of the rows. InputError for labels of one class.
+
+    What NeuroX computes as IoU (`iou_probe.py`), there for one class and one sign, after it sets activations of an absolute
+    value below a chosen threshold to 0 (here no threshold).
+    """
+    of_class, best = _one_hot(labels), np.zeros(features.shape[1])
+    for columns in _column_blocks(features):
+        for sign in (1, -1):
+            values = sign * features[:, columns]
+            order = np.argsort(-values, axis=0)
+            ordered = np.take_along_axis(values, order, axis=0)
+            # The last row of each group of equal values: the precision is known there, for all of the group.
+            is_last = np.vstack([ordered[1:] != ordered[:-1], np.ones((1, ordered.shape[1]), bool)])
+            place = np.where(is_last, np.arange(len(ordered))[:, None], len(ordered))
+            last = np.minimum.accumulate(place[::-1], axis=0)[::-1]
+            for one in of_class.T:
+                hits = one[order]  # [row, neuron]
+                precision = np.take_along_axis(np.cumsum(hits, axis=0), last, axis=0) / (last + 1)
+                best[columns] = np.maximum(best[columns], (hits * precision).sum(0) / one.sum())
+    return np.where(np.ptp(features, axis=0) > 0, best, 0.0)
+
+
+def gaussian(features: Float32[Array, "row neuron"], labels: Shaped[Array, "row"]) -> Float[Array, "neuron"]:
+    """The mutual information of label and activation, in nats, where the activation is normally distributed in each class.
+
+    H(y) - H(y | a), with H(y | a) the mean of -log p(y | a) over the rows; p(y | a) is Gaussian naive Bayes on this neuron
+    alone: maximum-likelihood means and variances, and 1e-9 of the neuron's variance added to each (as scikit-learn's
+    GaussianNB). An estimate below 0 becomes 0; a constant neuron gets 0. InputError for labels of one class.
+
+    From Torroba Hennigen et al. 2020, "Intrinsic probing through dimension selection", and NeuroX (`gaussian_probe.py`). Both
+    add neurons greedily to one multivariate Gaussian, with a prior on its covariance. This is the criterion of their first
+    step for every neuron alone: two neurons that say the same both rank high here.
+    """
+    of_class = _one_hot(labels)
+    share = of_class.mean(0)
+    information = np.zeros(features.shape[1])
+    for columns in _column_blocks(features):
+        values = features[:, columns].astype(np.float64)
+        varies = np.ptp(values, axis=0) > 0
+        values = values[:, varies]
+        log_joint = []
+        for one, prior in zip(of_class.T, share, strict=True):
+            own = values[one > 0]
+            variance = own.var(0) + 1e-9 * values.var(0)
+            log_density = -0.5 * (np.log(2 * np.pi * variance) + (values - own.mean(0)) ** 2 / variance)
+            log_joint.append(np.log(prior) + log_density)  # [row, neuron]
+        of_truth = sum(one[:, None] * joint for one, joint in zip(of_class.T, log_joint, strict=True))
+        conditional_entropy = (np.logaddexp.reduce(log_joint, axis=0) - of_truth).mean(0)
+        block = np.zeros(len(varies))
+        block[varies] = np.maximum(-(share * np.log(share)).sum() - conditional_entropy, 0.0)
+        information[columns] = block
+    return information
+
+
+def _one_hot(labels: Shaped[Array, "row"]) -> Float[Array, "row class"]:
+    """1 in the column of each row's class, 0 elsewhere; InputError for fewer than two classes."""
+    classes, class_index = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        got = f"every row has the label {classes.tolist()[0]!r}" if len(classes) else "no rows"
+        raise InputError(f"labels: {got}; expected at least two classes")
+    return np.eye(len(classes))[class_index]
+
+
+def _column_blocks(features: Float32[Array, "row neuron"]) -> Iterator[slice]:
+    """The columns in blocks that are small enough for several float64 copies of one."""
+    width = max(1, BLOCK_SIZE // max(1, len(features)))
+    return (slice(first, first + width) for first in range(0, features.shape[1], width))
+
+
 def _bins(values: Shaped[Array, "row column"]) -> Int[Array, "row column"]:
     """The bin number of each value, 0 to N_BINS - 1, in its column's bins of equal counts; equal values share a bin."""
     edges = np.quantile(values, np.linspace(0, 1, N_BINS + 1)[1:-1], axis=0)
@@ -115,6 +211,9 @@ RANKERS: dict[str, Callable[..., Array]] = {
     "f_statistic": f_statistic,
     "mutual_information": mutual_information,
     "predictivity": predictivity,
+    "intersection_over_union": intersection_over_union,
+    "average_precision": average_precision,
+    "gaussian": gaussian,
 }
 
 

@@ -34,7 +34,7 @@ class Values(Task):
         "mae": mean_absolute_error,
     }
     less_is_better = ("mse", "mae")
-    unfit_rankers = ("class_mean_difference", "predictivity")
+    unfit_rankers = ("class_mean_difference", "predictivity", "intersection_over_union", "average_precision", "gaussian")
     probe_type, network_type = LinearProbe, MLPRegressor
     n_scores = n_outputs = 1
     output_names = ["value"]
