@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from spin_native.analyses.integrated import integrated_gradients
     from spin_native.analyses.interventions import InterventionCurves, correlation, intervention_curves
     from spin_native.analyses.multiple_choice import LeakReport, Questions, leaks, read_questions
+    from spin_native.analyses.pruning import ActivationMeans, Pruned, activation_means, prune, read_importance
 
 _MODULES = {
+    "ActivationMeans": "pruning",
     "ActivationProbe": "gradient_probes",
     "ForestProbe": "gradient_probes",
     "InterventionCurves": "interventions",
@@ -32,7 +34,9 @@ _MODULES = {
     "MagnitudeProbe": "gradient_probes",
     "NeuronGradients": "gradients",
     "PolarityProbe": "gradient_probes",
+    "Pruned": "pruning",
     "Questions": "multiple_choice",
+    "activation_means": "pruning",
     "activation_scores": "gradient_probes",
     "correlation": "interventions",
     "efficiency_curve": "gradient_experiments",
@@ -44,6 +48,8 @@ _MODULES = {
     "intervention_curves": "interventions",
     "leaks": "multiple_choice",
     "neuron_gradients": "gradients",
+    "prune": "pruning",
+    "read_importance": "pruning",
     "read_questions": "multiple_choice",
     "skill_scores": "gradient_probes",
     "transfer_matrix": "gradient_experiments",
