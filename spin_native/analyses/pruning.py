@@ -209,7 +209,7 @@ def _checked_source(model: Transformer) -> Checkpoint:
 def _checked_layer(model: Transformer, layer: object, where: str) -> int:
     if not is_whole(layer) or not 0 <= layer < model.depth:  # type: ignore[operator]
         raise InputError(f"{where}: no layer {layer!r}; the model has layers 0 to {model.depth - 1}")
-    return int(layer)  # type: ignore[call-overload, no-any-return]
+    return int(layer)  # type: ignore[call-overload]
 
 
 def _checked_neurons(neurons: Array, layer: int, width: int) -> Int[Array, "kept"]:
@@ -217,8 +217,8 @@ def _checked_neurons(neurons: Array, layer: int, width: int) -> Int[Array, "kept
         raise InputError(f"keep: layer {layer} has no list of neurons; expected the indices of one neuron or more")
     if neurons.dtype.kind not in "iu" or neurons.min() < 0 or neurons.max() >= width:
         raise InputError(
-            f"keep: layer {layer} holds {neurons.dtype} from {neurons.min()} to {neurons.max()}; expected whole numbers from 0 to "
-            f"{width - 1}"
+            f"keep: layer {layer} holds {neurons.dtype} numbers from {neurons.min()} to {neurons.max()}; expected whole "
+            f"numbers from 0 to {width - 1}"
         )
     ascending = np.unique(neurons).astype(np.int64)
     if len(ascending) < len(neurons):
@@ -242,8 +242,8 @@ def _most_important(importance: Float[Array, "neuron"], share: float, layer: int
     n_kept, n_known = max(n_kept, 1), int(np.isfinite(importance).sum())
     if n_known < n_kept:
         raise InputError(
-            f"importance: layer {layer} has a value for {n_known} of {len(importance)} neurons, a share of {share} keeps {n_kept}; "
-            "expected at least as many: choose a smaller share, or list more neurons"
+            f"importance: layer {layer} has a value for {n_known} of {len(importance)} neurons, a share of {share} keeps "
+            f"{n_kept}; expected at least as many: choose a smaller share, or list more neurons"
         )
     return np.sort(np.argsort(-importance, kind="stable")[:n_kept])
 

@@ -9,7 +9,7 @@ import numpy as np
 
 import spin_native as sn
 from spin_native import tables
-from spin_native.analyses.pruning import ActivationMeans, ByLayer, activation_means, checked_share, read_importance
+from spin_native.analyses.pruning import ByLayer, activation_means, checked_share, read_importance
 from spin_native.analyses.pruning import prune as pruned
 from spin_native.cli.options import (
     delimiter_option,
@@ -101,30 +101,20 @@ def prune(
         raise InputError("--by and --importance both say which neurons are important; give one of them")
     checked_share(keep)
     check_new_folder(out)
-    source = tables.open_source(data, delimiter=delimiter, encoding=encoding)
+    labels = None
     if by == "predictivity":
         texts, labels = tables.read_labelled(data, text, label, delimiter=delimiter, encoding=encoding)
     else:
-        texts, labels = [one for block in source.blocks([text]) for one in tables.checked_texts(block, text)], []
+        source = tables.open_source(data, delimiter=delimiter, encoding=encoding)
+        texts = [one for block in source.blocks([text]) for one in tables.checked_texts(block, text)]
     loaded = sn.load_model(model, device=device, revision=revision, allow_pickle=allow_pickle)
     tokenizer = sn.load_tokenizer(model, revision=revision)
-    chosen = chosen_layers(layers, loaded)
     listed = None if importance is None else read_importance(importance, loaded, column=column)
-    if listed is not None and layers is None:
-        chosen = sorted(listed)
-    mean: ByLayer | Features
-    if by == "predictivity":
-        mean = mean_features(loaded, tokenizer, texts, chosen)
-        values = by_predictivity(mean, labels, chosen, label)
-    else:
-        measured: ActivationMeans = activation_means(loaded, tokenizer, texts, layers=chosen)
-        mean, values = measured.mean, measured.absolute
-    if listed is not None:
-        if missing := [layer for layer in chosen if layer not in listed]:
-            raise InputError(
-                f"{importance}: lists no neuron of layer {missing[0]}; give --layers without it, or list its neurons"
-            )
-        values = {layer: listed[layer] for layer in chosen}
+    chosen = sorted(listed) if listed is not None and layers is None else chosen_layers(layers, loaded)
+    if listed is not None and (missing := [layer for layer in chosen if layer not in listed]):
+        raise InputError(f"{importance}: lists no neuron of layer {missing[0]}; leave it out of --layers, or list its neurons")
+    mean, measured = means_and_importance(loaded, tokenizer, texts, labels, chosen)
+    values = measured if listed is None else {layer: listed[layer] for layer in chosen}
     result = pruned(loaded, importance=values, share=keep, mean=mean, tokenizer=tokenizer, out=out, pad=pad)
     n_before = sum(loaded.width("activation", layer) for layer in range(loaded.depth))
     n_after = n_before - sum(loaded.width("activation", layer) - len(neurons) for layer, neurons in result.kept.items())
@@ -141,17 +131,16 @@ def chosen_layers(ranges: list[range] | None, model: Transformer) -> list[int]:
     return sorted({layer for layers in ranges for layer in layers})
 
 
-def mean_features(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], layers: Sequence[int]) -> Features:
-    """Each text's mean activation, at the layers."""
-    return Extractor(model, tokenizer, {FeatureKey("activation", "mean", layer): None for layer in layers}).run(texts)
-
-
-def by_predictivity(features: Features, labels: Sequence[Any], layers: Sequence[int], column: str) -> ByLayer:
-    """How well each neuron's mean activation predicts the label."""
-    names, classes = np.unique(np.asarray([str(label) for label in labels]), return_inverse=True)
-    if not 2 <= len(names) <= max(2, len(labels) // 2):
-        raise InputError(
-            f"column {column!r}: {len(names)} different labels in {len(labels)} rows; expected two or more classes"
-        )
+def means_and_importance(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[Any] | None, layers: Sequence[int]
+) -> tuple[ByLayer | Features, ByLayer]:
+    """The mean of each neuron and its importance: its mean absolute activation, or with labels its predictivity."""
+    if labels is None:
+        measured = activation_means(model, tokenizer, texts, layers=layers)
+        return measured.mean, measured.absolute
+    names, classes = np.unique([str(label) for label in labels], return_inverse=True)
+    if len(names) < 2:
+        raise InputError(f"labels: all rows have the label {names[0]!r}; expected two or more classes")
+    features = Extractor(model, tokenizer, {FeatureKey("activation", "mean", layer): None for layer in layers}).run(texts)
     arrays = ((layer, features.array(site="activation", pooling="mean", layer=layer)) for layer in layers)
-    return {layer: predictivity(array, classes) for layer, array in arrays}
+    return features, {layer: predictivity(array, classes) for layer, array in arrays}
