@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from tqdm.auto import tqdm
 
 from spin_native.analyses.results import provenance
@@ -59,7 +59,7 @@ def prune(
     model: Transformer,
     keep: Mapping[int, Sequence[int] | Int[Array, "kept"]] | None = None,
     *,
-    importance: Mapping[int, Float[Array, "neuron"]] | None = None,
+    importance: Mapping[int, Shaped[Array, "neuron"]] | None = None,
     share: float | None = None,
     mean: Mapping[int, Float[Array, "neuron"]] | Features | Sequence[str] | None = None,
     tokenizer: Tokenizer | None = None,
@@ -212,7 +212,7 @@ def _checked_layer(model: Transformer, layer: object, where: str) -> int:
     return int(layer)  # type: ignore[call-overload]
 
 
-def _checked_neurons(neurons: Array, layer: int, width: int) -> Int[Array, "kept"]:
+def _checked_neurons(neurons: Shaped[Array, "..."], layer: int, width: int) -> Int[Array, "kept"]:
     if neurons.ndim != 1 or not neurons.size:
         raise InputError(f"keep: layer {layer} has no list of neurons; expected the indices of one neuron or more")
     if neurons.dtype.kind not in "iu" or neurons.min() < 0 or neurons.max() >= width:
@@ -226,7 +226,7 @@ def _checked_neurons(neurons: Array, layer: int, width: int) -> Int[Array, "kept
     return ascending
 
 
-def _checked_values(values: Array, layer: int, width: int, what: str) -> Float[Array, "neuron"]:
+def _checked_values(values: Shaped[Array, "..."], layer: int, width: int, what: str) -> Float[Array, "neuron"]:
     """One number per neuron; minus infinity is one (of a neuron never to be kept)."""
     if values.shape != (width,) or values.dtype.kind not in "fiu":
         raise InputError(

@@ -1,5 +1,6 @@
 """`spin-native prune`: a model and a file of texts -> a smaller checkpoint, its FFNs cut to their most important neurons."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,10 +44,10 @@ class Layers(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[range]:
         ranges = []
         for part in value.split(","):
-            first, _, last = part.strip().partition("-")
-            if not (first.isascii() and first.isdigit()) or (last and not (last.isascii() and last.isdigit())):
+            match = re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part)
+            if match is None:
                 self.fail(f"{part!r} is no layer and no range of layers such as 3-11", param, ctx)
-            ranges.append(range(int(first), int(last or first) + 1))
+            ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
             if not ranges[-1]:
                 self.fail(f"{part!r} runs backwards", param, ctx)
         return ranges
@@ -140,7 +141,7 @@ def means_and_importance(
         return measured.mean, measured.absolute
     names, classes = np.unique([str(label) for label in labels], return_inverse=True)
     if len(names) < 2:
-        raise InputError(f"labels: all rows have the label {names[0]!r}; expected two or more classes")
+        raise InputError(f"labels: all rows have the label {str(names[0])!r}; expected two or more classes")
     features = Extractor(model, tokenizer, {FeatureKey("activation", "mean", layer): None for layer in layers}).run(texts)
     arrays = ((layer, features.array(site="activation", pooling="mean", layer=layer)) for layer in layers)
     return features, {layer: predictivity(array, classes) for layer, array in arrays}
