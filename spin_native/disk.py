@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +81,33 @@ def own_file(path: Path, overwrite: bool) -> Iterator[Path]:
             _take_name(path, partial)
     finally:
         partial.unlink(missing_ok=True)
+    flush(path.parent)
+
+
+def check_new_folder(path: Path) -> None:
+    """InputError if a new folder cannot have this name: something has it already, or it is no name."""
+    if os.path.lexists(path) or not path.name:
+        raise InputError(f"{path}: already exists; expected the name of a new folder: choose another one, or delete this one")
+
+
+@contextmanager
+def own_folder(path: Path) -> Iterator[Path]:
+    """A new hidden folder beside `path`, named for this run alone, which becomes `path` at the end of the `with` block.
+
+    After an error, or an interrupt, it is deleted with its files. Raises InputError if `path` is there, and OSError.
+    """
+    check_new_folder(path)
+    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{PARTIAL}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.iterdir():
+            flush(file)
+        flush(partial)
+        check_new_folder(path)
+        os.rename(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # after the renaming there is none
     flush(path.parent)
 
 

@@ -131,7 +131,7 @@ def test_trained_gpt2_heads_equal_transformers(name):
 # Lines in the style of what each was trained on, and of the other.
 OWN_TEXT = {
     "gpt2-4l128-shakespeare": "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n",
-    "gpt2-4l128-presidenttweets": "The Fake News Media is working hard to make our Country look bad. Thank you to all! MAKE AMERICA GREAT AGAIN!",
+    "gpt2-4l128-presidenttweets": "The Fake News Media is working hard to make our Country look bad. MAKE AMERICA GREAT AGAIN!",
 }
 
 

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from spin_native.analyses.integrated import integrated_gradients
     from spin_native.analyses.interventions import InterventionCurves, correlation, intervention_curves
     from spin_native.analyses.multiple_choice import LeakReport, Questions, leaks, read_questions
+    from spin_native.analyses.pruning import ActivationMeans, Pruned, activation_means, prune, read_importance
     from spin_native.analyses.randomized import randomized
     from spin_native.analyses.selections import selection_stability, selector, token_selectivity
 
 _MODULES = {
+    "ActivationMeans": "pruning",
     "ActivationProbe": "gradient_probes",
     "ForestProbe": "gradient_probes",
     "InterventionCurves": "interventions",
@@ -34,7 +36,9 @@ _MODULES = {
     "MagnitudeProbe": "gradient_probes",
     "NeuronGradients": "gradients",
     "PolarityProbe": "gradient_probes",
+    "Pruned": "pruning",
     "Questions": "multiple_choice",
+    "activation_means": "pruning",
     "activation_scores": "gradient_probes",
     "correlation": "interventions",
     "efficiency_curve": "gradient_experiments",
@@ -47,6 +51,8 @@ _MODULES = {
     "leaks": "multiple_choice",
     "neuron_gradients": "gradients",
     "randomized": "randomized",
+    "prune": "pruning",
+    "read_importance": "pruning",
     "read_questions": "multiple_choice",
     "selection_stability": "selections",
     "selector": "selections",

@@ -64,11 +64,15 @@ class Checkpoint:
         return open_tensors(self.location, allow_pickle=self.allow_pickle)
 
     @cached_property
+    def stored_as(self) -> dict[str, str]:
+        """Canonical tensor name -> its name in the file."""
+        whole = self.build(None)
+        return account(self._stored, dict(whole.named_parameters()), whole.weights, self.name)
+
+    @cached_property
     def readers(self) -> dict[str, Reader]:
         """Canonical tensor name -> its reader."""
-        whole = self.build(None)
-        stored_as = account(self._stored, dict(whole.named_parameters()), whole.weights, self.name)
-        return {canonical: self._stored[name] for canonical, name in stored_as.items()}
+        return {canonical: self._stored[name] for canonical, name in self.stored_as.items()}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -193,7 +197,10 @@ class Checkpoint:
     def fingerprint(self, depth: int) -> str:
         """sha256 over the config and the stored bytes of every tensor that the first `depth` layers use; computed once."""
         if depth not in self._fingerprints:
-            digest = hashlib.sha256(json.dumps({**ONCE_OF_ALL_FAMILIES, **asdict(self.config)}, sort_keys=True).encode())
+            settings = {**ONCE_OF_ALL_FAMILIES, **asdict(self.config)}
+            if settings["ffn_widths"] is None:  # only pruned models have it
+                del settings["ffn_widths"]
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             model = self.build(depth)
             for stored in sorted({model.weights.rule(name).stored for name, _ in model.named_parameters()}):
                 tensor = self.readers[stored]().contiguous()

@@ -164,7 +164,8 @@ def check_model(options: Options, config: ModelConfig) -> tuple[int, list[int]]:
     """The deepest depth to try, and the depths below it that keep a head; InputError where the base model cannot give them."""
     is_fixed = not is_best(options["depth"])
     max_depth = checked_depth(options["depth"] if is_fixed else None, config.n_layers)
-    widths = {"activation": config.d_ffn, "hidden": config.d_model}
+    narrowest = min(config.ffn_width(layer) for layer in range(max_depth))
+    widths = {"activation": narrowest, "hidden": config.d_model}
     for cut in cuts_of(options):
         cut.check_width(min(widths[site] for site in options["sites"]))
     exits = options["exits"]

@@ -314,13 +314,13 @@ def check_base_model(saved: Saved, checkpoint: Checkpoint) -> None:
                 f"(sha256 {now[what][:12]}..., expected {was[:12]}...); bring back the old files, name them with "
                 "base_model, or fit again"
             )
-    widths = {"activation": config.d_ffn, "hidden": config.d_model}
     for name, tensor in saved.tensors.items():
         _, *feature = name.split(".")
-        if feature[0] == "neurons" and len(tensor) and int(tensor.max()) >= widths[feature[1]]:
-            raise InputError(
-                f"{saved.name}: {name} holds neuron {int(tensor.max())}, a layer has 0 to {widths[feature[1]] - 1}; {NOT_OURS}"
-            )
+        if feature[0] != "neurons" or not len(tensor):
+            continue
+        width = config.d_model if feature[1] == "hidden" else config.ffn_width(int(feature[3]))
+        if int(tensor.max()) >= width:
+            raise InputError(f"{saved.name}: {name} holds neuron {int(tensor.max())}, a layer has 0 to {width - 1}; {NOT_OURS}")
 
 
 def _plain(value: Any) -> Any:

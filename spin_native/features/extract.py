@@ -330,7 +330,8 @@ def token_budget(model: Transformer) -> int:
     Larger batches leave the caches, smaller ones leave cores idle and pay each operation's fixed cost more often. The number
     depends on nothing but the model and its device: the same texts make the same batches, and the same bits, everywhere.
     """
-    bytes_per_token = model.config.d_ffn * model.dtype.itemsize
+    # The FFN's activation is the widest, unless the model was pruned: then query, key and value, side by side.
+    bytes_per_token = max(model.config.d_ffn, 3 * model.config.d_model) * model.dtype.itemsize
     return max(1, ACTIVATION_BYTES[model.device.type == "cuda"] // bytes_per_token)
 
 

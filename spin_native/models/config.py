@@ -1,7 +1,7 @@
 """`config.json` read with care: what every family needs, and errors that name the file, the key and the value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from spin_native.errors import InputError
@@ -35,6 +35,7 @@ class ModelConfig:
     """Sizes and choices that every family has; a family adds its own in a subclass.
 
     n_positions: rows of the position table. pad_id: the padding token's id, if the checkpoint names one.
+    d_ffn: neurons of every layer's FFN; of the widest one where `ffn_widths` lists them layer by layer (a pruned model).
     """
 
     family: str
@@ -47,6 +48,11 @@ class ModelConfig:
     norm_eps: float
     activation_function: ActivationFunction
     pad_id: int | None
+    ffn_widths: tuple[int, ...] | None = field(default=None, kw_only=True)
+
+    def ffn_width(self, layer: int) -> int:
+        """How many neurons the FFN of a layer has."""
+        return self.d_ffn if self.ffn_widths is None else self.ffn_widths[layer]
 
     @property
     def d_head(self) -> int:
@@ -85,6 +91,23 @@ class ConfigFile:
     def n_layers(self, key: str) -> int:
         return self.size(key, at_most=MAX_LAYERS)
 
+    def ffn_widths(self, n_layers: int, widest: int) -> tuple[int, ...] | None:
+        """The key "ffn_widths" of a pruned checkpoint: neurons of each layer's FFN, the widest as the family's key says.
+
+        transformers does not know this key. None where it is absent: all layers have the same width.
+        """
+        widths = self.content.get("ffn_widths")
+        if widths is None:
+            return None
+        listed = widths if isinstance(widths, list) else []
+        is_whole = all(isinstance(width, int) and not isinstance(width, bool) for width in listed)
+        if not is_whole or len(listed) != n_layers or min(listed) < 1 or max(listed) != widest:
+            raise InputError(
+                f"{self.where}: ffn_widths is {_short(widths)}; expected {n_layers} whole numbers, one per layer, from 1 to "
+                f"the width of the widest FFN, {widest}"
+            )
+        return tuple(listed)
+
     def flag(self, key: str, default: bool) -> bool:
         value = self.content.get(key, default)
         if not isinstance(value, bool):
@@ -115,10 +138,10 @@ class ConfigFile:
         return pad_id
 
     def checked(self, config: Config) -> Config:
-        """`config` itself; InputError if its sizes cannot belong together."""
+        """`config` with the widths of its FFNs; InputError if its sizes cannot belong together."""
         if config.d_model % config.n_heads:
             raise InputError(f"{self.where}: a width of {config.d_model} cannot be split over {config.n_heads} heads")
-        return config
+        return replace(config, ffn_widths=self.ffn_widths(config.n_layers, config.d_ffn))
 
 
 def _short(value: object) -> str:

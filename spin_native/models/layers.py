@@ -113,10 +113,11 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """Where a neuron lives: a row of `up` is the pattern that it reads, a column of `down` the vector that it writes."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.up = nn.Linear(config.d_model, config.d_ffn)
-        self.down: ResidualLinear | None = ResidualLinear(config.d_ffn, config.d_model)
+        width = config.ffn_width(layer)
+        self.up = nn.Linear(config.d_model, width)
+        self.down: ResidualLinear | None = ResidualLinear(width, config.d_model)
         self.activation_function = ACTIVATIONS[config.activation_function]
 
     def read(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_ffn"]:

@@ -76,6 +76,7 @@ class Transformer(nn.Module):
     """
 
     model_type: ClassVar[str]  # as config.json names the family
+    ffn_key: ClassVar[str] = "intermediate_size"  # config.json's key for d_ffn
     weights: ClassVar[WeightTable]
     head_weights: ClassVar[HeadTable]
     # Patterns of tensor names: a checkpoint with a name for each of them is certainly of this family (empty: no such names).

@@ -43,12 +43,12 @@ class BertEmbedding(TextEmbedding):
         return batch.positions
 
 
-def post_norm_block(config: ModelConfig, attend: Attention | None = None) -> PostNormBlock:
+def post_norm_block(config: ModelConfig, layer: int, attend: Attention | None = None) -> PostNormBlock:
     """BERT's block; RoBERTa and DistilBERT have the same."""
     return PostNormBlock(
         SelfAttention(config.d_model, attend or Attention(config.n_heads, scale=config.d_head**-0.5)),
         LayerNorm(config.d_model, config.norm_eps),
-        FeedForward(config),
+        FeedForward(config, layer),
         LayerNorm(config.d_model, config.norm_eps),
     )
 
@@ -75,7 +75,7 @@ class Bert(Transformer):
     certain_names = ("bert.encoder.layer.0.attention.self.query.weight",)
 
     def __init__(self, config: BertConfig, depth: int | None = None) -> None:
-        super().__init__(config, depth, BertEmbedding(config), lambda index: post_norm_block(config))
+        super().__init__(config, depth, BertEmbedding(config), lambda index: post_norm_block(config, index))
 
     @classmethod
     def read_config(cls, file: ConfigFile) -> BertConfig:

@@ -25,10 +25,11 @@ class DistilBertEmbedding(TextEmbedding):
 
 class DistilBert(Transformer):
     model_type = "distilbert"
+    ffn_key = "hidden_dim"
     certain_names = ("*transformer.layer.0.attention.q_lin.weight",)
 
     def __init__(self, config: ModelConfig, depth: int | None = None) -> None:
-        super().__init__(config, depth, DistilBertEmbedding(config), lambda index: post_norm_block(config))
+        super().__init__(config, depth, DistilBertEmbedding(config), lambda index: post_norm_block(config, index))
 
     @classmethod
     def read_config(cls, file: ConfigFile) -> ModelConfig:
@@ -38,7 +39,7 @@ class DistilBert(Transformer):
             n_layers=file.n_layers("n_layers"),
             n_heads=file.size("n_heads"),
             d_model=file.size("dim"),
-            d_ffn=file.size("hidden_dim"),
+            d_ffn=file.size(cls.ffn_key),
             n_vocab=file.size("vocab_size"),
             n_positions=file.size("max_position_embeddings"),
             norm_eps=1e-12,  # fixed in the published code, not in the config

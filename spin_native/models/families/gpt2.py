@@ -39,13 +39,14 @@ def gpt2_block(config: Gpt2Config, index: int) -> PreNormBlock:
     return PreNormBlock(
         SelfAttention(config.d_model, Attention(config.n_heads, scale=scale, causal=True)),
         LayerNorm(config.d_model, config.norm_eps),
-        FeedForward(config),
+        FeedForward(config, index),
         LayerNorm(config.d_model, config.norm_eps),
     )
 
 
 class Gpt2(Transformer):
     model_type = "gpt2"
+    ffn_key = "n_inner"
     certain_names = ("*wte.weight", "*wpe.weight", "*h.0.attn.c_attn.weight")
 
     def __init__(self, config: Gpt2Config, depth: int | None = None) -> None:
@@ -61,7 +62,7 @@ class Gpt2(Transformer):
             n_layers=file.n_layers("n_layer"),
             n_heads=file.size("n_head"),
             d_model=d_model,
-            d_ffn=4 * d_model if file.content.get("n_inner") is None else file.size("n_inner"),
+            d_ffn=4 * d_model if file.content.get(cls.ffn_key) is None else file.size(cls.ffn_key),
             n_vocab=file.size("vocab_size"),
             n_positions=file.size("n_positions"),
             norm_eps=file.norm_eps("layer_norm_epsilon", 1e-5),

@@ -70,7 +70,7 @@ class Mpnet(Transformer):
         bias = DistanceBias(config.n_heads)
 
         def block(index: int) -> PostNormBlock:
-            return post_norm_block(config, Attention(config.n_heads, scale=config.d_head**-0.5, bias=bias))
+            return post_norm_block(config, index, Attention(config.n_heads, scale=config.d_head**-0.5, bias=bias))
 
         super().__init__(config, depth, MpnetEmbedding(config), block)
         self.distance_bias = bias

@@ -46,7 +46,7 @@ class Roberta(Transformer):
     model_type = "roberta"
 
     def __init__(self, config: RobertaConfig, depth: int | None = None) -> None:
-        super().__init__(config, depth, RobertaEmbedding(config), lambda index: post_norm_block(config))
+        super().__init__(config, depth, RobertaEmbedding(config), lambda index: post_norm_block(config, index))
 
     @classmethod
     def read_config(cls, file: ConfigFile) -> RobertaConfig:
