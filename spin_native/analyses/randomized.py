@@ -82,6 +82,6 @@ def _drawn(old: Shaped[Tensor, "..."], name: str, seed: int, draw: Draw) -> Shap
     if draw == "permuted":
         order = torch.randperm(old.numel(), generator=generator).to(old.device)
         return old.reshape(-1)[order].reshape(old.shape)
-    wide = old.double()
-    noise = torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old.device)
-    return (wide.mean() + wide.std(correction=0) * noise).to(old.dtype)
+    variance, mean = torch.var_mean(old.to(torch.promote_types(old.dtype, torch.float32)), correction=0)
+    noise = torch.randn(old.shape, generator=generator)  # float32 for every dtype: one draw
+    return noise.mul_(float(variance) ** 0.5).add_(float(mean)).to(device=old.device, dtype=old.dtype)
