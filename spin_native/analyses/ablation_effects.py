@@ -29,7 +29,7 @@ from spin_native.analyses.prompts import (
 )
 from spin_native.analyses.results import Result, provenance
 from spin_native.errors import InputError
-from spin_native.features.extract import Extractor, token_budget
+from spin_native.features.extract import Extractor, features_of, token_budget
 from spin_native.features.pooling import Pooling
 from spin_native.features.store import FeatureKey, Site
 from spin_native.given import checked_texts, is_number, is_whole, rows_of
@@ -65,9 +65,12 @@ class AblationEffects(Result):
     Arrays: "which" and "draw" of the run; "before" and "after"; where the output is a decision, "label_before" and
     "label_after" (one for all outputs of a row). `to_table` has one row for each run, row and output.
 
-    runs: which neurons each run changed. measures: name -> [run]: "mean_change" and "mean_absolute_change" of the outputs;
-    "changed", the share of rows whose decision changed; where labels were given, "score" and "score_change" (the score is in
-    metadata["score"], its value before in metadata["score_before"]).
+    runs: which neurons each run changed. measures: name -> [run], over the rows:
+    "mean_change": of the output; of several that make a decision, of the one that was largest before.
+    "mean_absolute_change": of all outputs.
+    "changed": the share of rows whose decision is another one; where the output is a decision.
+    "score", "score_change": where labels were given. metadata["score"] names the score, metadata["score_before"] is its value
+    before.
     """
 
     runs: Sequence[Run]
@@ -224,7 +227,10 @@ def measure(
         "before": before[None],
         "after": after,
     }
-    measures = {"mean_change": change.mean((1, 2)), "mean_absolute_change": np.abs(change).mean((1, 2))}
+    signed = change.mean(2)
+    if reading.decide is not None:
+        signed = np.take_along_axis(change, before.argmax(1)[None, :, None], axis=2)[..., 0]
+    measures = {"mean_change": signed.mean(1), "mean_absolute_change": np.abs(change).mean((1, 2))}
     if reading.decide is not None:
         label_before, label_after = reading.decide(before), np.stack([reading.decide(outputs) for outputs in after])
         arrays |= {"label_before": label_before[None, :, None], "label_after": label_after[:, :, None]}
@@ -340,12 +346,13 @@ def ablate_probe(
     Raises InputError for a probe of another width, and as `ablate_logits` does.
     """
     feature = FeatureKey(site, pooling, layer)
+    if feature not in features_of(model, [site], [pooling], None):
+        raise InputError(f"no {site} of layer {layer!r} in a model of depth {model.depth}")
     extractor = Extractor(model, tokenizer, {feature: None})
-    if not hasattr(probe, "coef_") or probe.coef_.shape[1] != extractor.widths[feature]:
+    width = extractor.widths[feature]
+    if not hasattr(probe, "coef_") or probe.coef_.shape[1] != width:
         got = f"reads {probe.coef_.shape[1]} features" if hasattr(probe, "coef_") else "is not fitted"
-        raise InputError(
-            f"the probe {got}; expected a probe fitted on the {extractor.widths[feature]} of {site}, layer {layer}"
-        )
+        raise InputError(f"the probe {got}; expected a probe fitted on {width} features, those of {site} of layer {layer}")
     widths = _widths(model)
     plan = Plan(chosen_neurons(neurons, widths), widths, how, importance, noise, n_draws, seed)
     listed = checked_texts(texts, "texts")

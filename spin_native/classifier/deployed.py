@@ -84,7 +84,7 @@ class Deployed:
         columns = dict(neurons)
         if self._kept is not None and self.depth - 1 in columns:
             columns[self.depth - 1] = np.flatnonzero(np.isin(self._kept, columns[self.depth - 1]))
-        return columns
+        return {layer: chosen for layer, chosen in columns.items() if len(chosen)}
 
     def all_outputs(self, texts: Sequence[str]) -> dict[int, Float[Array, "row output"]]:
         """The outputs of every head for every text."""

@@ -148,7 +148,6 @@ def _shown(effects: AblationEffects) -> str:
     rows = [
         [WHICH[row["which"]], row["measure"].replace("_", " "), row["n_draws"], row["mean"], row["low"], row["high"]]
         for row in effects.summary().to_table().to_pylist()
-        if row["measure"] != "mean_change"  # of probabilities, which always sum to 1
     ]
     header = ("neurons", "measure", "draws", "mean", "2.5 %", "97.5 %")
     return "\n".join([*lines, "", render.table(header, rows), "", "2.5 % and 97.5 %: percentiles of the draws."])
