@@ -8,15 +8,8 @@ from jaxtyping import Float
 from sklearn.utils.validation import check_is_fitted
 
 from spin_native.analyses.ablation import Ablation, How, Neurons, ablation_values, chosen_neurons
-from spin_native.analyses.ablation_effects import (
-    AblationEffects,
-    Importance,
-    Plan,
-    Reading,
-    check_importance,
-    measure,
-    text_rows,
-)
+from spin_native.analyses.ablation_effects import AblationEffects, Reading, measure, text_rows
+from spin_native.analyses.ablation_runs import Importance, Plan, check_importance
 from spin_native.analyses.results import provenance
 from spin_native.classifier import explain, options
 from spin_native.classifier.exits import Exit
