@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from spin_native.analyses.ablation import Ablation, ablation_values
+    from spin_native.analyses.ablation_effects import AblationEffects, ablate_logits, ablate_probe
     from spin_native.analyses.gradient_experiments import (
         efficiency_curve,
         few_shot_curve,
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ActivationMeans": "pruning",
+    "Ablation": "ablation",
+    "AblationEffects": "ablation_effects",
     "ActivationProbe": "gradient_probes",
     "ForestProbe": "gradient_probes",
     "InterventionCurves": "interventions",
@@ -39,6 +43,9 @@ _MODULES = {
     "Pruned": "pruning",
     "Questions": "multiple_choice",
     "activation_means": "pruning",
+    "ablate_logits": "ablation_effects",
+    "ablate_probe": "ablation_effects",
+    "ablation_values": "ablation",
     "activation_scores": "gradient_probes",
     "correlation": "interventions",
     "efficiency_curve": "gradient_experiments",

@@ -15,10 +15,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier import explain, options, saved
+from spin_native.classifier.ablating import Ablating
 from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.explain import Contribution
-from spin_native.classifier.learnt import LEARNT, Learnt, Place
+from spin_native.classifier.learnt import LEARNT, Place
 from spin_native.classifier.options import DTYPES
 from spin_native.classifier.rows import TextsAndLabels, digests, evaluation_rows, labelled_parts
 from spin_native.classifier.settings import FinalRows, HeadName, Mixing, PhaseTwo, Scaling, Settings
@@ -34,7 +35,7 @@ Array = np.ndarray
 Spin = TypeVar("Spin", bound="SpinEstimator")
 
 
-class SpinEstimator(Learnt):
+class SpinEstimator(Ablating):
     """Read the salient neurons of a language model's first layers (SPIN, arXiv 2311.15983).
 
     model, revision: the base model, a folder or a Hub name. dtype, device: how to run it.

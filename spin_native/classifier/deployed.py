@@ -12,6 +12,7 @@ from spin_native.classifier.heads import Head
 from spin_native.classifier.parts import Neurons
 from spin_native.features.extract import Block, Extractor, Pooled
 from spin_native.features.store import FeatureKey
+from spin_native.models import Edit
 
 Array = np.ndarray
 
@@ -38,8 +39,8 @@ class Deployed:
         for depth, head in self.heads.items():
             layer = max(layer, *(feature.layer for feature in head.neurons))
             self._heads_at.setdefault(layer, []).append(depth)
-        last_neurons, wanted = _without_unread_neurons(read, self.depth, checkpoint.config.n_layers)
-        model = checkpoint.load(self.depth, dtype, device, last_neurons=last_neurons)
+        self._kept, wanted = _without_unread_neurons(read, self.depth, checkpoint.config.n_layers)
+        model = checkpoint.load(self.depth, dtype, device, last_neurons=self._kept)
         self.extractor = Extractor(model, checkpoint.tokenizer, wanted)
 
     @property
@@ -58,11 +59,32 @@ class Deployed:
         """The outputs of a stream of texts, and the depth at which each row exited, block by block."""
         exit_ = self.checked(exit_)
         for block in self.extractor.encoded(texts, progress):
-            outputs = np.empty((len(block.ids), self.task.n_outputs))
-            depths = np.zeros(len(block.ids), dtype=np.int64)
-            for depth, rows, output in self._heads_of(block, exit_):
-                outputs[rows], depths[rows] = output, depth  # a deeper head overwrites this for the rows that run on
-            yield block.per_text(outputs), block.per_text(depths)
+            yield self.run(block, exit_)
+
+    def run(self, block: Block, exit_: Exit, edit: Edit | None = None) -> tuple[Float[Array, "row output"], Int[Array, "row"]]:
+        """The outputs of a block of texts, and the depth at which each row exited.
+
+        exit_: as `checked` gives it. edit: changes neurons while the model runs, in its own columns (see `columns_of`).
+        """
+        outputs = np.empty((len(block.ids), self.task.n_outputs))
+        depths = np.zeros(len(block.ids), dtype=np.int64)
+        for depth, rows, output in self._heads_of(block, exit_, edit):
+            outputs[rows], depths[rows] = output, depth  # a deeper head overwrites this for the rows that run on
+        return block.per_text(outputs), block.per_text(depths)
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Layer -> how many neurons it has in the checkpoint."""
+        model = self.extractor.model
+        widths = {layer: model.width("activation", layer) for layer in range(self.depth)}
+        return widths if self._kept is None else widths | {self.depth - 1: model.config.d_ffn}
+
+    def columns_of(self, neurons: Mapping[int, Int[Array, "_"]]) -> dict[int, Int[Array, "_"]]:
+        """Where neurons of the checkpoint are in the running model. Those that its last layer does not keep are left out."""
+        columns = dict(neurons)
+        if self._kept is not None and self.depth - 1 in columns:
+            columns[self.depth - 1] = np.flatnonzero(np.isin(self._kept, columns[self.depth - 1]))
+        return {layer: chosen for layer, chosen in columns.items() if len(chosen)}
 
     def all_outputs(self, texts: Sequence[str]) -> dict[int, Float[Array, "row output"]]:
         """The outputs of every head for every text."""
@@ -81,7 +103,7 @@ class Deployed:
         return self._salient(features, depth)
 
     def _heads_of(
-        self, block: Block, exit_: Exit | None
+        self, block: Block, exit_: Exit | None, edit: Edit | None = None
     ) -> Iterator[tuple[int, Int[Array, "row"], Float[Array, "row output"]]]:
         """Run a block: each head's depth, the rows that reached it, and its outputs for them.
 
@@ -92,7 +114,7 @@ class Deployed:
         for rows, batch in self.extractor.batches(block):
             decision = None if exit_ is None else ExitDecision(exit_, len(rows))
             known: Pooled = {}  # of the rows that still run
-            for layer, pooled in self.extractor.pooled(block, rows, batch):
+            for layer, pooled in self.extractor.pooled(block, rows, batch, edit=edit):
                 known |= pooled
                 running = np.arange(len(rows))  # which of the layer's rows run on
                 for depth in (depth for depth in self._heads_at.get(layer.index, ()) if depth in asked):

@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "Show one text inside a base model: tokens, and the neurons that stand out.",
     "neuron-gradients": "Write the gradient of a model's output by its neurons, for a file of prompts.",
     "prune": "Cut a model's feed-forward networks to their most important neurons, and save it.",
+    "ablate": "Change neurons of a saved classifier's base model, and compare its answers.",
     "verify": "Compare a base model with transformers, layer by layer.",
     "doctor": "Show what is installed and what this machine has.",
 }

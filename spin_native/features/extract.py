@@ -23,7 +23,7 @@ from spin_native.errors import InputError, TextError
 from spin_native.features.pooling import POOLINGS, Pooling
 from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec, Site
 from spin_native.given import check_text, is_whole, path_of
-from spin_native.models import Layer, Transformer, checked_depth
+from spin_native.models import Edit, Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, several, windows
 from spin_native.text.tokenizer import Tokenizer
@@ -177,13 +177,13 @@ class Extractor:
         with ActivationStore.writer(store):
             opened = ActivationStore.create(store, self._spec(), self.tokenizer.fingerprint_like)
             for encoded in self.encoded(texts, progress, opened):
-                opened.append(self._features(encoded), texts_digest(encoded.texts))
+                opened.append(self.features(encoded), texts_digest(encoded.texts))
             return opened
 
     def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[Pooled]:
         """The features of a stream of texts, a block of texts at a time, in input order."""
         for block in self.encoded(texts, progress):
-            yield self._features(block)
+            yield self.features(block)
 
     def encoded(
         self, texts: Iterable[str], progress: bool | None = None, store: ActivationStore | None = None
@@ -224,20 +224,29 @@ class Extractor:
                 block.bar.update(int(copies[rows].sum()))
 
     def pooled(
-        self, block: Block, rows: Int[np.ndarray, "row"], batch: TokenBatch, until: int | None = None
+        self,
+        block: Block,
+        rows: Int[np.ndarray, "row"],
+        batch: TokenBatch,
+        until: int | None = None,
+        edit: Edit | None = None,
     ) -> Iterator[tuple[Layer, Pooled]]:
         """Run the model on one batch of a block: every layer, with its wanted features of the rows that still run.
 
         until: the last layer to run (None: all that the model holds). A caller that stops iterating stops the model, too; after
         `layer.keep`, later layers run the kept rows only. The caller deletes each layer before it asks for the next one, so
         that one layer's activation is in memory at a time. Raises InputError for a feature that is not finite.
+
+        edit: changes each layer's activation; what it returns is both pooled and written by the layer.
         """
-        layers = self.model.layers(batch)
+        layers = self.model.layers(batch, edit=None if edit is None else _activation)
         while True:
             with torch.inference_mode():  # not around the yield: the mode would stay on while the caller works
                 layer = next(layers, None)
                 if layer is None:
                     return
+                if edit is not None and layer.activation is not None:
+                    layer.activation = edit(layer)
                 wanted = self._by_layer.get(layer.index, ())
                 features = {feature: self._pool(layer, feature, columns) for feature, columns in wanted}
             self._check_finite(features, block, rows)
@@ -248,12 +257,12 @@ class Extractor:
                 rows = rows[layer.rows_kept.cpu().numpy()]
             del layer, features
 
-    def _features(self, block: Block) -> Pooled:
-        """The features of a block's texts."""
+    def features(self, block: Block, edit: Edit | None = None) -> Pooled:
+        """The features of a block's texts. edit: as of `pooled`."""
         features = {feature: np.empty((len(block.ids), width), self.dtype) for feature, width in self.widths.items()}
         last = max(self._by_layer)
         for rows, batch in self.batches(block):
-            for layer, pooled in self.pooled(block, rows, batch, last):
+            for layer, pooled in self.pooled(block, rows, batch, last, edit):
                 for feature, values in pooled.items():
                     features[feature][rows] = values
                 del layer
@@ -322,6 +331,12 @@ class Extractor:
         wanted = [pair for pairs in self._by_layer.values() for pair in pairs]
         chosen = [(*feature, columns.tolist()) for feature, columns in wanted if columns is not None]
         return hashlib.sha256(json.dumps(chosen).encode()).hexdigest() if chosen else "all"
+
+
+def _activation(layer: Layer) -> Float[Tensor, "token d_ffn"]:
+    """What a layer writes where its activation has been changed already."""
+    assert layer.activation is not None  # the loop asks only layers that have an FFN
+    return layer.activation
 
 
 def token_budget(model: Transformer) -> int:

@@ -88,6 +88,11 @@ class Head(ABC):
 
     # What it gives.
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether `weights` exist: not in a perceptron."""
+        return False
+
     def output(self, features: Float32[Array, "row salient"]) -> Float[Array, "row output"]:
         """What users see of each row, from raw features; a row has the same bits whatever the other rows are."""
         # C order: sums along a row are taken in another order in another layout.
@@ -154,6 +159,10 @@ class LinearHead(Head):
         # In float64: NumPy sums a lone float32 row of more than 8192 numbers in another order than one of many rows.
         coef = self.model.coef_.astype(np.float64, copy=False)
         return np.einsum("rf,of->ro", standardised, coef) + self.model.intercept_
+
+    @property
+    def has_weights(self) -> bool:
+        return True
 
     def contributions(self, features: Float32[Array, "1 salient"], score: int) -> Float[Array, "salient"]:
         """Weight times standardised feature."""
