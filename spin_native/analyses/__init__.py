@@ -23,16 +23,26 @@ if TYPE_CHECKING:
     from spin_native.analyses.integrated import integrated_gradients
     from spin_native.analyses.interventions import InterventionCurves, correlation, intervention_curves
     from spin_native.analyses.multiple_choice import LeakReport, Questions, leaks, read_questions
+    from spin_native.analyses.perturbation import FinalProbe, Perturbation, perturbation_curve
+    from spin_native.analyses.prompted_skills import prompted_skill_neurons
+    from spin_native.analyses.skills import SkillNeurons, skill_neurons, text_skill_neurons
+    from spin_native.analyses.soft_prompts import SoftPrompt, tune_prompt
+    from spin_native.analyses.transfer import Transferability, transferability
 
 _MODULES = {
     "ActivationProbe": "gradient_probes",
+    "FinalProbe": "perturbation",
     "ForestProbe": "gradient_probes",
     "InterventionCurves": "interventions",
     "LeakReport": "multiple_choice",
     "MagnitudeProbe": "gradient_probes",
     "NeuronGradients": "gradients",
+    "Perturbation": "perturbation",
     "PolarityProbe": "gradient_probes",
     "Questions": "multiple_choice",
+    "SkillNeurons": "skills",
+    "SoftPrompt": "soft_prompts",
+    "Transferability": "transfer",
     "activation_scores": "gradient_probes",
     "correlation": "interventions",
     "efficiency_curve": "gradient_experiments",
@@ -44,9 +54,15 @@ _MODULES = {
     "intervention_curves": "interventions",
     "leaks": "multiple_choice",
     "neuron_gradients": "gradients",
+    "perturbation_curve": "perturbation",
+    "prompted_skill_neurons": "prompted_skills",
     "read_questions": "multiple_choice",
+    "skill_neurons": "skills",
     "skill_scores": "gradient_probes",
+    "text_skill_neurons": "skills",
     "transfer_matrix": "gradient_experiments",
+    "transferability": "transfer",
+    "tune_prompt": "soft_prompts",
 }
 
 __all__ = list(_MODULES)
