@@ -30,7 +30,7 @@ from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import pack
 from spin_native.text.tokenizer import Tokenizer
 
-Labels = Sequence[Any] | Shaped[np.ndarray, "row"]
+Labels = Sequence[Any] | Shaped[np.ndarray, "_"]
 PROMPT_STD = 1 / 30  # of the vectors before training (Wang et al. 2022)
 PROMPT, STATE = "prompt.safetensors", "training.safetensors"
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "neurons": "List the salient neurons of a saved classifier.",
     "inspect": "Show one text inside a base model: tokens, and the neurons that stand out.",
     "neuron-gradients": "Write the gradient of a model's output by its neurons, for a file of prompts.",
+    "skill-neurons": "Measure how well each neuron of a model alone predicts the labels of texts.",
     "verify": "Compare a base model with transformers, layer by layer.",
     "doctor": "Show what is installed and what this machine has.",
 }
