@@ -7,8 +7,8 @@
 
 perturb: an encoder (a folder; default: the demo's MiniLM) without prompts. Each seed draws its own training, dev and test rows
 and fits its own L2 probe on the mean of the final hidden state. Training rows give the neurons' baselines, dev rows their
-balanced predictivity, test rows the accuracy while the top 1, 5 and 10 % of every layer are changed: by Gaussian noise (--noise, its
-standard deviation; the paper's is 0.1), to zero, or to their mean. The same number of least predictive and of random
+balanced predictivity, test rows the accuracy while the top 1, 5 and 10 % of every layer are changed: by Gaussian noise (of
+standard deviation --noise; 0.1 in the paper), to zero, or to their mean. The same number of least predictive and of random
 neurons is changed beside them. Means over the seeds with 95 % intervals (Student); "worse" is how far the accuracy lies below
 that with random neurons of the same seed.
 transfer: Spearman's correlation between six tasks of ../shared/data, the second measurement of each on other rows.
