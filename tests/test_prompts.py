@@ -1,5 +1,7 @@
 """Soft prompts and skill neurons: against transformers' inputs_embeds, hand calculations and a planted neuron."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ import transformers
 
 import spin_native as sn
 from spin_native.analyses.ablation import Ablation
-from spin_native.analyses.skill_neurons import perturbation_curve, skill_neurons, transferability
+from spin_native.analyses.perturbation import perturbation_curve
+from spin_native.analyses.prompted_skills import prompted_skill_neurons
+from spin_native.analyses.skills import SkillNeurons
 from spin_native.analyses.soft_prompts import PromptLayout, SoftPrompt, tune_prompt
 from spin_native.errors import InputError
 
@@ -116,7 +120,7 @@ def test_a_saved_prompt_answers_as_before(masked, prompt, tmp_path):
 
 def test_predictivity_equals_a_calculation_by_hand(masked, prompt):
     model, tokenizer, reference = masked
-    skill = skill_neurons(model, tokenizer, [prompt], TEXTS, (TEXTS, LABELS), progress=False)
+    skill = prompted_skill_neurons(model, tokenizer, [prompt], TEXTS, (TEXTS, LABELS), progress=False)
     layout, found = PromptLayout(model, tokenizer, 3), []
     hooks = [
         layer.intermediate.register_forward_hook(lambda _m, _i, out: found.append(out[0, 1:4]))
@@ -131,8 +135,8 @@ def test_predictivity_equals_a_calculation_by_hand(masked, prompt):
     above = activation > activation.mean(0)
     accuracy = (above == np.array([label == "positive" for label in LABELS])[:, None, None, None]).mean(0)
     expected = np.maximum(accuracy, 1 - accuracy).max(1)  # [layer, neuron]
-    assert skill.predictivity.shape == (1, 1, 3, 24)
-    np.testing.assert_allclose(skill.predictivity[0, 0], expected, atol=1e-12)
+    assert skill["predictivity"].shape == (1, 1, 3, 24)
+    np.testing.assert_allclose(skill["predictivity"][0, 0], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -160,32 +164,31 @@ def test_a_neuron_wired_to_the_label_is_found_first(masked, prompt, layer, sign,
 
     monkeypatch.setattr(type(block), "read", read)
     monkeypatch.setattr(type(model), "layers", layers)
-    skill = skill_neurons(model, tokenizer, [prompt], TEXTS, (TEXTS, LABELS), progress=False)
-    assert skill.predictivity[0, 0, layer, 7] == 1
+    skill = prompted_skill_neurons(model, tokenizer, [prompt], TEXTS, (TEXTS, LABELS), progress=False)
+    assert skill["predictivity"][0, 0, layer, 7] == 1
     assert skill.salient(1 / 24)[layer].tolist() == [7]
 
 
 def test_three_classes_take_turns():
     """Subtask 0 prefers neurons 3, 1; subtask 1 prefers 3, 0; subtask 2 prefers 2, 0."""
-    from spin_native.analyses.skill_neurons import SkillNeurons
-
-    predictivity = np.array([[0.5, 0.8, 0.6, 0.9], [0.7, 0.5, 0.6, 0.9], [0.8, 0.6, 0.9, 0.5]])[None, :, None]
-    skill = SkillNeurons(predictivity, np.zeros((1, 1, 4)), ("a", "b", "c"), {})
+    accuracy = np.array([[0.5, 0.8, 0.6, 0.9], [0.7, 0.5, 0.6, 0.9], [0.8, 0.6, 0.9, 0.5]])[None, :, None, None]
+    skill = SkillNeurons.of(accuracy, np.zeros((1, 1, 4)), subtasks="abc", layers=[0], tokens=["mean"], metadata={})
     assert skill.salient(0.5)[0].tolist() == [2, 3]
     assert skill.salient(0.75)[0].tolist() == [1, 2, 3]
 
 
-def test_perturbing_nothing_changes_nothing_and_all_at_mean_leaves_one_answer(masked, prompt):
+def test_perturbing_nothing_changes_nothing_and_a_prompt_is_scored_under_each_edit(masked, prompt):
     model, tokenizer, _ = masked
     texts = TEXTS[:6]
-    edit = Ablation({layer: np.arange(0) for layer in range(3)}).check(model)
-    assert np.array_equal(prompt.predict(model, tokenizer, texts, edit=edit), prompt.predict(model, tokenizer, texts))
-    skill = skill_neurons(model, tokenizer, [prompt], TEXTS, (TEXTS, LABELS), progress=False)
-    rows = perturbation_curve(
-        model, tokenizer, prompt, skill, TEXTS, LABELS, hows=("zero", "noise"), shares=(0.1, 0.5), n_draws=2, progress=False
-    )
-    assert len(rows) == 2 * (1 + 1 + 2) + 2 * (2 + 2 + 2)
-    assert all(0 <= row.accuracy <= 1 for row in rows)
+    nothing = Ablation({layer: np.arange(0) for layer in range(3)}).check(model)
+    assert np.array_equal(prompt.predict(model, tokenizer, texts, edit=nothing), prompt.predict(model, tokenizer, texts))
+    skill = prompted_skill_neurons(model, tokenizer, [prompt], TEXTS, (TEXTS, LABELS), progress=False)
+    score = partial(prompt.score, model, tokenizer, TEXTS, LABELS)
+    curve = perturbation_curve(score, skill, hows=("zero",), shares=(0.1, 0.5), seeds=(0, 1), progress=False)
+    for at, share in enumerate((0.1, 0.5)):
+        edit = Ablation(skill.salient(share), "zero")
+        assert curve["score"][0, 0, at, 0].tolist() == [score(edit=edit)] * 2
+    assert curve.clean == score(edit=None)
 
 
 def test_noise_belongs_to_the_text_and_not_to_its_batch(masked, prompt):
@@ -207,18 +210,6 @@ def test_ablation_by_hand():
     drawn = Ablation({0: np.array([0, 2])}, "resample", {0: pool}, seed=1)(layer)
     assert all(row in pool.tolist() for row in drawn[:, [0, 2]].tolist())
     assert torch.equal(Ablation({1: np.array([0])})(layer), layer.activation)
-
-
-def test_a_task_transfers_to_itself_best():
-    from spin_native.analyses.skill_neurons import SkillNeurons
-
-    rng = np.random.default_rng(0)
-    one, other = rng.random((2, 1, 1, 2, 50))
-    tasks = {"one": one, "again": one + 0.01 * rng.random(one.shape), "other": other}
-    skills = {name: SkillNeurons(value, np.zeros((1, 2, 50)), ("x",), {}) for name, value in tasks.items()}
-    matrix = transferability(skills)
-    assert np.allclose(matrix, matrix.T)
-    assert matrix[0, 1] > 0.9 > abs(matrix[0, 2])
 
 
 @pytest.mark.parametrize(

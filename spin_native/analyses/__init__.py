@@ -28,17 +28,24 @@ if TYPE_CHECKING:
     from spin_native.analyses.pruning import ActivationMeans, Pruned, activation_means, prune, read_importance
     from spin_native.analyses.randomized import randomized
     from spin_native.analyses.selections import selection_stability, selector, token_selectivity
+    from spin_native.analyses.perturbation import FinalProbe, Perturbation, perturbation_curve
+    from spin_native.analyses.prompted_skills import prompted_skill_neurons
+    from spin_native.analyses.skills import SkillNeurons, skill_neurons, text_skill_neurons
+    from spin_native.analyses.soft_prompts import SoftPrompt, tune_prompt
+    from spin_native.analyses.transfer import Transferability, transferability
 
 _MODULES = {
     "ActivationMeans": "pruning",
     "Ablation": "ablation",
     "AblationEffects": "ablation_effects",
     "ActivationProbe": "gradient_probes",
+    "FinalProbe": "perturbation",
     "ForestProbe": "gradient_probes",
     "InterventionCurves": "interventions",
     "LeakReport": "multiple_choice",
     "MagnitudeProbe": "gradient_probes",
     "NeuronGradients": "gradients",
+    "Perturbation": "perturbation",
     "PolarityProbe": "gradient_probes",
     "Pruned": "pruning",
     "Questions": "multiple_choice",
@@ -46,6 +53,9 @@ _MODULES = {
     "ablate_logits": "ablation_effects",
     "ablate_probe": "ablation_effects",
     "ablation_values": "ablation",
+    "SkillNeurons": "skills",
+    "SoftPrompt": "soft_prompts",
+    "Transferability": "transfer",
     "activation_scores": "gradient_probes",
     "correlation": "interventions",
     "efficiency_curve": "gradient_experiments",
@@ -65,7 +75,15 @@ _MODULES = {
     "selector": "selections",
     "skill_scores": "gradient_probes",
     "token_selectivity": "selections",
+    "perturbation_curve": "perturbation",
+    "prompted_skill_neurons": "prompted_skills",
+    "read_questions": "multiple_choice",
+    "skill_neurons": "skills",
+    "skill_scores": "gradient_probes",
+    "text_skill_neurons": "skills",
     "transfer_matrix": "gradient_experiments",
+    "transferability": "transfer",
+    "tune_prompt": "soft_prompts",
 }
 
 __all__ = list(_MODULES)

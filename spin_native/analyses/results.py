@@ -85,10 +85,7 @@ def provenance(model: Transformer, tokenizer: Tokenizer | None, **settings: Any)
     """What a result's metadata says of the model, the versions and the machine, followed by the analysis's own settings."""
     source = model.source
     return {
-        "spin_native": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+        **versions(),
         "model": None if source is None else source.name,
         "model_revision": None if source is None else source.revision,
         "model_fingerprint": None if source is None else source.fingerprint(model.depth),
@@ -96,4 +93,14 @@ def provenance(model: Transformer, tokenizer: Tokenizer | None, **settings: Any)
         "device": str(model.device),
         "tokenizer_fingerprint": None if tokenizer is None else tokenizer.fingerprint,
         **settings,
+    }
+
+
+def versions() -> dict[str, Any]:
+    """The versions that can change a number."""
+    return {
+        "spin_native": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
     }

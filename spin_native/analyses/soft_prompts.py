@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -30,6 +30,7 @@ from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import pack
 from spin_native.text.tokenizer import Tokenizer
 
+Labels = Sequence[Any] | Shaped[np.ndarray, "_"]
 PROMPT_STD = 1 / 30  # of the vectors before training (Wang et al. 2022)
 PROMPT, STATE = "prompt.safetensors", "training.safetensors"
 
@@ -150,11 +151,11 @@ class SoftPrompt:
         return _probabilities(layout, ids, self.vectors, self.word_ids, max_tokens, edit)
 
     def score(
-        self, model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], labels: Sequence[Any], *, edit: Edit | None = None
+        self, model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], labels: Labels, *, edit: Edit | None = None
     ) -> float:
         """Accuracy on labelled texts."""
         answers = self.predict(model, tokenizer, texts, edit=edit).argmax(1)
-        return float((answers == encoded_labels(labels, self.labels, len(texts))).mean())
+        return float((answers == encoded_labels(labels, self.labels, len(texts), "labels")).mean())
 
     def save(self, folder: str | Path) -> None:
         """Write `prompt.safetensors`; what is not a tensor is JSON in its header. The file appears whole or not at all."""
@@ -178,10 +179,10 @@ def tune_prompt(
     model: Transformer,
     tokenizer: Tokenizer,
     texts: Sequence[str],
-    labels: Sequence[Any],
+    labels: Labels,
     *,
     words: Mapping[Any, str],
-    validation: tuple[Sequence[str], Sequence[Any]],
+    validation: tuple[Sequence[str], Labels],
     n_prompts: int = 16,
     n_epochs: int = 10,
     batch_rows: int = 32,
@@ -214,7 +215,7 @@ def tune_prompt(
     parts = {}
     for what, (some, of_them) in {"training rows": (texts, labels), "validation rows": validation}.items():
         listed = checked_texts(some, what)
-        parts[what] = layout.encode(listed), encoded_labels(of_them, names, len(listed))
+        parts[what] = layout.encode(listed), encoded_labels(of_them, names, len(listed), what)
     settings = {
         "n_prompts": n_prompts,
         "n_epochs": n_epochs,
@@ -317,15 +318,18 @@ class _Training:
         self.optimizer.state[self.vectors] = state
 
 
-def encoded_labels(labels: Sequence[Any], known: Sequence[Any], n_texts: int) -> Int[np.ndarray, "row"]:
-    """Each label's place among `known`; InputError, naming the row, for another one, or for a wrong number of them."""
+def encoded_labels(labels: Labels, known: Sequence[Any], n_texts: int, what: str) -> Int[np.ndarray, "row"]:
+    """Each label's place among `known`; InputError, naming the row, for another one, or for a wrong number of them.
+
+    what: which rows they are, for the error.
+    """
     listed = [label.item() if isinstance(label, np.generic) else label for label in labels]
     if len(listed) != n_texts:
-        raise InputError(f"{n_texts} texts but {len(listed)} labels; expected one label per text")
+        raise InputError(f"{what}: {n_texts} rows but {len(listed)} labels; expected one label per row")
     place = {label: index for index, label in enumerate(known)}
     for row, label in enumerate(listed):
         if label not in place:
-            raise InputError(f"row {row} has the label {label!r}; known are {', '.join(map(repr, known))}")
+            raise InputError(f"{what}: row {row} has the label {label!r}; known are {', '.join(map(repr, known))}")
     return np.array([place[label] for label in listed])
 
 

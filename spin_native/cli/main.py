@@ -28,6 +28,7 @@ COMMANDS = {
     "neuron-gradients": "Write the gradient of a model's output by its neurons, for a file of prompts.",
     "prune": "Cut a model's feed-forward networks to their most important neurons, and save it.",
     "ablate": "Change neurons of a saved classifier's base model, and compare its answers.",
+    "skill-neurons": "Measure how well each neuron of a model alone predicts the labels of texts.",
     "verify": "Compare a base model with transformers, layer by layer.",
     "doctor": "Show what is installed and what this machine has.",
 }

@@ -21,7 +21,7 @@ def bottom(importance: Float[Array, "neuron"], n: int) -> Int[Array, "chosen"]:
     return np.sort(np.argsort(importance, kind="stable")[:n])
 
 
-def random_neurons(n_neurons: int, n: int, seed: int) -> Int[Array, "chosen"]:
+def random_neurons(n_neurons: int, n: int, seed: int | Sequence[int]) -> Int[Array, "chosen"]:
     """The indices of `n` different neurons out of `n_neurons`, drawn at random by `seed`, ascending."""
     return np.sort(np.random.default_rng(seed).permutation(n_neurons)[:n])
 

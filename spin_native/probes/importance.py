@@ -22,6 +22,7 @@ Weighting = Literal["squared", "l2", "absolute"]
 CutBy = Literal["eta", "top_k", "top_share"]
 N_BINS = 10  # for mutual_information: bins with equal counts
 BLOCK_SIZE = 2**21  # numbers of a block of columns: 16 MiB as float64
+COUNTED_ROWS = 1024  # at a time: a product that fits the caches, and little memory beside the features
 
 
 # Importance from a probe's weights [output, neuron].
@@ -83,26 +84,46 @@ def predictivity(features: Float32[Array, "row neuron"], labels: Int[Array, "row
 
     With more than two classes each class is compared with the rest by balanced accuracy, and the best one counts. A constant
     neuron gets 0. From Wang et al. 2022, "Finding skill neurons in pre-trained transformer-based language models", without
-    their prompts.
+    their prompts. `analyses.skill_neurons` measures the same with the average of other rows, and per class.
     """
-    above, classes = features > features.mean(0, dtype=np.float64), np.unique(labels)
-    n_above = np.array([above[labels == label].sum(0) for label in classes])
-    best = np.abs(subtask_accuracy(n_above, np.array([(labels == label).sum() for label in classes])) - 0.5).max(0)
-    # A constant neuron always predicts the same class, and would profit from unequal class counts.
-    return np.where(np.ptp(features, axis=0) > 0, best, 0.0)
+    classes, class_index = np.unique(labels, return_inverse=True)
+    n_above = count_above(features, features.mean(0, dtype=np.float64), class_index, len(classes))
+    return np.abs(subtask_accuracy(n_above, np.bincount(class_index)) - 0.5).max(0)
 
 
-def subtask_accuracy(n_above: Shaped[Array, "class *neuron"], n_rows: Int[Array, "class"]) -> Float[Array, "subtask *neuron"]:
+def count_above(
+    activation: Shaped[Array, "row *neuron"],
+    baseline: Float[Array, "*neuron"],
+    class_index: Int[Array, "row"],
+    n_classes: int,
+) -> Int[Array, "class *neuron"]:
+    """How many rows of each class have each neuron above its baseline."""
+    counts = np.zeros((n_classes, baseline.size), np.int64)
+    for start in range(0, len(activation), COUNTED_ROWS):
+        rows = slice(start, start + COUNTED_ROWS)
+        above = (activation[rows] > baseline).reshape(-1, baseline.size).astype(np.float32)
+        one_hot = np.eye(n_classes, dtype=np.float32)[:, class_index[rows]]
+        counts += (one_hot @ above).astype(np.int64)  # a product is faster than a sum per class, and exact up to 2^24 rows
+    return counts.reshape(n_classes, *baseline.shape)
+
+
+def subtask_accuracy(
+    n_above: Shaped[Array, "class *neuron"], n_rows: Int[Array, "class"], balanced: bool = False
+) -> Float[Array, "subtask *neuron"]:
     """The accuracy of "this neuron is above its baseline" as the answer to binary subtasks (Wang et al. 2022, section 3.2).
 
     Of two classes: the second against the first. Of more: each class against the rest, by balanced accuracy.
-    n_above: how many rows of each class are above the baseline. n_rows: rows of each class.
+    n_above: how many rows of each class are above the baseline. n_rows: rows of each class. balanced: take balanced accuracy
+    for two classes, too. A neuron with the same answer for all rows gets 1/2: else it would profit from unequal class counts.
     """
     rows = n_rows.reshape(-1, *[1] * (n_above.ndim - 1))
-    if len(n_rows) == 2:
-        return (n_above[1:] + rows[:1] - n_above[:1]) / n_rows.sum()
-    of_rest = (n_above.sum(0, keepdims=True) - n_above) / (n_rows.sum() - rows)
-    return (n_above / rows + 1 - of_rest) / 2
+    if len(n_rows) == 2 and not balanced:
+        accuracy = (n_above[1:] + rows[:1] - n_above[:1]) / n_rows.sum()
+    else:
+        of_rest = (n_above.sum(0, keepdims=True) - n_above) / (n_rows.sum() - rows)
+        accuracy = ((n_above / rows + 1 - of_rest) / 2)[len(n_rows) == 2 :]
+    total = n_above.sum(0)
+    return np.where((total == 0) | (total == n_rows.sum()), 0.5, accuracy)
 
 
 def intersection_over_union(features: Float32[Array, "row neuron"], labels: Shaped[Array, "row"]) -> Float[Array, "neuron"]:
