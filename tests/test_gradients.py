@@ -1,5 +1,6 @@
 """Neuron gradients equal finite differences and transformers' own; interventions, reductions and bad input."""
 
+import copy
 import csv
 import json
 
@@ -15,7 +16,8 @@ from tiny import FAMILIES, N_VOCAB, SHARED, rows_of_every_length
 import spin_native as sn
 from spin_native.analyses.reductions import EDGES
 from spin_native.analyses.results import provenance
-from spin_native.models.fast import FusedAttention
+from spin_native.models.fast import FusedAttention, multiplies_faster
+from spin_native.models.products import FrozenLinear
 from spin_native.parity import activation_functions
 
 ROWS = [row for row in rows_of_every_length() if len(row) > 1]
@@ -106,12 +108,47 @@ def test_a_float32_model_with_kernels_has_ordinary_weights_that_give_gradients(t
     """Everywhere: the default reorders float32 weights on a CPU with AVX-512."""
     kernels = loaded("roberta", tmp_path, dtype=torch.float32, prepack="kernels")
     exact = loaded("roberta", tmp_path)
-    assert all(isinstance(block.feed_forward.up, torch.nn.Linear) for block in kernels.blocks)
+    expected = FrozenLinear if multiplies_faster(torch.float32, "cpu") else torch.nn.Linear
+    assert {type(block.feed_forward.up) for block in kernels.blocks} == {expected}
     assert isinstance(kernels.blocks[0].attention.attend, FusedAttention)
     ours, expected = (
         sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, position="last")["gradient"] for model in (kernels, exact)
     )
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def frozen_and_exact():
+    """A product for gradients, and torch's own in float64 by the same weights."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(48, 96).requires_grad_(False)
+    return FrozenLinear(plain), copy.deepcopy(plain).double()
+
+
+def first_and_second_gradient(product, x, weights):
+    """Of a function of the product that is not linear in it."""
+    x = x.detach().requires_grad_()
+    (first,) = torch.autograd.grad((product(x).sin() * weights).sum(), x, create_graph=True)
+    return first.detach(), torch.autograd.grad(first.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 37])
+def test_a_product_for_gradients_has_the_value_and_both_gradients_of_torchs_own(n_tokens):
+    frozen, exact = frozen_and_exact()
+    x, weights = torch.randn(n_tokens, 48), torch.randn(n_tokens, 96)
+    torch.testing.assert_close(frozen(x).double(), exact(x.double()), rtol=0, atol=5e-6)
+    ours = first_and_second_gradient(frozen, x, weights)
+    expected = first_and_second_gradient(exact, x.double(), weights.double())
+    for one, other in zip(ours, expected, strict=True):
+        assert (one - other).norm() <= 1e-6 * other.norm()
+
+
+def test_a_product_for_gradients_can_be_converted_and_trained_like_any_other():
+    frozen, exact = frozen_and_exact()
+    x = torch.randn(5, 48)
+    trained = copy.deepcopy(frozen).requires_grad_()
+    trained(x).sum().backward()
+    torch.testing.assert_close(trained.weight.grad, x.sum(0).expand(96, 48))
+    assert torch.equal(frozen.double()(x.double()), exact(x.double()))
 
 
 def test_batches_do_not_change_gradients(model):
@@ -480,7 +517,8 @@ def spin(capsys):
 
 
 def test_the_command_writes_the_same_table_as_the_function(spin, masked, folder_with_mask, tmp_path):
-    model, tokenizer = masked
+    _, tokenizer = masked
+    model = sn.load_model(folder_with_mask, dtype=torch.float64, head=True, prepack="kernels")
     prompts = ["the film was [MASK]", "[MASK] film"]
     data = write(tmp_path / "prompts.csv", [{"text": prompt, "word": "good"} for prompt in prompts])
     options = ["--target", "word", "--out", tmp_path / "out.parquet", "--model-dtype", "float64", "--top", "3"]

@@ -18,6 +18,7 @@ from spin_native.checkpoints.hub import Location
 from spin_native.errors import InputError
 from spin_native.models import ModelConfig, Transformer, family_of, new_model, read_config
 from spin_native.models.fast import IMMOVABLE, PRODUCTS, Prepack, is_worth_it, reorder, use_kernels
+from spin_native.models.products import use_products
 from spin_native.models.weights import Copied
 from spin_native.text.tokenizer import Tokenizer
 
@@ -133,6 +134,8 @@ class Checkpoint:
                     reorder(block, product, self.config.activation_function)
             norms = [name for name, parameter in block.named_parameters() if parameter.is_meta]
             self._fill(model, [f"blocks.{index}.{name}" for name in norms], dtype, device)
+        if prepack == "kernels":
+            use_products(model)
         if head:
             model.head = self._head(model, dtype, device)
         model.source, model.immovable = self, IMMOVABLE if reordered else None
