@@ -34,7 +34,6 @@ from machine import alternate, environment, median_ratio, parser, print_json
 import spin_native as sn
 from spin_native.analyses.prompts import default_max_tokens
 from spin_native.models import Transformer
-from spin_native.models.fast import use_kernels
 from spin_native.models.transformer import Layer
 from spin_native.text.packing import pack
 
@@ -199,9 +198,9 @@ def with_head(model: Transformer) -> Transformer:
 def cost(n_rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = random_checkpoint("roberta-base", Path(temporary))
-        plain, kernels = (with_head(sn.load_model(str(folder), prepack=False)) for _ in range(2))
-        use_kernels(kernels)
-        reordered = with_head(sn.load_model(str(folder)))
+        plain, kernels, reordered = (
+            with_head(sn.load_model(str(folder), prepack=prepack)) for prepack in (False, "kernels", "auto")
+        )
         rows = random_rows("tweets", plain.config.n_vocab)[:48]
         targets = [100] * len(rows)
 

@@ -77,7 +77,7 @@ def test_where_reordering_does_not_work_auto_is_plain_and_true_is_refused(monkey
     assert isinstance(sn.load_model(folder, dtype=torch.float64).blocks[0].attention.output, nn.Linear)
     with pytest.raises(sn.InputError, match="float64 weights on cpu cannot be reordered"):
         sn.load_model(folder, dtype=torch.float64, prepack=True)
-    with pytest.raises(sn.InputError, match=r"prepack is 1\.5; expected 'auto', True or False"):
+    with pytest.raises(sn.InputError, match=r"prepack is 1\.5; expected 'auto', 'kernels', True or False"):
         sn.load_model(folder, prepack=1.5)
     fast._works.cache_clear()
 

@@ -1,5 +1,6 @@
 """Neuron gradients equal finite differences and transformers' own; interventions, reductions and bad input."""
 
+import copy
 import csv
 import json
 
@@ -14,6 +15,9 @@ from tiny import FAMILIES, N_VOCAB, SHARED, rows_of_every_length
 
 import spin_native as sn
 from spin_native.analyses.reductions import EDGES
+from spin_native.analyses.results import provenance
+from spin_native.models.fast import FusedAttention, multiplies_faster
+from spin_native.models.products import FrozenLinear
 from spin_native.parity import activation_functions
 
 ROWS = [row for row in rows_of_every_length() if len(row) > 1]
@@ -23,7 +27,7 @@ NEURONS = [(0, 3), (1, 0), (1, 39), (2, 17)]
 
 def loaded(family, folder, **options):
     language_model(family).save_pretrained(folder)
-    return sn.load_model(str(folder), dtype=torch.float64, head=True, **{"prepack": False, **options})
+    return sn.load_model(str(folder), head=True, **{"prepack": False, "dtype": torch.float64, **options})
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,64 @@ def test_gradients_equal_those_of_transformers_through_hooks(family, tmp_path):
             error = np.abs(ours["gradient"][row, label] - theirs.numpy()).max()
             assert error <= 1e-12 * float(theirs.abs().max())
             assert ours.output[row, label] == pytest.approx(float(probability.detach()), rel=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_kernels_on_ordinary_weights_give_the_gradients_of_the_plain_parts(family, tmp_path):
+    plain, kernels = loaded(family, tmp_path), loaded(family, tmp_path, prepack="kernels")
+    for of in ("probability", "logit"):
+        expected, ours = (
+            sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, of=of, position="last") for model in (plain, kernels)
+        )
+        np.testing.assert_allclose(ours.output, expected.output, rtol=1e-12)
+        assert np.abs(ours["gradient"] - expected["gradient"]).max() <= 1e-12 * np.abs(expected["gradient"]).max()
+
+
+def test_a_float32_model_with_kernels_has_ordinary_weights_that_give_gradients(tmp_path):
+    """Everywhere: the default reorders float32 weights on a CPU with AVX-512."""
+    kernels = loaded("roberta", tmp_path, dtype=torch.float32, prepack="kernels")
+    exact = loaded("roberta", tmp_path)
+    expected = FrozenLinear if multiplies_faster(torch.float32, "cpu") else torch.nn.Linear
+    assert {type(block.feed_forward.up) for block in kernels.blocks} == {expected}
+    assert isinstance(kernels.blocks[0].attention.attend, FusedAttention)
+    ours, expected = (
+        sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, position="last")["gradient"] for model in (kernels, exact)
+    )
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def frozen_and_exact():
+    """A product for gradients, and torch's own in float64 by the same weights."""
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(48, 96).requires_grad_(False)
+    return FrozenLinear(plain), copy.deepcopy(plain).double()
+
+
+def first_and_second_gradient(product, x, weights):
+    """Of a function of the product that is not linear in it."""
+    x = x.detach().requires_grad_()
+    (first,) = torch.autograd.grad((product(x).sin() * weights).sum(), x, create_graph=True)
+    return first.detach(), torch.autograd.grad(first.square().sum(), x)[0]
+
+
+@pytest.mark.parametrize("n_tokens", [1, 2, 37])
+def test_a_product_for_gradients_has_the_value_and_both_gradients_of_torchs_own(n_tokens):
+    frozen, exact = frozen_and_exact()
+    x, weights = torch.randn(n_tokens, 48), torch.randn(n_tokens, 96)
+    torch.testing.assert_close(frozen(x).double(), exact(x.double()), rtol=0, atol=5e-6)
+    ours = first_and_second_gradient(frozen, x, weights)
+    expected = first_and_second_gradient(exact, x.double(), weights.double())
+    for one, other in zip(ours, expected, strict=True):
+        assert (one - other).norm() <= 1e-6 * other.norm()
+
+
+def test_a_product_for_gradients_can_be_converted_and_trained_like_any_other():
+    frozen, exact = frozen_and_exact()
+    x = torch.randn(5, 48)
+    trained = copy.deepcopy(frozen).requires_grad_()
+    trained(x).sum().backward()
+    torch.testing.assert_close(trained.weight.grad, x.sum(0).expand(96, 48))
+    assert torch.equal(frozen.double()(x.double()), exact(x.double()))
 
 
 def test_batches_do_not_change_gradients(model):
@@ -212,13 +274,41 @@ def test_a_table_holds_every_gradient_with_its_address_and_its_origin(masked, tm
         "activation": result["activation"][0, 0, 0, 7],
     }
     metadata = json.loads(table.schema.metadata[b"spin_native"])
-    assert metadata["model_fingerprint"] == model.source.fingerprint(3)
+    assert metadata["model_fingerprint"] == model.source.fingerprint(3, head=True)
     assert metadata["convention"] == "magnitude"
     assert metadata["labels"] == ["good"]
     assert metadata["torch"] == torch.__version__
     with (tmp_path / "gradients.csv").open() as file:
         assert float(list(csv.DictReader(file))[7]["gradient"]) == result["gradient"][0, 0, 0, 7]
     assert json.loads((tmp_path / "gradients.csv.metadata.json").read_text()) == metadata
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_another_head_is_another_model_to_the_metadata(tied, tmp_path):
+    """The same body: only where the head is loaded does the recorded fingerprint change."""
+    reference = language_model("bert", tie_word_embeddings=tied)
+    reference.save_pretrained(tmp_path / "one")
+    with torch.no_grad():
+        reference.cls.predictions.transform.dense.weight[0, 0] += 1
+    reference.save_pretrained(tmp_path / "other")
+    prints = {
+        (name, head): provenance(sn.load_model(tmp_path / name, head=head), None)["model_fingerprint"]
+        for name in ("one", "other")
+        for head in (True, False)
+    }
+    assert prints["one", False] == prints["other", False]
+    assert len(set(prints.values())) == 3
+
+
+def test_the_words_of_an_untied_head_are_in_its_fingerprint(tmp_path):
+    reference = language_model("gpt2", tie_word_embeddings=False)
+    prints = []
+    for name in ("one", "other"):
+        reference.save_pretrained(tmp_path / name)
+        prints.append(provenance(sn.load_model(tmp_path / name, head=True), None)["model_fingerprint"])
+        with torch.no_grad():
+            reference.lm_head.weight[0, 0] += 1
+    assert prints[0] != prints[1]
 
 
 # Interventions.
@@ -356,7 +446,7 @@ def fails(match):
 def test_a_reordered_model_is_refused_with_the_remedy(tmp_path):
     language_model("gpt2").save_pretrained(tmp_path)
     model = sn.load_model(str(tmp_path), head=True, prepack=True)
-    with fails("reordered for speed and give no gradients: load it with prepack=False"):
+    with fails("reordered for speed and give no gradients: load it with prepack='kernels'"):
         sn.analyses.neuron_gradients(model, None, ROWS, TARGETS)
 
 
@@ -427,7 +517,8 @@ def spin(capsys):
 
 
 def test_the_command_writes_the_same_table_as_the_function(spin, masked, folder_with_mask, tmp_path):
-    model, tokenizer = masked
+    _, tokenizer = masked
+    model = sn.load_model(folder_with_mask, dtype=torch.float64, head=True, prepack="kernels")
     prompts = ["the film was [MASK]", "[MASK] film"]
     data = write(tmp_path / "prompts.csv", [{"text": prompt, "word": "good"} for prompt in prompts])
     options = ["--target", "word", "--out", tmp_path / "out.parquet", "--model-dtype", "float64", "--top", "3"]

@@ -92,7 +92,7 @@ def neuron_gradients(
 ) -> NeuronGradients:
     """The gradient of the model's output by every neuron's activation at one token of each prompt.
 
-    model: load it with `load_model(name, head=True, prepack=False)`: reordered weights give no gradients.
+    model: load it with `load_model(name, head=True, prepack="kernels")`: reordered weights give no gradients.
     prompts: texts (the mask token is written as the tokenizer spells it, `<mask>` or `[MASK]`), or rows of token ids.
     targets: for each prompt a word of one token or a token id, or a list of them (labels; equally many for every prompt).
     convention: "magnitude" shifts an activation a by delta away from 0, a + sign(a) delta: the gradient is NeurGrad,
@@ -267,7 +267,7 @@ def neuron_set(neurons: tuple[int, int] | NeuronSet) -> list[tuple[int, int]]:
 def check_gradients_flow(model: Transformer) -> None:
     """InputError for a model with reordered weights."""
     if model.immovable is not None:
-        raise InputError("the model's weights are reordered for speed and give no gradients: load it with prepack=False")
+        raise InputError("the model's weights are reordered for speed and give no gradients: load it with prepack='kernels'")
 
 
 def check_convention(convention: str) -> None:

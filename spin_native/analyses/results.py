@@ -88,7 +88,7 @@ def provenance(model: Transformer, tokenizer: Tokenizer | None, **settings: Any)
         **versions(),
         "model": None if source is None else source.name,
         "model_revision": None if source is None else source.revision,
-        "model_fingerprint": None if source is None else source.fingerprint(model.depth),
+        "model_fingerprint": None if source is None else source.fingerprint(model.depth, head=model.head is not None),
         "model_dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "tokenizer_fingerprint": None if tokenizer is None else tokenizer.fingerprint,

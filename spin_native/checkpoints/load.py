@@ -18,6 +18,7 @@ from spin_native.checkpoints.hub import Location
 from spin_native.errors import InputError
 from spin_native.models import ModelConfig, Transformer, family_of, new_model, read_config
 from spin_native.models.fast import IMMOVABLE, PRODUCTS, Prepack, is_worth_it, reorder, use_kernels
+from spin_native.models.products import use_products
 from spin_native.models.weights import Copied
 from spin_native.text.tokenizer import Tokenizer
 
@@ -36,7 +37,7 @@ class Checkpoint:
 
     location: Location
     allow_pickle: bool = False
-    _fingerprints: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _fingerprints: dict[tuple[int, bool], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files and the tokenizer, which are read again."""
@@ -137,6 +138,8 @@ class Checkpoint:
                     reorder(block, product, self.config.activation_function)
             norms = [name for name, parameter in block.named_parameters() if parameter.is_meta]
             self._fill(model, [f"blocks.{index}.{name}" for name in norms], dtype, device)
+        if prepack == "kernels":
+            use_products(model)
         if head:
             model.head = self._head(model, dtype, device)
         model.source, model.immovable = self, IMMOVABLE if reordered else None
@@ -165,9 +168,7 @@ class Checkpoint:
                 f"model {self.name!r}: the language-model head reads the final hidden state, after all "
                 f"{self.config.n_layers} layers: load it with depth=None"
             )
-        tied = self.location.read_json("config.json").get("tie_word_embeddings", True)
-        with torch.device("meta"):
-            head = type(model).new_head(self.config)
+        tied, head = self._is_tied, self._empty_head(model)
         for name, parameter in list(head.named_parameters()):
             module, _, leaf = name.rpartition(".")
             tensor = self._head_tensor(model.head_weights.names(name, tied=tied), tuple(parameter.shape), tied=tied)
@@ -177,6 +178,16 @@ class Checkpoint:
                 weight = nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
             setattr(head.get_submodule(module), leaf, weight)
         return head
+
+    def _empty_head(self, model: Transformer) -> nn.Module:
+        """The family's head without its weights (on torch's meta device)."""
+        with torch.device("meta"):
+            return type(model).new_head(self.config)
+
+    @property
+    def _is_tied(self) -> bool:
+        """Whether the head's word vectors are the embedding's."""
+        return bool(self.location.read_json("config.json").get("tie_word_embeddings", True))
 
     def _head_tensor(self, names: tuple[str, ...], shape: tuple[int, ...], *, tied: bool) -> torch.Tensor:
         """A parameter of the head, stored under one of the names."""
@@ -194,20 +205,30 @@ class Checkpoint:
             )
         return first
 
-    def fingerprint(self, depth: int) -> str:
-        """sha256 over the config and the stored bytes of every tensor that the first `depth` layers use; computed once."""
-        if depth not in self._fingerprints:
+    def fingerprint(self, depth: int, *, head: bool = False) -> str:
+        """sha256 over the config and the stored bytes of every tensor that the first `depth` layers use; computed once.
+
+        head: also over those of the language-model head.
+        """
+        if (depth, head) not in self._fingerprints:
             settings = {**ONCE_OF_ALL_FAMILIES, **asdict(self.config)}
             if settings["ffn_widths"] is None:  # only pruned models have it
                 del settings["ffn_widths"]
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             model = self.build(depth)
-            for stored in sorted({model.weights.rule(name).stored for name, _ in model.named_parameters()}):
+            names = {model.weights.rule(name).stored for name, _ in model.named_parameters()}
+            for stored in sorted(names | (self._head_names() if head else set())):
                 tensor = self.readers[stored]().contiguous()
                 digest.update(f"{stored} {tensor.dtype} {list(tensor.shape)}".encode())
                 digest.update(tensor.view(torch.uint8).numpy().data)
-            self._fingerprints[depth] = digest.hexdigest()
-        return self._fingerprints[depth]
+            self._fingerprints[depth, head] = digest.hexdigest()
+        return self._fingerprints[depth, head]
+
+    def _head_names(self) -> set[str]:
+        """The names under which the checkpoint holds the tensors of its language-model head."""
+        model = self.build(None)
+        names = (model.head_weights.names(name, tied=self._is_tied) for name, _ in self._empty_head(model).named_parameters())
+        return {name for listed in names for name in listed if name in self.readers}
 
 
 def check_device(device: torch.device | str) -> None:
@@ -240,8 +261,9 @@ def load_model(
     dtype: torch.float32, float64, bfloat16 or float16; stored numbers are converted. "auto" is bfloat16 where the machine has
         instructions for it, which makes it several times as fast and moves scores by less than their noise, else float32.
     prepack: use fused kernels, and keep the weights in the order in which the CPU multiplies fastest ("auto": float32 and
-        bfloat16 where it has AVX-512). A model with reordered weights gives no gradients and cannot be moved. False: the plain
-        parts of `models/`, on weights as stored; slower, and made to be read.
+        bfloat16 where it has AVX-512). A model with reordered weights gives no gradients and cannot be moved. "kernels": fused
+        kernels on weights in ordinary order, the fastest that gives gradients. False: the plain parts of `models/`; slower,
+        and made to be read.
     head: also load the language-model head, for `model.logits`; needs all layers.
     allow_pickle: also read a legacy pytorch_model.bin (with torch's weights_only unpickler).
 

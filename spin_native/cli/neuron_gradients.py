@@ -83,7 +83,7 @@ def neuron_gradients(
         targets += [list(words)] * block.n_rows if words is not None else block.values(str(target))
     dtype = DTYPES[model_dtype]
     loaded = sn.load_model(
-        model, dtype=dtype, device=device, prepack=False, head=True, revision=revision, allow_pickle=allow_pickle
+        model, dtype=dtype, device=device, prepack="kernels", head=True, revision=revision, allow_pickle=allow_pickle
     )
     tokenizer = sn.load_tokenizer(model, revision=revision)
     with tables.open_arrow_writer(out, overwrite) as writer:

@@ -6,8 +6,9 @@
   residual sum is applied while a product is in registers; query, key and value are one product. Each weight is in memory once.
 
 Results equal those of the plain parts but for rounding. On reordered weights a row has the same bits in every batch
-(docs/promises.md). A reordered product has no gradient, stays on the CPU and in its dtype. `load_model(..., prepack=False)`
-keeps the plain parts.
+(docs/promises.md). A reordered product has no gradient, stays on the CPU and in its dtype. `load_model(..., prepack="kernels")`
+uses the kernels, and the products of `products.py`, on ordinary weights, which give gradients; `prepack=False` keeps the plain
+parts.
 """
 
 import weakref
@@ -27,9 +28,9 @@ from spin_native.models.layers import ACTIVATIONS, Block, FeedForward, LayerNorm
 from spin_native.models.transformer import Transformer
 from spin_native.text.batch import TokenBatch
 
-Prepack = Literal["auto"] | bool
+Prepack = Literal["auto", "kernels"] | bool
 BiasedMasks = dict[tuple[int, int], Tensor]  # (length, width) -> mask with the position bias
-REMEDY = "load the model with prepack=False for gradients, other devices or other dtypes"
+REMEDY = "load the model with prepack='kernels' or prepack=False for gradients, other devices or other dtypes"
 IMMOVABLE = f"a model with reordered weights cannot be moved or converted: {REMEDY}"
 
 # CPU kernels vectorise over 16 keys; a remainder runs scalar and doubles the time.
@@ -346,9 +347,9 @@ def reorder(block: Block, product: str, function: ActivationFunction) -> None:
 
 def is_worth_it(prepack: Prepack, dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether to reorder: "auto" where it works and is faster; True raises InputError where it does not work."""
-    if prepack not in ("auto", True, False):
-        raise InputError(f"prepack is {prepack!r}; expected 'auto', True or False")
-    if prepack is False:
+    if prepack not in ("auto", "kernels", True, False):
+        raise InputError(f"prepack is {prepack!r}; expected 'auto', 'kernels', True or False")
+    if prepack in ("kernels", False):
         return False
     works = torch.device(device).type == "cpu" and _works(dtype)
     if prepack is True and not works:
@@ -356,8 +357,14 @@ def is_worth_it(prepack: Prepack, dtype: torch.dtype, device: torch.device | str
             f"prepack=True, but {dtype} weights on {device} cannot be reordered here: expected float32 or bfloat16 on a CPU, "
             "and a torch with oneDNN; use prepack='auto'"
         )
+    return works and (prepack is True or multiplies_faster(dtype, device))
+
+
+def multiplies_faster(dtype: torch.dtype, device: torch.device | str) -> bool:
+    """Whether oneDNN's products work and are faster than torch's own."""
     # Measured: faster with AVX-512; restricted to AVX2, the same CPU was a tenth slower on large batches.
-    return works and (prepack is True or torch.backends.cpu.get_cpu_capability() == "AVX512")
+    has_avx512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return has_avx512 and torch.device(device).type == "cpu" and _works(dtype)
 
 
 @lru_cache

@@ -62,8 +62,8 @@ class Source(Protocol):
     @property
     def revision(self) -> str | None: ...
 
-    def fingerprint(self, depth: int) -> str:
-        """sha256 over the config and every tensor that the first `depth` layers use."""
+    def fingerprint(self, depth: int, *, head: bool = False) -> str:
+        """sha256 over the config and every tensor that the first `depth` layers use; with `head` the head's too."""
         ...
 
 
