@@ -34,9 +34,11 @@ class RandomizedSource:
     def revision(self) -> str | None:
         return self.trained.revision
 
-    def fingerprint(self, depth: int) -> str:
+    def fingerprint(self, depth: int, *, head: bool = False) -> str:
         """sha256 over the trained model's fingerprint, the seed and the way of drawing."""
-        return hashlib.sha256(f"random weights {self.draw} {self.seed} {self.trained.fingerprint(depth)}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"random weights {self.draw} {self.seed} {self.trained.fingerprint(depth, head=head)}".encode()
+        ).hexdigest()
 
 
 def randomized(model: Transformer, seed: int = 0, *, draw: Draw = "normal") -> Transformer:
