@@ -227,3 +227,9 @@ def test_bad_input_is_one_sentence(masked, options, message):
     model, tokenizer, _ = masked
     with pytest.raises(InputError, match=message):
         tune(model, tokenizer, **options)
+
+
+def test_a_prompt_refuses_an_edit_of_a_layer_that_the_model_lacks(masked, prompt):
+    model, tokenizer, _ = masked
+    with pytest.raises(InputError, match="no layer 3; the model has layers 0 to 2"):
+        prompt.predict(model, tokenizer, TEXTS, edit=Ablation({3: np.array([0])}))

@@ -39,7 +39,7 @@ class SkillNeurons(Result):
     rest), layer, neuron. Arrays:
     predictivity: max(accuracy, 1 - accuracy) of "above its baseline" on the dev rows; .5 is chance.
     sign: 1 if the neuron is more active for the class, -1 if it is less active, 0 at chance.
-    token: the prompt token, or the pooling, where the predictivity is largest and which it is taken from.
+    token: the prompt token, or the pooling, with the largest predictivity; predictivity and sign are those at this one.
     baseline: the mean activation over the training rows; of several prompt tokens their average; of several poolings that of
         "mean", or the first one.
     """

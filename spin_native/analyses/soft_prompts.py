@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from spin_native.analyses.ablation import Ablation
 from spin_native.disk import write_file
 from spin_native.errors import InputError
 from spin_native.given import checked_texts
@@ -342,6 +343,8 @@ def _probabilities(
     edit: Edit | None,
 ) -> Float[np.ndarray, "row label"]:
     """The probability of each label's word among these words."""
+    if isinstance(edit, Ablation):
+        edit.check(layout.model)
     answers = np.empty((len(ids), len(word_ids)))
     chosen_words = torch.tensor(word_ids, device=layout.model.device)
     with torch.inference_mode():
