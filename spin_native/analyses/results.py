@@ -56,6 +56,10 @@ class Result:
         columns |= {name: np.broadcast_to(array, self.shape).ravel() for name, array in self.arrays.items()}
         return with_metadata(pa.table(columns), self.metadata)
 
+    def to_pandas(self) -> Any:
+        """The tidy table as a pandas.DataFrame; pandas is not installed with this package."""
+        return self.to_table().to_pandas()
+
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:
         """The tidy table as a CSV, JSONL or Parquet file, by the name's ending; see `write_table`."""
         write_table(self.to_table(), Path(path), overwrite=overwrite)
