@@ -82,10 +82,11 @@ def show(title: str, curves: list[Perturbation]) -> dict[str, Any]:
     result: dict[str, Any] = {"clean": joined.clean, "rows": []}
     for row in joined.intervals().to_table().to_pylist():
         result["rows"].append(row)
+        below = f"{row['worse']:+.3f} [{row['worse_low']:+.3f}, {row['worse_high']:+.3f}]"
         print(
             f"  {row['how']:5} layers {row['layers']:4} {row['share']:4.0%} {row['which']:6} accuracy {row['score']:.3f} "
-            f"[{row['score_low']:.3f}, {row['score_high']:.3f}]  below random by {row['worse']:+.3f} "
-            f"[{row['worse_low']:+.3f}, {row['worse_high']:+.3f}]",
+            f"[{row['score_low']:.3f}, {row['score_high']:.3f}]"
+            + (f"  below random by {below}" if row["which"] != "random" else ""),
             flush=True,
         )
     return result

@@ -37,8 +37,9 @@ def write_matrix(
 
 def matrix_svg(matrix: Float[np.ndarray, "row column"], rows: Sequence[str], columns: Sequence[str], title: str) -> str:
     """The picture of `write_matrix` as SVG text."""
-    left, top = 16 + round(CHARACTER * max(map(len, rows))), 44 + round(CHARACTER * max(map(len, columns)) * 0.75)
-    width = max(left + CELL * len(columns) + 60, round(CHARACTER * 1.2 * len(title)) + 16)
+    slanted = round(0.75 * CHARACTER * max(map(len, columns)))  # how far a column's name reaches up and to the right
+    left, top = 16 + round(CHARACTER * max(map(len, rows))), 44 + slanted
+    width = max(left + CELL * len(columns) + slanted, round(1.2 * CHARACTER * len(title)) + 16)
     height = top + CELL * len(rows) + 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="{FONT}" font-size="11">',
