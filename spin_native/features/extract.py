@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from spin_native.errors import InputError, TextError
 from spin_native.features.pooling import POOLINGS, Pooling
-from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec, Site
+from spin_native.features.spec import FeatureDtype, FeatureKey, FeatureSpec, Site
+from spin_native.features.store import ActivationStore, Features
 from spin_native.given import check_text, is_whole, path_of
 from spin_native.models import Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch

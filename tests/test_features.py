@@ -1,0 +1,93 @@
+"""Features as arrays, pandas frames and Parquet files; features of an edited model; stores that answer smaller questions."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import spin_native as sn
+from spin_native.features import tables
+from spin_native.features.extract import Extractor
+
+WORDS = ["good", "bad", "nice", "awful", "fine", "the", "a", "was", "film", "food"]
+TEXTS = [" ".join(WORDS[(row + i) % len(WORDS)] for i in range(1 + row % 13)) for row in range(40)]
+
+
+@pytest.fixture
+def parts(tiny_model):
+    return sn.load_model(str(tiny_model), dtype=torch.float64), sn.load_tokenizer(str(tiny_model))
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Ten rows a shard."""
+    monkeypatch.setattr(Extractor, "rows_per_block", 10)
+
+
+def test_square_brackets_give_one_array_and_len_the_rows(parts):
+    features = sn.extract(*parts, TEXTS)
+    assert len(features) == 40
+    assert np.array_equal(features["activation", "mean", 2], features.array(site="activation", pooling="mean", layer=2))
+
+
+def test_square_brackets_of_something_else_list_what_there_is(parts, unchecked):
+    features = sn.extract(*parts, TEXTS, depth=1)
+    with pytest.raises(sn.InputError, match=r"there are sites activation; poolings mean, max; layers 0"):
+        features["activation", "mean", 1]
+    for key in (0, "activation", ("activation", "mean")):
+        with pytest.raises(sn.InputError, match=r"take one with .array\(site='activation', pooling='mean', layer=0\)"):
+            features[key]
+
+
+def test_a_frame_has_a_row_per_text_and_a_column_per_neuron(parts):
+    features = sn.extract(*parts, TEXTS, depth=2)
+    frame = features.to_pandas()
+    assert frame.shape == (40, 2 * 2 * 32)
+    assert (frame.dtypes == np.float32).all()
+    assert np.array_equal(frame["activation.max.1.17"], features["activation", "max", 1][:, 17])
+
+
+def test_a_frame_without_pandas_is_one_sentence(parts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(sn.InputError, match=r"^to_pandas needs pandas, which is not installed: pip install pandas$"):
+        sn.extract(*parts, TEXTS, depth=1).to_pandas()
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_parquet_file_holds_every_array_as_a_column_of_vectors(parts, tmp_path, monkeypatch, small_shards, on_disk):
+    monkeypatch.setattr(tables, "WRITTEN_BYTES", 6 * 4 * 32 * 4)  # six rows at a time
+    features = sn.extract(*parts, TEXTS, depth=2, store=tmp_path / "s" if on_disk else None)
+    features.to_parquet(tmp_path / "f.parquet")
+    assert pq.ParquetFile(tmp_path / "f.parquet").num_row_groups == (4 if on_disk else 7)
+    frame = pd.read_parquet(tmp_path / "f.parquet")
+    assert list(frame["row"]) == list(range(40))
+    assert list(frame.columns) == ["row", *(f.name for f in features.widths)]
+    for feature in features.widths:
+        assert np.array_equal(np.stack(frame[feature.name]), features[feature])
+
+
+def test_float16_features_are_written_as_the_same_numbers_in_float32(parts, tmp_path):
+    features = sn.extract(*parts, TEXTS, dtype="float16")
+    features.to_parquet(tmp_path / "f.parquet")
+    column = pq.read_table(tmp_path / "f.parquet")["activation.mean.0"]
+    assert str(column.type) == "fixed_size_list<element: float>[32]"
+    assert np.array_equal(np.stack(column.to_numpy()), features["activation", "mean", 0])
+
+
+def test_no_texts_make_a_file_of_no_rows(parts, tmp_path):
+    for name, store in (("memory", None), ("disk", tmp_path / "s")):
+        sn.extract(*parts, [], depth=1, store=store).to_parquet(tmp_path / f"{name}.parquet")
+        assert pq.read_table(tmp_path / f"{name}.parquet").num_rows == 0
+
+
+def test_a_parquet_file_is_not_replaced_without_being_asked_and_needs_its_ending(parts, tmp_path):
+    features = sn.extract(*parts, TEXTS[:2], depth=1)
+    features.to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(sn.InputError, match="already exists"):
+        features.to_parquet(tmp_path / "f.parquet")
+    features.to_parquet(tmp_path / "f.parquet", overwrite=True)
+    with pytest.raises(sn.InputError, match=r"f\.csv: .*expected a name that ends in \.parquet"):
+        features.to_parquet(tmp_path / "f.csv")
