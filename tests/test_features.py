@@ -7,8 +7,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 
 import spin_native as sn
+from spin_native.analyses.ablation import Ablation
 from spin_native.features import tables
 from spin_native.features.extract import Extractor
 
@@ -91,3 +93,42 @@ def test_a_parquet_file_is_not_replaced_without_being_asked_and_needs_its_ending
     features.to_parquet(tmp_path / "f.parquet", overwrite=True)
     with pytest.raises(sn.InputError, match=r"f\.csv: .*expected a name that ends in \.parquet"):
         features.to_parquet(tmp_path / "f.csv")
+
+
+# Features of an edited model.
+
+
+def test_an_edit_changes_what_later_layers_give_as_a_hook_in_transformers_does(parts, tiny_model):
+    neurons = {0: np.array([1, 5, 30]), 1: np.array([7])}
+    edited = sn.extract(*parts, TEXTS, sites=("hidden", "activation"), edit=Ablation(neurons), max_tokens=50)
+    theirs = transformers.BertModel.from_pretrained(tiny_model, attn_implementation="eager").double().eval()
+    tokenizer = transformers.BertTokenizerFast(str(tiny_model / "vocab.txt"))
+
+    def without(layer):
+        def hook(_module, _given, out):
+            return out.index_fill(-1, torch.as_tensor(neurons[layer]), 0.0)
+
+        return hook
+
+    for layer in neurons:
+        theirs.encoder.layer[layer].intermediate.register_forward_hook(without(layer))
+    with torch.inference_mode():
+        for row, text in enumerate(TEXTS):
+            states = theirs(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states
+            for layer, state in enumerate(states):
+                got = edited["hidden", "mean", layer][row]
+                np.testing.assert_allclose(got, state[0].mean(0).numpy(), rtol=1e-6, atol=1e-6)
+
+
+def test_an_edited_layers_own_features_are_those_before_the_edit(parts):
+    plain, edited = sn.extract(*parts, TEXTS), sn.extract(*parts, TEXTS, edit=Ablation({1: np.arange(32)}))
+    for layer, is_same in ((0, True), (1, True), (2, False)):
+        assert np.array_equal(plain["activation", "mean", layer], edited["activation", "mean", layer]) is is_same
+
+
+def test_an_edit_goes_with_no_store_and_has_to_be_a_function(parts, tmp_path, unchecked):
+    with pytest.raises(sn.InputError, match="store and edit: a store cannot record which edit it was made with"):
+        sn.extract(*parts, TEXTS, edit=Ablation({}), store=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(sn.InputError, match="edit is a dict; expected a function of a Layer"):
+        sn.extract(*parts, TEXTS, edit={})

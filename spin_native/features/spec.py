@@ -12,6 +12,7 @@ from spin_native.features.pooling import Pooling
 FORMAT = 1
 FeatureDtype = Literal["float32", "float16"]
 Site = Literal["activation", "hidden"]
+Reads = Literal["texts", "prompts"]
 
 
 class FeatureKey(NamedTuple):
@@ -35,6 +36,7 @@ class FeatureSpec:
     depth: how many layers were run. dtype: of the stored features.
     rows_per_shard, max_tokens: batch sizes, which can change the last bits of a feature on some paths.
     widths: feature -> number of columns. columns: "all", or the sha256 of the list of neurons.
+    reads: "texts"; or "prompts", in which a special token such as [MASK] is read as such.
     """
 
     model: str
@@ -48,6 +50,7 @@ class FeatureSpec:
     max_tokens: int
     widths: dict[FeatureKey, int]
     columns: str = "all"
+    reads: Reads = "texts"
 
     def to_record(self) -> "StoreRecord":
         features = [StoredFeature(*feature, width) for feature, width in self.widths.items()]  # type: ignore[arg-type]
@@ -69,7 +72,7 @@ class StoredFeature(msgspec.Struct, frozen=True):
     """One feature as a manifest names it."""
 
     site: Site
-    pooling: Pooling
+    pooling: Pooling | Literal["mask"]
     layer: Annotated[int, Meta(ge=0, le=10_000)]
     width: Annotated[int, Meta(ge=0, le=2**31)]
 
@@ -89,6 +92,7 @@ class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Count
     widths: list[StoredFeature]
     columns: str = "all"  # early stores do not say it
+    reads: Reads = "texts"  # nor this
 
 
 class StoreFormat(msgspec.Struct):

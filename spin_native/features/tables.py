@@ -20,7 +20,9 @@ WRITTEN_BYTES = 64 * 2**20  # features that are turned into a Parquet row group 
 
 
 def to_frame(beside: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """The columns `beside` as they are, then one float32 column NAME.COLUMN for every column of every array [row, width].
+    """The columns `beside` (masked ones as pandas' Int64), then one float32 column NAME.COLUMN per column of every array.
+
+    arrays: name -> [row, width].
 
     Raises InputError where pandas is not installed.
     """
@@ -31,7 +33,15 @@ def to_frame(beside: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> pd.
     names = [f"{name}.{column}" for name, array in arrays.items() for column in range(array.shape[1])]
     values = np.concatenate(list(arrays.values()), axis=1)
     frame = pd.DataFrame(values, columns=names, copy=False)
-    return pd.concat([pd.DataFrame(beside), frame], axis=1) if beside else frame
+    if not beside:
+        return frame
+    first = {
+        name: pd.arrays.IntegerArray(column.data, np.ma.getmaskarray(column))
+        if isinstance(column, np.ma.MaskedArray)
+        else column
+        for name, column in beside.items()
+    }
+    return pd.concat([pd.DataFrame(first), frame], axis=1)
 
 
 def check_parquet(path: str | Path) -> Path:
@@ -57,7 +67,7 @@ def write_parquet(
 def _table(beside: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> pa.Table:
     import pyarrow as pa
 
-    columns = dict(beside)
+    columns: dict[str, Any] = {name: pa.array(column) for name, column in beside.items()}  # masked values become nulls
     for name, array in arrays.items():
         flat = pa.array(np.ascontiguousarray(array, np.float32).reshape(-1))
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
