@@ -1,5 +1,7 @@
 """Features as arrays, pandas frames and Parquet files; features of an edited model; stores that answer smaller questions."""
 
+import hashlib
+import json
 import sys
 
 import numpy as np
@@ -8,11 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file, save_file
 
 import spin_native as sn
 from spin_native.analyses.ablation import Ablation
 from spin_native.features import tables
 from spin_native.features.extract import Extractor
+from spin_native.features.spec import FeatureKey
 
 WORDS = ["good", "bad", "nice", "awful", "fine", "the", "a", "was", "film", "food"]
 TEXTS = [" ".join(WORDS[(row + i) % len(WORDS)] for i in range(1 + row % 13)) for row in range(40)]
@@ -132,3 +136,112 @@ def test_an_edit_goes_with_no_store_and_has_to_be_a_function(parts, tmp_path, un
     assert not (tmp_path / "s").exists()
     with pytest.raises(sn.InputError, match="edit is a dict; expected a function of a Layer"):
         sn.extract(*parts, TEXTS, edit={})
+
+
+# A store answers smaller questions.
+
+
+@pytest.fixture
+def whole(parts, tmp_path, small_shards):
+    """A store of everything, in shards of ten rows."""
+    return sn.extract(*parts, TEXTS, sites=("activation", "hidden"), poolings=("mean", "max", "last"), store=tmp_path / "s")
+
+
+@pytest.fixture
+def standstill(whole, parts, monkeypatch):
+    """From now on no model may run."""
+
+    def layers(*_given, **_how):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(type(parts[0]), "layers", layers)
+
+
+def test_fewer_layers_sites_and_poolings_come_out_of_the_store(parts, whole, standstill, tmp_path):
+    fewer = sn.extract(*parts, TEXTS, sites=("hidden",), poolings=("last", "max"), depth=2, store=tmp_path / "s")
+    assert [f.name for f in fewer.widths] == ["hidden.last.0", "hidden.max.0", "hidden.last.1", "hidden.max.1"]
+    for feature in fewer.widths:
+        assert np.array_equal(fewer[feature], whole[feature])
+
+
+def test_some_texts_in_another_order_come_out_of_the_store(parts, whole, standstill, tmp_path):
+    rows = np.random.default_rng(0).permutation(40)[:23]
+    some = sn.extract(*parts, iter([TEXTS[row] for row in rows]), store=tmp_path / "s")
+    assert len(some) == 23
+    for feature in some.widths:
+        assert np.array_equal(some[feature], whole[feature][rows])
+    some.to_parquet(tmp_path / "some.parquet")
+    assert np.array_equal(
+        np.stack(pd.read_parquet(tmp_path / "some.parquet")["activation.max.2"]), some["activation", "max", 2]
+    )
+
+
+def test_some_neurons_come_out_of_the_store(parts, whole, standstill, tmp_path):
+    chosen = np.array([3, 8, 31])
+    few = Extractor(*parts, {FeatureKey("activation", "mean", 1): chosen}).run(TEXTS[::-1], tmp_path / "s")
+    assert np.array_equal(few["activation", "mean", 1], whole["activation", "mean", 1][::-1, chosen])
+
+
+def test_a_model_of_fewer_layers_reads_the_store_of_the_whole_one(tiny_model, parts, whole, standstill, tmp_path):
+    shallow = sn.load_model(str(tiny_model), 1, dtype=torch.float64)
+    few = sn.extract(shallow, parts[1], TEXTS, store=tmp_path / "s")
+    assert np.array_equal(few["activation", "max", 0], whole["activation", "max", 0])
+
+
+def test_a_question_that_the_store_cannot_answer_is_refused(parts, whole, tiny_model, tmp_path):
+    with pytest.raises(sn.InputError, match=r"text 1 is not among the 40 texts of this store; choose another folder"):
+        sn.extract(*parts, [TEXTS[3], "other"], depth=1, store=tmp_path / "s")
+    with pytest.raises(sn.InputError, match="holds features of another extraction"):
+        sn.extract(*parts, TEXTS, poolings=("first",), store=tmp_path / "s")
+    with pytest.raises(sn.InputError, match="holds features of another extraction"):
+        sn.extract(*parts, TEXTS, depth=1, max_tokens=7, store=tmp_path / "s")
+    with pytest.raises(sn.InputError, match="holds features of another extraction"):
+        sn.extract(*parts, TEXTS, depth=1, dtype="float16", store=tmp_path / "s")
+    narrower = sn.load_model(str(tiny_model))
+    with pytest.raises(sn.InputError, match="holds features of another extraction"):
+        sn.extract(narrower, parts[1], TEXTS, depth=1, store=tmp_path / "s")
+
+
+def test_other_weights_are_not_taken_for_those_of_the_store(parts, whole, tiny_model, tmp_path):
+    torch.manual_seed(5)
+    config = transformers.BertConfig.from_pretrained(tiny_model)
+    transformers.BertModel(config).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "vocab.txt").write_bytes((tiny_model / "vocab.txt").read_bytes())
+    other = sn.load_model(str(tmp_path / "other"), dtype=torch.float64)
+    with pytest.raises(sn.InputError, match="holds features of another extraction"):
+        sn.extract(other, sn.load_tokenizer(str(tmp_path / "other")), TEXTS, depth=1, store=tmp_path / "s")
+
+
+def test_a_damaged_store_answers_nothing(parts, whole, tmp_path):
+    shard = tmp_path / "s" / "rows-0000000020.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(sn.InputError, match=r"rows-0000000020\.safetensors: this shard was changed or damaged"):
+        sn.extract(*parts, TEXTS, depth=1, store=tmp_path / "s")
+
+
+def test_a_store_of_an_earlier_version_answers_for_all_its_texts_only(parts, whole, tmp_path):
+    """It names the texts of a shard, not those of a row."""
+    manifest = tmp_path / "s" / "manifest.json"
+    listed = json.loads(manifest.read_text())
+    for shard in listed["shards"]:
+        path = tmp_path / "s" / shard["file"]
+        save_file({name: tensor for name, tensor in load_file(path).items() if name != "text_ids"}, path)
+        shard["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    del listed["reads"]
+    manifest.write_text(json.dumps(listed))
+    few = sn.extract(*parts, TEXTS, depth=1, store=tmp_path / "s")
+    assert np.array_equal(few["activation", "max", 0], whole["activation", "max", 0])
+    with pytest.raises(sn.InputError, match="holds features of another extraction"):
+        sn.extract(*parts, TEXTS[:20], depth=1, store=tmp_path / "s")
+    everything = {"sites": ("activation", "hidden"), "poolings": ("mean", "max", "last")}
+    with pytest.raises(sn.InputError, match="holds 40 rows, but only 20 texts were given"):
+        sn.extract(*parts, TEXTS[:20], **everything, store=tmp_path / "s")
+
+
+def test_a_store_that_read_prompts_does_not_answer_for_texts(parts, tmp_path):
+    prompts = ["the film was [MASK]", "[MASK] food"]
+    sn.extract(*parts, prompts, poolings=("mask", "mean"), store=tmp_path / "s")
+    with pytest.raises(sn.InputError, match="holds features of another extraction"):
+        sn.extract(*parts, prompts, poolings=("mean",), store=tmp_path / "s")

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt8
 from tqdm.auto import tqdm
 
 
@@ -70,3 +70,17 @@ def texts_digest(texts: Sequence[str]) -> str:
         encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()
+
+
+def texts_digests(texts: Sequence[str], n_rows: Sequence[int]) -> list[str]:
+    """`texts_digest` of consecutive blocks of so many texts; none if these are not all."""
+    if len(texts) != sum(n_rows):
+        return []
+    ends = np.cumsum(n_rows).tolist()
+    return [texts_digest(texts[end - rows : end]) for end, rows in zip(ends, n_rows, strict=True)]
+
+
+def text_ids(texts: Sequence[str]) -> UInt8[np.ndarray, "row 16"]:
+    """16 bytes for each text, the same for equal texts: enough to recognise a text, not to read it."""
+    digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)

@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spin_native.disk import MANIFEST
 from spin_native.errors import InputError, TextError
-from spin_native.features.blocks import Block, ahead, progress_bar, texts_digest
+from spin_native.features.blocks import Block, ahead, progress_bar, text_ids, texts_digest, texts_digests
 from spin_native.features.places import Place, Places
 from spin_native.features.pooling import POOLINGS, Pooling, at, wide
+from spin_native.features.selection import Selection, difference, rows_of_texts
 from spin_native.features.spec import FeatureDtype, FeatureKey, FeatureSpec, Site
 from spin_native.features.store import ActivationStore, Features
 from spin_native.given import check_text, is_whole, path_of
@@ -65,7 +67,8 @@ def extract(
     edit: changes what a layer's neurons write, as in `Transformer.layers`: the layers after it read the changed stream, the
         features of the layer itself are those before the edit. For example an `analyses.ablation.Ablation`.
     store: a folder to keep the features in, as an ActivationStore, instead of memory. An interrupted extraction resumes when
-        it is started again with the same texts.
+        it is started again with the same texts. A complete store answers smaller questions without running the model: fewer
+        layers, sites or poolings, and some of its texts in any order.
     dtype: of the kept features. max_tokens: the batch size, in tokens (None: `token_budget`).
     progress: show a progress bar on stderr (None: if that is a terminal).
 
@@ -149,6 +152,7 @@ class Extractor:
         if edit is not None and not callable(edit):
             raise InputError(f"edit is a {type(edit).__name__}; expected a function of a Layer, for example an Ablation")
         self.model, self.tokenizer, self.dtype, self.edit = model, tokenizer, dtype, edit
+        self._wanted = dict(wanted)
         self._places = Places(tokenizer, (feature.pooling for feature in wanted), positions)
         self._has_positions = positions is not None
         self.max_tokens = token_budget(model) if max_tokens is None else int(max_tokens)
@@ -170,8 +174,8 @@ class Extractor:
         """The features of all texts, in memory or in a store."""
         if store is None:
             features = Features(self.widths)
-            for block in self.blocks(texts, progress):
-                features.append(block)
+            for encoded in self.encoded(texts, progress):
+                features.append(self._features(encoded), text_ids(encoded.texts))
             return features
         for what, is_given in (("edit", self.edit is not None), ("positions", self._has_positions)):
             if is_given:
@@ -180,10 +184,45 @@ class Extractor:
                 )
         store = path_of(store, "store")
         with ActivationStore.writer(store):
-            opened = ActivationStore.create(store, self._spec(), self.tokenizer.fingerprint_like)
+            spec = self._spec()
+            if (store / MANIFEST).exists() and (kept := ActivationStore(store)).is_complete:
+                texts = list(several(texts))
+                if (selection := self._selection(kept, spec, texts)) is not None:
+                    return selection
+            opened = ActivationStore.create(store, spec, self.tokenizer.fingerprint_like)
             for encoded in self.encoded(texts, progress, opened):
-                opened.append(self._features(encoded), texts_digest(encoded.texts))
+                opened.append(self._features(encoded), text_ids(encoded.texts), texts_digest(encoded.texts))
             return opened
+
+    def _selection(self, store: ActivationStore, spec: FeatureSpec, texts: Sequence[str]) -> Selection | None:
+        """The wanted features of these texts out of a complete store that holds them and more; None for any other store."""
+        for row, text in enumerate(texts):
+            check_text(text, row)
+        source = self.model.source
+        assert source is not None  # checked by `_spec`
+        spec = replace(spec, tokenizer_fingerprint=self.tokenizer.fingerprint_like(store.spec.tokenizer_fingerprint))
+        if difference(spec, store.spec, self._wanted, source.fingerprint, self.model.config.n_layers) is not None:
+            return None
+        is_same = spec == store.spec
+        if texts_digests(texts, [shard.rows for shard in store.shards]) == store.texts_digests:
+            if is_same:
+                return None  # no smaller question: the store itself
+            rows = None
+        else:
+            try:
+                rows = rows_of_texts(store, texts)
+            except TextError as error:
+                if is_same:
+                    return None  # more texts than before, perhaps: to be extracted
+                raise InputError(
+                    f"{store.folder}: text {error.row} is not among the {store.n_rows} texts of this store; choose another "
+                    "folder, or delete this one"
+                ) from None
+            if rows is None:
+                return None
+        store.verify()
+        neurons = {f: None if spec.columns == store.spec.columns else chosen for f, chosen in self._wanted.items()}
+        return Selection(store, neurons, rows)
 
     def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[Pooled]:
         """The features of a stream of texts, a block of texts at a time, in input order."""

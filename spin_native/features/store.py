@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -35,19 +35,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DAMAGED = "this shard is gone or damaged", "delete the folder and extract again"  # problem and remedy
+TEXT_IDS = "text_ids"  # the tensor of a shard that recognises its texts
 NO_MANIFEST = "not a manifest of an activation store; extract again"
 
 
 class Features:
     """Pooled features of texts in input order, held in memory.
 
-    widths: feature -> number of columns, for every array.
+    widths: feature -> number of columns, for every array. spec: what they were made from (None: not known).
     """
+
+    spec: FeatureSpec | None = None
 
     def __init__(self, widths: Mapping[FeatureKey, int]) -> None:
         self.widths = dict(widths)
         self.n_rows = 0
         self._blocks: dict[FeatureKey, list[Float[np.ndarray, "row _"]]] = {feature: [] for feature in widths}
+        self._text_ids: list[UInt8[np.ndarray, "_ 16"]] = []
 
     def array(self, *, site: str, pooling: str, layer: int) -> Float32[np.ndarray, "row width"]:
         """One site, pooling and layer, rows in input order; InputError, listing the choices, if it was not extracted."""
@@ -128,8 +132,18 @@ class Features:
         address = ", ".join(f"{name}={value!r}" for name, value in first._asdict().items())
         return f"Features hold one array per layer and pooling ({len(self.widths)} here): take one with .array({address})"
 
-    def append(self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]]) -> None:
-        """Add the next rows."""
+    @property
+    def text_ids(self) -> UInt8[np.ndarray, "row 16"] | None:
+        """What recognises each row's text (`blocks.text_ids`); None where that was not kept."""
+        ids = np.concatenate([np.empty((0, 16), np.uint8), *self._text_ids])
+        return ids if len(ids) == self.n_rows else None
+
+    def append(
+        self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]], text_ids: UInt8[np.ndarray, "row 16"] | None = None
+    ) -> None:
+        """Add the next rows. text_ids: of their texts."""
+        if text_ids is not None:
+            self._text_ids.append(text_ids)
         for feature, blocks in self._blocks.items():
             blocks.append(block[feature])
         self.n_rows += len(next(iter(block.values())))
@@ -161,8 +175,9 @@ class ActivationStore(Features):
         except FileNotFoundError as error:
             raise InputError(f"{self.folder}: no activation store ({error.strerror}: {MANIFEST})") from error
         try:
-            self.spec = FeatureSpec.from_record(self._manifest.description)
-            super().__init__(self.spec.widths)
+            spec = FeatureSpec.from_record(self._manifest.description)
+            super().__init__(spec.widths)
+            self.spec: FeatureSpec = spec
             for shard in self._manifest.shards:
                 if shard.file != (expected := _shard_name(self.n_rows)):  # a manifest must not lead out of the folder
                     raise ValueError(f"the shard of row {self.n_rows} is {shard.file!r}; expected {expected!r}")
@@ -226,14 +241,34 @@ class ActivationStore(Features):
         return self._manifest.is_complete
 
     @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The finished shards."""
+        return self._manifest.shards
+
+    @property
     def texts_digests(self) -> list[str]:
         """Which texts each finished shard was made from."""
         return [shard.texts for shard in self._manifest.shards]
 
-    def append(self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]], texts_digest: str = "") -> None:
+    @property
+    def text_ids(self) -> UInt8[np.ndarray, "row 16"] | None:
+        """As of Features. Early stores did not keep it."""
+        ids = [self._ids_of(shard) for shard in self._manifest.shards]
+        if any(of_shard is None for of_shard in ids):
+            return None
+        return np.concatenate([np.empty((0, 16), np.uint8), *(of_shard for of_shard in ids if of_shard is not None)])
+
+    def append(
+        self,
+        block: Mapping[FeatureKey, Float[np.ndarray, "row _"]],
+        text_ids: UInt8[np.ndarray, "row 16"] | None = None,
+        texts_digest: str = "",
+    ) -> None:
         """Write the next rows as one shard; InputError if the disk does not take it, with all finished shards kept."""
         rows = len(next(iter(block.values())))
         tensors = {feature.name: np.ascontiguousarray(array) for feature, array in block.items()}
+        if text_ids is not None:
+            tensors[TEXT_IDS] = text_ids
         try:
             self._manifest.add(_shard_name(self.n_rows), lambda path: save_file(tensors, path), rows, texts_digest)
         except (OSError, SafetensorError) as error:
@@ -273,6 +308,20 @@ class ActivationStore(Features):
                 f"{[shard.rows, self.widths[feature]]}, as {MANIFEST} says: extract again"
             )
         return array
+
+    def _ids_of(self, shard: Shard) -> UInt8[np.ndarray, "row 16"] | None:
+        """What recognises the texts of one shard's rows; None if the shard does not hold it."""
+        path = self._path(shard)
+        with as_input_error(path, *DAMAGED):
+            with path.open("rb") as file:
+                check_header(file.read(8))
+            with safe_open(path, framework="numpy") as tensors:
+                ids = tensors.get_tensor(TEXT_IDS) if TEXT_IDS in tensors.keys() else None  # noqa: SIM118 (no mapping)
+        if ids is not None and (ids.shape != (shard.rows, 16) or ids.dtype != np.uint8):
+            raise InputError(
+                f"{path}: {TEXT_IDS} is {ids.dtype} {list(ids.shape)}; expected uint8 {[shard.rows, 16]}: extract again"
+            )
+        return ids
 
     def _path(self, shard: Shard) -> Path:
         """Where a shard is; InputError for a link that leads out of the folder, and for what is no file."""
