@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import sys
 
 import numpy as np
@@ -245,3 +246,71 @@ def test_a_store_that_read_prompts_does_not_answer_for_texts(parts, tmp_path):
     sn.extract(*parts, prompts, poolings=("mask", "mean"), store=tmp_path / "s")
     with pytest.raises(sn.InputError, match="holds features of another extraction"):
         sn.extract(*parts, prompts, poolings=("mean",), store=tmp_path / "s")
+
+
+# A fit from features that are there already.
+
+SITES = ("activation", "hidden")
+
+
+def learnt(clf, folder):
+    """All that a fit learns: its heads to the bit, and its curves."""
+    clf.save_pretrained(folder)
+    return (folder / "head.safetensors").read_bytes(), clf.depth_curve_, clf.layer_curve_, clf.baseline_, clf.controls_
+
+
+@pytest.mark.filterwarnings("ignore::spin_native.errors.LeakWarning")
+@pytest.mark.parametrize(
+    "how", [{}, {"sample": 40}, {"seed": 3, "baseline": False, "depth": 2}, {"phase_two": "both", "head": "frozen"}]
+)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_fit_from_features_learns_the_same_bits_as_one_from_texts(tiny_model, reviews, tmp_path, how, on_disk, monkeypatch):
+    texts, labels = reviews
+    model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
+    features = sn.extract(model, tokenizer, texts[::-1], sites=SITES, store=tmp_path / "s" if on_disk else None)
+    few = {"etas": (0.8,), "mixing": "apart", **how}
+    expected = sn.SpinClassifier(str(tiny_model), **few).fit(texts[:60], labels[:60], test=(texts[60:], labels[60:]))
+
+    def no_run(*_given, **_how):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(Extractor, "_features", no_run)
+    clf = sn.SpinClassifier(str(tiny_model), **few)
+    clf.fit(texts[:60], labels[:60], test=(texts[60:], labels[60:]), features=features)
+    assert learnt(clf, tmp_path / "a") == learnt(expected, tmp_path / "b")
+    assert features["activation", "mean", 0].shape == (80, 32)  # a fit takes nothing away
+
+
+def test_features_that_do_not_fit_the_fit_are_refused_in_one_sentence(tiny_model, reviews, tmp_path, unchecked):
+    texts, labels = reviews
+    model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
+    clf = sn.SpinClassifier(str(tiny_model), baseline=False, etas=(0.8,))
+
+    def refused(features, match, clf=clf, **how):
+        with pytest.raises(sn.InputError, match=match):
+            clf.fit(texts, labels, features=features, **how)
+
+    refused(sn.extract(model, tokenizer, texts, depth=2), r"hold no activation\.mean\.2, which this fit reads")
+    refused(sn.extract(model, tokenizer, texts), r"hold no hidden\.mean\.3", sn.SpinClassifier(str(tiny_model)))
+    refused(
+        sn.extract(model, tokenizer, texts[:-1]),
+        r"training rows: text 79 is not among the texts of these",
+    )
+    refused(sn.extract(model, tokenizer, texts, dtype="float16"), "dtype is float16, this fit needs float32")
+    wide = sn.load_model(str(tiny_model), dtype=torch.float64)
+    refused(sn.extract(wide, tokenizer, texts), "model_dtype is float64, this fit needs float32")
+    refused(sn.extract(model, tokenizer, texts, edit=Ablation({})), "they do not say which model")
+    refused(sn.extract(model, tokenizer, texts, poolings=("tokens",)), "they do not say which model")
+    refused({}, "features is what extract returns, or an ActivationStore; got a dict")
+    refused(sn.extract(model, tokenizer, texts), "got store, too", store=tmp_path / "s")
+    torch.manual_seed(5)
+    transformers.BertModel(transformers.BertConfig.from_pretrained(tiny_model)).save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "vocab.txt").write_bytes((tiny_model / "vocab.txt").read_bytes())
+    refused(sn.extract(sn.load_model(str(tmp_path / "other")), tokenizer, texts), "model_fingerprint is .*, this fit needs")
+
+
+def test_features_can_be_pickled_with_what_they_were_made_from(tiny_model):
+    features = sn.extract(sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model)), TEXTS)
+    copy = pickle.loads(pickle.dumps(features))
+    assert copy.spec == features.spec
+    assert np.array_equal(copy["activation", "max", 1], features["activation", "max", 1])

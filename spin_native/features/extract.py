@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -174,6 +175,8 @@ class Extractor:
         """The features of all texts, in memory or in a store."""
         if store is None:
             features = Features(self.widths)
+            if self.model.source is not None and self.edit is None and not self._has_positions:
+                features.set_spec(self._unsigned_spec(), partial(self.model.source.fingerprint, self._depth))
             for encoded in self.encoded(texts, progress):
                 features.append(self._features(encoded), text_ids(encoded.texts))
             return features
@@ -361,10 +364,16 @@ class Extractor:
         source = self.model.source
         if source is None:
             raise InputError("a store names the model it was made from: load the model with load_model")
+        return replace(self._unsigned_spec(), model_fingerprint=source.fingerprint(self._depth))
+
+    def _unsigned_spec(self) -> FeatureSpec:
+        """What the features are made from, without the fingerprint of the weights, which costs time."""
+        source = self.model.source
+        assert source is not None  # the callers have looked
         return FeatureSpec(
             model=source.name,
             model_revision=source.revision,
-            model_fingerprint=source.fingerprint(self._depth),
+            model_fingerprint="",
             model_dtype=str(self.model.dtype).removeprefix("torch."),
             tokenizer_fingerprint=self.tokenizer.fingerprint,
             depth=max(self._by_layer) + 1,

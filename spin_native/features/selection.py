@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from spin_native.errors import InputError, TextError
+from spin_native.errors import TextError
 from spin_native.features.blocks import text_ids
 from spin_native.features.spec import FeatureKey, FeatureSpec
 from spin_native.features.store import Features
@@ -23,7 +23,11 @@ class Selection(Features):
         super().__init__({f: source.widths[f] if neurons is None else len(neurons) for f, neurons in wanted.items()})
         self._source, self._wanted, self._rows = source, dict(wanted), rows
         self.n_rows = source.n_rows if rows is None else len(rows)
-        self.spec = source.spec
+
+    @property
+    def spec(self) -> FeatureSpec | None:
+        """What `source` was made from."""
+        return self._source.spec
 
     @property
     def text_ids(self) -> UInt8[np.ndarray, "row 16"] | None:
@@ -86,9 +90,3 @@ def difference(
     if spec.model_fingerprint != stored.model_fingerprint and all(fingerprint(k) != stored.model_fingerprint for k in loaded):
         return "model_fingerprint"
     return None
-
-
-def check_same_features(why: str | None, where: str) -> None:
-    """InputError for features that were made otherwise. why: as of `difference`."""
-    if why is not None:
-        raise InputError(f"{where}: these features were made otherwise ({why} differs); extract them again")

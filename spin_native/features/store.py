@@ -42,16 +42,15 @@ NO_MANIFEST = "not a manifest of an activation store; extract again"
 class Features:
     """Pooled features of texts in input order, held in memory.
 
-    widths: feature -> number of columns, for every array. spec: what they were made from (None: not known).
+    widths: feature -> number of columns, for every array.
     """
-
-    spec: FeatureSpec | None = None
 
     def __init__(self, widths: Mapping[FeatureKey, int]) -> None:
         self.widths = dict(widths)
         self.n_rows = 0
         self._blocks: dict[FeatureKey, list[Float[np.ndarray, "row _"]]] = {feature: [] for feature in widths}
         self._text_ids: list[UInt8[np.ndarray, "_ 16"]] = []
+        self._made_from: tuple[FeatureSpec, Callable[[], str]] | None = None
 
     def array(self, *, site: str, pooling: str, layer: int) -> Float32[np.ndarray, "row width"]:
         """One site, pooling and layer, rows in input order; InputError, listing the choices, if it was not extracted."""
@@ -133,6 +132,18 @@ class Features:
         return f"Features hold one array per layer and pooling ({len(self.widths)} here): take one with .array({address})"
 
     @property
+    def spec(self) -> FeatureSpec | None:
+        """What these were made from; None where that is not known, and for an edited model."""
+        if self._made_from is None:
+            return None
+        spec, fingerprint = self._made_from
+        return replace(spec, model_fingerprint=fingerprint())
+
+    def set_spec(self, spec: FeatureSpec, fingerprint: Callable[[], str]) -> None:
+        """Set `spec`. fingerprint: gives that of the model's weights, when it is asked for."""
+        self._made_from = spec, fingerprint
+
+    @property
     def text_ids(self) -> UInt8[np.ndarray, "row 16"] | None:
         """What recognises each row's text (`blocks.text_ids`); None where that was not kept."""
         ids = np.concatenate([np.empty((0, 16), np.uint8), *self._text_ids])
@@ -177,7 +188,7 @@ class ActivationStore(Features):
         try:
             spec = FeatureSpec.from_record(self._manifest.description)
             super().__init__(spec.widths)
-            self.spec: FeatureSpec = spec
+            self._spec = spec
             for shard in self._manifest.shards:
                 if shard.file != (expected := _shard_name(self.n_rows)):  # a manifest must not lead out of the folder
                     raise ValueError(f"the shard of row {self.n_rows} is {shard.file!r}; expected {expected!r}")
@@ -212,6 +223,11 @@ class ActivationStore(Features):
         folder.mkdir(parents=True, exist_ok=True)
         Manifest(folder, spec.to_record()).write()
         return cls(folder)
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """What the store was made from."""
+        return self._spec
 
     def verify(self) -> None:
         """Read every shard; InputError unless it is, to the bit, the file that was listed.
