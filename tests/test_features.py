@@ -261,9 +261,14 @@ def learnt(clf, folder):
 
 @pytest.mark.filterwarnings("ignore::spin_native.errors.LeakWarning")
 @pytest.mark.parametrize(
-    "how", [{}, {"sample": 40}, {"seed": 3, "baseline": False, "depth": 2}, {"phase_two": "both", "head": "frozen"}]
+    ("how", "on_disk"),
+    [
+        ({}, True),
+        ({"sample": 40, "depth": 2}, False),
+        ({"seed": 3, "baseline": False, "depth": 2}, False),
+        pytest.param({"phase_two": "both", "head": "frozen"}, True, marks=pytest.mark.nightly),
+    ],
 )
-@pytest.mark.parametrize("on_disk", [False, True])
 def test_a_fit_from_features_learns_the_same_bits_as_one_from_texts(tiny_model, reviews, tmp_path, how, on_disk, monkeypatch):
     texts, labels = reviews
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))

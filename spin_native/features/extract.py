@@ -20,10 +20,10 @@ from torch import Tensor
 
 from spin_native.disk import MANIFEST
 from spin_native.errors import InputError, TextError
-from spin_native.features.blocks import Block, ahead, progress_bar, text_ids, texts_digest, texts_digests
+from spin_native.features.blocks import Block, ahead, progress_bar, text_ids, texts_digest
 from spin_native.features.places import Place, Places
 from spin_native.features.pooling import POOLINGS, Pooling, at, wide
-from spin_native.features.selection import Selection, difference, rows_of_texts
+from spin_native.features.selection import Selection, selection
 from spin_native.features.spec import FeatureDtype, FeatureKey, FeatureSpec, Site
 from spin_native.features.store import ActivationStore, Features
 from spin_native.given import check_text, is_whole, path_of
@@ -190,42 +190,19 @@ class Extractor:
             spec = self._spec()
             if (store / MANIFEST).exists() and (kept := ActivationStore(store)).is_complete:
                 texts = list(several(texts))
-                if (selection := self._selection(kept, spec, texts)) is not None:
-                    return selection
+                if (answer := self._answer(kept, spec, texts)) is not None:
+                    return answer
             opened = ActivationStore.create(store, spec, self.tokenizer.fingerprint_like)
             for encoded in self.encoded(texts, progress, opened):
                 opened.append(self._features(encoded), text_ids(encoded.texts), texts_digest(encoded.texts))
             return opened
 
-    def _selection(self, store: ActivationStore, spec: FeatureSpec, texts: Sequence[str]) -> Selection | None:
+    def _answer(self, store: ActivationStore, spec: FeatureSpec, texts: Sequence[str]) -> Selection | None:
         """The wanted features of these texts out of a complete store that holds them and more; None for any other store."""
-        for row, text in enumerate(texts):
-            check_text(text, row)
         source = self.model.source
         assert source is not None  # checked by `_spec`
         spec = replace(spec, tokenizer_fingerprint=self.tokenizer.fingerprint_like(store.spec.tokenizer_fingerprint))
-        if difference(spec, store.spec, self._wanted, source.fingerprint, self.model.config.n_layers) is not None:
-            return None
-        is_same = spec == store.spec
-        if texts_digests(texts, [shard.rows for shard in store.shards]) == store.texts_digests:
-            if is_same:
-                return None  # no smaller question: the store itself
-            rows = None
-        else:
-            try:
-                rows = rows_of_texts(store, texts)
-            except TextError as error:
-                if is_same:
-                    return None  # more texts than before, perhaps: to be extracted
-                raise InputError(
-                    f"{store.folder}: text {error.row} is not among the {store.n_rows} texts of this store; choose another "
-                    "folder, or delete this one"
-                ) from None
-            if rows is None:
-                return None
-        store.verify()
-        neurons = {f: None if spec.columns == store.spec.columns else chosen for f, chosen in self._wanted.items()}
-        return Selection(store, neurons, rows)
+        return selection(store, spec, self._wanted, texts, source.fingerprint, self.model.config.n_layers)
 
     def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[Pooled]:
         """The features of a stream of texts, a block of texts at a time, in input order."""

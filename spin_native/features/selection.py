@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from spin_native.errors import TextError
-from spin_native.features.blocks import text_ids
+from spin_native.errors import InputError, TextError
+from spin_native.features.blocks import text_ids, texts_digests
 from spin_native.features.spec import FeatureKey, FeatureSpec
-from spin_native.features.store import Features
+from spin_native.features.store import ActivationStore, Features
+from spin_native.given import check_text
 
 Wanted = Mapping[FeatureKey, Int[np.ndarray, "_"] | None]
 
@@ -90,3 +91,41 @@ def difference(
     if spec.model_fingerprint != stored.model_fingerprint and all(fingerprint(k) != stored.model_fingerprint for k in loaded):
         return "model_fingerprint"
     return None
+
+
+def selection(
+    store: ActivationStore,
+    spec: FeatureSpec,
+    wanted: Wanted,
+    texts: Sequence[str],
+    fingerprint: Callable[[int], str],
+    n_layers: int,
+) -> Selection | None:
+    """The wanted features of these texts out of a complete store, verified, that holds them and more; None for any other store.
+
+    spec: of the wanted features. fingerprint, n_layers: as of `difference`. Raises InputError for a text that is not a str, for
+    a text that a store of more features does not hold, and for a damaged store.
+    """
+    for row, text in enumerate(texts):
+        check_text(text, row)
+    if difference(spec, store.spec, wanted, fingerprint, n_layers) is not None:
+        return None
+    is_same = spec == store.spec
+    rows = None
+    if texts_digests(texts, [shard.rows for shard in store.shards]) == store.texts_digests:
+        if is_same:
+            return None  # no smaller question: the store itself
+    else:
+        try:
+            rows = rows_of_texts(store, texts)
+        except TextError as error:
+            if is_same:
+                return None  # more texts than before, perhaps: to be extracted
+            raise InputError(
+                f"{store.folder}: text {error.row} is not among the {store.n_rows} texts of this store; choose another folder, "
+                "or delete this one"
+            ) from None
+        if rows is None:
+            return None
+    store.verify()
+    return Selection(store, {f: None if spec.columns == store.spec.columns else chosen for f, chosen in wanted.items()}, rows)
