@@ -32,7 +32,7 @@ from spin_native.analyses.results import Result, provenance
 from spin_native.errors import InputError
 from spin_native.features.extract import Extractor, features_of, token_budget
 from spin_native.features.pooling import Pooling
-from spin_native.features.store import FeatureKey, Site
+from spin_native.features.spec import FeatureKey, Site
 from spin_native.given import checked_texts, rows_of
 from spin_native.models import Transformer
 from spin_native.probes import LinearProbe, LogisticProbe

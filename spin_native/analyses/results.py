@@ -57,7 +57,7 @@ class Result:
         return with_metadata(pa.table(columns), self.metadata)
 
     def to_pandas(self) -> Any:
-        """The tidy table as a pandas.DataFrame; pandas is not installed with this package."""
+        """The tidy table as a pandas.DataFrame."""
         return self.to_table().to_pandas()
 
     def write(self, path: str | Path, *, overwrite: bool = False) -> None:

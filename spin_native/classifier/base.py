@@ -28,6 +28,7 @@ from spin_native.classifier.training import Fitted, Training
 from spin_native.errors import InputError
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
+from spin_native.features.store import Features
 from spin_native.given import is_whole, path_of
 from spin_native.models import ModelConfig
 
@@ -147,6 +148,7 @@ class SpinEstimator(Ablating):
         validation: TextsAndLabels | None = None,
         test: TextsAndLabels | None = None,
         store: str | Path | None = None,
+        features: Features | None = None,
         progress: bool | None = None,
     ) -> Spin:
         """Extract the features of all texts, probe every layer, integrate a head for every depth, and choose a depth.
@@ -156,6 +158,8 @@ class SpinEstimator(Ablating):
         validation, test: (texts, labels) of other rows. Validation chooses everything, and the last fit learns from it if
             final_rows is "all"; test is scored once per depth.
         store: a folder that keeps the features on disk; a fit with the same store resumes after an interruption.
+        features: what `extract` gave for all these texts and more, in any order, in place of running the model: every layer,
+            site and pooling that is read, and with a baseline the final hidden state (sites="activation" and "hidden").
         progress: bars on stderr (None: if that is a terminal).
 
         Raises InputError for unusable settings, texts, labels or checkpoints. LeakWarning if a text is in two of the parts.
@@ -164,6 +168,9 @@ class SpinEstimator(Ablating):
         given = self.get_params()
         options.check(given, TASKS[self.task], has_validation=validation is not None)
         store = None if store is None else path_of(store, "store")
+        if features is not None and (store is not None or not isinstance(features, Features)):
+            got = f"a {type(features).__name__}" if store is None else "store, too, which has nothing to keep then"
+            raise InputError(f"fit: features is what extract returns, or an ActivationStore; got {got}")
         checkpoint = Checkpoint(Location(options.name_of(self.model, "model"), self.revision), self.allow_pickle)
         max_depth, exits = options.check_model(given, checkpoint.config)
         share, seed = self.validation_share, int(self.seed)
@@ -183,6 +190,7 @@ class SpinEstimator(Ablating):
             phase_two=self.phase_two,
             with_baseline=self.baseline,
             progress=progress,
+            features=features,
         )
         fitted = training.run(parts, store)
         if fitted.unconverged:

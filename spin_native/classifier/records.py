@@ -10,7 +10,7 @@ from spin_native.classifier.settings import HeadName
 from spin_native.classifier.tasks import Metric, TaskName
 from spin_native.disk import Count
 from spin_native.features.pooling import Pooling
-from spin_native.features.store import Site
+from spin_native.features.spec import Site
 from spin_native.probes.importance import Cut
 
 Depth = Annotated[int, Meta(ge=1, le=10_000)]

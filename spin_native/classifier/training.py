@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -31,9 +31,11 @@ from spin_native.classifier.settings import PhaseTwo, Settings
 from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, sparsify
 from spin_native.classifier.splits import halves
 from spin_native.classifier.tasks import Task
-from spin_native.errors import NoNeuronWarning
+from spin_native.errors import InputError, NoNeuronWarning
 from spin_native.features.extract import Extractor
-from spin_native.features.store import FeatureKey
+from spin_native.features.selection import Selection, difference, rows_of_texts
+from spin_native.features.spec import FeatureKey
+from spin_native.features.store import Features
 from spin_native.models import Transformer
 
 Array = np.ndarray
@@ -65,7 +67,8 @@ class Fitted:
 class Extraction:
     """A base model, loaded once, and where its features are kept (store); one call for each stage of a fit.
 
-    depth: how many layers any stage runs.
+    depth: how many layers any stage runs. given: features of all the texts, from which each stage takes its own; the model is
+    not loaded then.
     """
 
     checkpoint: Checkpoint
@@ -74,6 +77,7 @@ class Extraction:
     device: str
     store: Path | None
     progress: bool | None
+    given: Features | None = None
 
     @cached_property
     def model(self) -> Transformer:
@@ -81,6 +85,8 @@ class Extraction:
 
     def __call__(self, parts: Mapping[str, LabelledRows], wanted: Wanted) -> dict[str, ExtractedPart]:
         """The wanted features of each part; `wanted`: all neurons of a feature (None), or these."""
+        if self.given is not None:
+            return self._taken(self.given, parts, wanted)
         depth = min(self.checkpoint.config.n_layers, 1 + max(feature.layer for feature in wanted))
         extractor = Extractor(self.model, self.checkpoint.tokenizer, wanted, depth=depth)
         columns = {feature: neurons for feature, neurons in wanted.items() if neurons is not None}
@@ -92,13 +98,51 @@ class Extraction:
             extracted[name] = ExtractedPart(rows.labels, features, columns or None)
         return extracted
 
+    def _taken(self, given: Features, parts: Mapping[str, LabelledRows], wanted: Wanted) -> dict[str, ExtractedPart]:
+        """The wanted features of each part out of the given ones; InputError if these are not what this model would give."""
+        made_from = given.spec
+        if made_from is None or given.text_ids is None:
+            raise InputError(
+                "features: they do not say which model and which texts they are of (edited, per token, at given positions, or "
+                "of an early version); expected what extract returns, unedited, with one row per text"
+            )
+        if missing := [feature for feature in wanted if feature not in given.widths]:
+            raise InputError(
+                f"features: they hold no {missing[0].name}, which this fit reads; extract all its layers, sites and poolings, "
+                "and for the baseline the final hidden state, or fit with baseline=False"
+            )
+        needed = replace(
+            made_from,
+            model_fingerprint=self.checkpoint.fingerprint(self.depth),
+            model_dtype=str(self.dtype).removeprefix("torch."),
+            tokenizer_fingerprint=self.checkpoint.tokenizer.fingerprint_like(made_from.tokenizer_fingerprint),
+            dtype="float32",
+            widths={feature: given.widths[feature] for feature in wanted},
+            columns="all",
+            reads="texts",
+        )
+        everything: Wanted = dict.fromkeys(wanted)
+        n_layers = self.checkpoint.config.n_layers
+        if differing := difference(needed, made_from, everything, self.checkpoint.fingerprint, n_layers):
+            raise InputError(
+                f"features: {differing} is {str(getattr(made_from, differing))[:40]}, this fit needs "
+                f"{str(getattr(needed, differing))[:40]}; extract them with the model, tokenizer and dtype of this fit"
+            )
+        taken = {}
+        for name, rows in parts.items():
+            with rows.named_in_errors():
+                features = Selection(given, everything, rows_of_texts(given, rows.texts))
+            taken[name] = ExtractedPart(rows.labels, features)
+        return taken
+
 
 @dataclass
 class Training:
     """How to train.
 
     max_depth: the deepest head; chooses_depth: whether validation may choose a shallower one, within `tolerance`. exits: depths
-    below the chosen one that keep a head. sample, phase_two, with_baseline: as SpinClassifier has them.
+    below the chosen one that keep a head. sample, phase_two, with_baseline: as SpinClassifier has them. features: of all the
+    texts (None: to be extracted).
     """
 
     checkpoint: Checkpoint
@@ -113,6 +157,7 @@ class Training:
     phase_two: PhaseTwo
     with_baseline: bool
     progress: bool | None
+    features: Features | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, parts: Mapping[str, LabelledRows], store: Path | None) -> Fitted:
@@ -209,7 +254,7 @@ class Training:
 
     def _extraction(self, wanted: Wanted, store: Path | None) -> Extraction:
         depth = min(self._n_layers, 1 + max(feature.layer for feature in wanted))
-        return Extraction(self.checkpoint, depth, self.dtype, self.device, store, self.progress)
+        return Extraction(self.checkpoint, depth, self.dtype, self.device, store, self.progress, self.features)
 
     @property
     def _n_layers(self) -> int:

@@ -22,7 +22,7 @@ from spin_native.cli.options import (
 )
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
-from spin_native.features.store import FeatureDtype
+from spin_native.features.spec import FeatureDtype
 
 
 @click.command()

@@ -7,21 +7,25 @@ only some layers stops iterating; a caller whose rows exit at different layers c
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from spin_native.disk import MANIFEST
 from spin_native.errors import InputError, TextError
-from spin_native.features.pooling import POOLINGS, Pooling
-from spin_native.features.store import ActivationStore, FeatureDtype, FeatureKey, Features, FeatureSpec, Site
+from spin_native.features.blocks import Block, ahead, progress_bar, text_ids, texts_digest
+from spin_native.features.places import Place, Places
+from spin_native.features.pooling import POOLINGS, Pooling, at, wide
+from spin_native.features.selection import Selection, selection
+from spin_native.features.spec import FeatureDtype, FeatureKey, FeatureSpec, Site
+from spin_native.features.store import ActivationStore, Features
 from spin_native.given import check_text, is_whole, path_of
 from spin_native.models import Edit, Layer, Transformer, checked_depth
 from spin_native.text.batch import TokenBatch
@@ -31,6 +35,7 @@ from spin_native.text.tokenizer import Tokenizer
 # Which columns of each feature are wanted: all (None), or these neurons.
 Wanted = Mapping[FeatureKey, Int[np.ndarray, "_"] | None]
 Pooled = dict[FeatureKey, Float[np.ndarray, "row _"]]
+PerToken = Literal["tokens"]
 
 # Of one layer's activation; measured on CPUs (all shapes from width 384 to 1600, float32 and bfloat16), a guess for CUDA.
 ACTIVATION_BYTES = {False: 12 * 2**20, True: 192 * 2**20}
@@ -43,8 +48,10 @@ def extract(
     texts: Iterable[str],
     *,
     sites: Sequence[Site] = ("activation",),
-    poolings: Sequence[Pooling] = ("mean", "max"),
+    poolings: Sequence[Pooling | Place | PerToken] = ("mean", "max"),
     depth: int | None = None,
+    positions: Iterable[int] | None = None,
+    edit: Edit | None = None,
     store: str | Path | None = None,
     dtype: FeatureDtype = "float32",
     max_tokens: int | None = None,
@@ -54,17 +61,27 @@ def extract(
 
     sites: "activation" (FFN neurons, width d_ffn) and "hidden" (what enters a layer, width d_model; run to the end of a whole
         model, also the final hidden state, as layer n_layers).
+    poolings: over all tokens of a text "mean", "max", "first" and "last"; "mask", the value at the mask token, which every text
+        has exactly once (texts are then read as prompts: "[MASK]" is the mask token); "position", the value at the text's entry
+        of `positions` (from 0, special tokens included). Or "tokens" alone: the result is a TokenFeatures, a row per token.
+    edit: changes each layer's activation, as in `Transformer.layers`; what it returns is pooled and written by the layer. For
+        example an `analyses.ablation.Ablation`.
     store: a folder to keep the features in, as an ActivationStore, instead of memory. An interrupted extraction resumes when
-        it is started again with the same texts.
+        it is started again with the same texts. A complete store answers smaller questions without running the model: fewer
+        layers, sites or poolings, and some of its texts in any order.
     dtype: of the kept features. max_tokens: the batch size, in tokens (None: `token_budget`).
     progress: show a progress bar on stderr (None: if that is a terminal).
 
-    Raises InputError for a text that is not a str (naming the row), a tokenizer that does not fit the model, and a store that
-    holds something else or is being written by another process.
+    Raises InputError for a text that is not a str (naming the row), a tokenizer that does not fit the model, a store that
+    holds something else or is being written by another process, and a store together with edit, positions or "tokens".
     """
+    from spin_native.features.tokens import TokenExtractor  # it is built on Extractor
+
     _check_loaded(model, tokenizer)
     wanted = dict.fromkeys(features_of(model, sites, poolings, depth))
-    return Extractor(model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens).run(texts, store, progress)
+    kind = TokenExtractor if "tokens" in poolings else Extractor
+    extractor = kind(model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens, positions=positions, edit=edit)
+    return extractor.run(texts, store, progress)
 
 
 def _check_loaded(model: object, tokenizer: object) -> None:
@@ -74,10 +91,14 @@ def _check_loaded(model: object, tokenizer: object) -> None:
             raise InputError(f"{what} is a {type(given).__name__}; expected what sn.load_{what} returns")
 
 
-def features_of(model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling], depth: int | None) -> list[FeatureKey]:
+def features_of(
+    model: Transformer, sites: Sequence[Site], poolings: Sequence[Pooling | Place | PerToken], depth: int | None
+) -> list[FeatureKey]:
     """The features that `depth` layers of a model offer, layer by layer."""
     check_choices(sites, get_args(Site), "sites")
-    check_choices(poolings, get_args(Pooling), "poolings")
+    check_choices(poolings, (*get_args(Pooling), *get_args(Place), *get_args(PerToken)), "poolings")
+    if "tokens" in poolings and len(poolings) > 1:
+        raise InputError(f"poolings is {poolings!r}; 'tokens' gives a row per token, the others one per text: take it alone")
     depth = checked_depth(depth, model.depth)
     offered = [FeatureKey(site, pooling, layer) for layer in range(depth) for site in sites for pooling in poolings]
     if "hidden" in sites and depth == model.config.n_layers:
@@ -93,36 +114,12 @@ def check_choices(given: Sequence[str], choices: Sequence[str], what: str) -> No
         raise InputError(f"{what} is {given!r}; expected a sequence of one or more of {', '.join(choices)}, each once")
 
 
-@dataclass(frozen=True)
-class Block:
-    """Consecutive texts of a stream as token ids. Equal texts share one row of ids, and the model runs it once.
-
-    ids, is_truncated: of each distinct text. row_of: for each text its row of `ids`. first_row: the first text's place in the
-    stream. bar: counts the texts whose features are computed.
-    """
-
-    texts: Sequence[str]
-    first_row: int
-    ids: list[list[int]]
-    is_truncated: list[bool]
-    row_of: Int[np.ndarray, "text"]
-    bar: "tqdm[None] | None" = None
-
-    @property
-    def copies(self) -> Int[np.ndarray, "row"]:
-        """How many of the texts share each row of ids."""
-        return np.bincount(self.row_of)
-
-    def per_text(self, values: Shaped[np.ndarray, "row *rest"]) -> Shaped[np.ndarray, "text *rest"]:
-        """One value per row of ids as one value per text."""
-        return values if len(self.ids) == len(self.row_of) else values[self.row_of]
-
-
 class Extractor:
     """A model, its tokenizer, and the features to read while it runs.
 
     wanted: the features to read; of each, all columns (None) or these neurons, in this order.
     depth: how many of the model's layers a store names as its source (None: all that the model holds).
+    positions, edit: as of `extract`.
     n_truncated counts the texts cut so far.
     """
 
@@ -135,6 +132,8 @@ class Extractor:
         dtype: FeatureDtype = "float32",
         max_tokens: int | None = None,
         depth: int | None = None,
+        positions: Iterable[int] | None = None,
+        edit: Edit | None = None,
     ) -> None:
         _check_loaded(model, tokenizer)
         if not isinstance(dtype, str) or dtype not in get_args(FeatureDtype):
@@ -150,7 +149,12 @@ class Extractor:
         for feature in wanted:
             if feature.layer > last or (feature.site == "activation" and feature.layer >= model.depth):
                 raise InputError(f"no {feature.site} of layer {feature.layer} in a model of depth {model.depth}")
-        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
+        if edit is not None and not callable(edit):
+            raise InputError(f"edit is a {type(edit).__name__}; expected a function of a Layer, for example an Ablation")
+        self.model, self.tokenizer, self.dtype, self.edit = model, tokenizer, dtype, edit
+        self._wanted = dict(wanted)
+        self._places = Places(tokenizer, (feature.pooling for feature in wanted), positions)
+        self._has_positions = positions is not None
         self.max_tokens = token_budget(model) if max_tokens is None else int(max_tokens)
         self.n_truncated = 0
         self.widths = {f: model.width(f.site, f.layer) if neurons is None else len(neurons) for f, neurons in wanted.items()}
@@ -170,15 +174,34 @@ class Extractor:
         """The features of all texts, in memory or in a store."""
         if store is None:
             features = Features(self.widths)
-            for block in self.blocks(texts, progress):
-                features.append(block)
+            if self.model.source is not None and self.edit is None and not self._has_positions:
+                features.set_spec(self._unsigned_spec(), partial(self.model.source.fingerprint, self._depth))
+            for encoded in self.encoded(texts, progress):
+                features.append(self.features(encoded), text_ids(encoded.texts))
             return features
+        for what, is_given in (("edit", self.edit is not None), ("positions", self._has_positions)):
+            if is_given:
+                raise InputError(
+                    f"store and {what}: a store cannot record which {what} it was made with; leave one of them out"
+                )
         store = path_of(store, "store")
         with ActivationStore.writer(store):
-            opened = ActivationStore.create(store, self._spec(), self.tokenizer.fingerprint_like)
+            spec = self._spec()
+            if (store / MANIFEST).exists() and (kept := ActivationStore(store)).is_complete:
+                texts = list(several(texts))
+                if (answer := self._answer(kept, spec, texts)) is not None:
+                    return answer
+            opened = ActivationStore.create(store, spec, self.tokenizer.fingerprint_like)
             for encoded in self.encoded(texts, progress, opened):
-                opened.append(self.features(encoded), texts_digest(encoded.texts))
+                opened.append(self.features(encoded), text_ids(encoded.texts), texts_digest(encoded.texts))
             return opened
+
+    def _answer(self, store: ActivationStore, spec: FeatureSpec, texts: Sequence[str]) -> Selection | None:
+        """The wanted features of these texts out of a complete store that holds them and more; None for any other store."""
+        source = self.model.source
+        assert source is not None  # checked by `_spec`
+        spec = replace(spec, tokenizer_fingerprint=self.tokenizer.fingerprint_like(store.spec.tokenizer_fingerprint))
+        return selection(store, spec, self._wanted, texts, source.fingerprint, self.model.config.n_layers)
 
     def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[Pooled]:
         """The features of a stream of texts, a block of texts at a time, in input order."""
@@ -196,7 +219,7 @@ class Extractor:
         texts = several(texts)
         n_texts, truncated_before = 0, self.n_truncated
         blocks = windows(texts, self.rows_per_block)
-        with _progress_bar(texts, progress) as bar:
+        with progress_bar(texts, progress) as bar:
             for digest, block in zip(() if store is None else store.texts_digests, blocks):  # noqa: B905 (more blocks follow)
                 if texts_digest(block) != digest:
                     raise InputError(
@@ -205,7 +228,7 @@ class Extractor:
                     )
                 bar.update(len(block))
                 n_texts += len(block)
-            for encoded in _ahead(self._encode, blocks, n_texts, self._has_several_blocks(texts)):
+            for encoded in ahead(self._encode, blocks, n_texts, self._has_several_blocks(texts)):
                 self.n_truncated += int(encoded.copies @ encoded.is_truncated)
                 yield replace(encoded, bar=bar)
                 n_texts += len(encoded.texts)
@@ -213,6 +236,7 @@ class Extractor:
             if n_texts < store.n_rows:
                 raise InputError(f"{store.folder}: holds {store.n_rows} rows, but only {n_texts} texts were given")
             store.finish()
+        self._places.check_number(n_texts)
         self.tokenizer.warn_truncated(self.n_truncated - truncated_before, n_texts)
 
     def batches(self, block: Block) -> Iterator[tuple[Int[np.ndarray, "row"], TokenBatch]]:
@@ -237,8 +261,9 @@ class Extractor:
         `layer.keep`, later layers run the kept rows only. The caller deletes each layer before it asks for the next one, so
         that one layer's activation is in memory at a time. Raises InputError for a feature that is not finite.
 
-        edit: changes each layer's activation; what it returns is both pooled and written by the layer.
+        edit: changes each layer's activation; what it returns is both pooled and written by the layer. None: the extractor's.
         """
+        edit = edit or self.edit
         layers = self.model.layers(batch, edit=None if edit is None else _activation)
         while True:
             with torch.inference_mode():  # not around the yield: the mode would stay on while the caller works
@@ -248,7 +273,8 @@ class Extractor:
                 if edit is not None and layer.activation is not None:
                     layer.activation = edit(layer)
                 wanted = self._by_layer.get(layer.index, ())
-                features = {feature: self._pool(layer, feature, columns) for feature, columns in wanted}
+                places = {name: torch.from_numpy(at[rows]).to(batch.ids.device) for name, at in block.places.items()}
+                features = {feature: self._pool(layer, feature, columns, places) for feature, columns in wanted}
             self._check_finite(features, block, rows)
             yield layer, features
             if layer.index == until:
@@ -268,11 +294,18 @@ class Extractor:
                 del layer
         return {feature: block.per_text(values) for feature, values in features.items()}
 
-    def _pool(self, layer: Layer, feature: FeatureKey, columns: Tensor | None) -> Float[np.ndarray, "row width"]:
-        """g(A_l): one pooling of a site of a layer, or some columns of it."""
+    def _pool(
+        self, layer: Layer, feature: FeatureKey, columns: Tensor | None, places: Mapping[str, Tensor]
+    ) -> Float[np.ndarray, "_ width"]:
+        """g(A_l): one pooling of a site of a layer, or some columns of it. places: see Block, of the layer's rows."""
         values = layer.hidden if feature.site == "hidden" else layer.activation
         assert values is not None  # only the final hidden state comes without an activation
-        pooled = POOLINGS[cast(Pooling, feature.pooling)](values, layer.batch)
+        if feature.pooling == "tokens":
+            pooled = wide(values)
+        elif feature.pooling in places:
+            pooled = at(values, layer.batch, places[feature.pooling])
+        else:
+            pooled = POOLINGS[cast(Pooling, feature.pooling)](values, layer.batch)
         if columns is not None:
             pooled = pooled[:, columns]  # cheaper than picking the columns of every token
         with np.errstate(over="ignore"):  # a value too large for float16 is refused by name later
@@ -297,25 +330,36 @@ class Extractor:
 
     def _encode(self, texts: Sequence[str], first_row: int) -> Block:
         """Token ids of the distinct texts; `first_row` numbers the first text in errors."""
-        places: dict[str, int] = {}
         for row, text in enumerate(texts, first_row):
             check_text(text, row)
-        row_of = np.array([places.setdefault(text, len(places)) for text in texts])
+        distinct: dict[tuple[str, int | None], int] = {}
+        given = self._places.given(first_row, len(texts))
+        row_of = np.array([distinct.setdefault(key, len(distinct)) for key in zip(texts, given, strict=True)])
+        numbers = (first_row + np.unique(row_of, return_index=True)[1]).tolist()
         try:
-            encoded = self.tokenizer.encode(list(places))
+            encoded = self._places.encode([text for text, _ in distinct])
+        except TextError as error:
+            raise TextError(numbers[error.row], error.problem) from None
         except InputError:
             self.tokenizer.encode(texts, first_row)  # the same error, with the right row
             raise
-        return Block(texts, first_row, encoded.ids, encoded.truncated, row_of)
+        places = self._places.of(encoded.ids, [position for _, position in distinct], numbers)
+        return Block(texts, first_row, encoded.ids, encoded.truncated, row_of, places=places)
 
     def _spec(self) -> FeatureSpec:
         source = self.model.source
         if source is None:
             raise InputError("a store names the model it was made from: load the model with load_model")
+        return replace(self._unsigned_spec(), model_fingerprint=source.fingerprint(self._depth))
+
+    def _unsigned_spec(self) -> FeatureSpec:
+        """What the features are made from, without the fingerprint of the weights, which costs time."""
+        source = self.model.source
+        assert source is not None  # the callers have looked
         return FeatureSpec(
             model=source.name,
             model_revision=source.revision,
-            model_fingerprint=source.fingerprint(self._depth),
+            model_fingerprint="",
             model_dtype=str(self.model.dtype).removeprefix("torch."),
             tokenizer_fingerprint=self.tokenizer.fingerprint,
             depth=max(self._by_layer) + 1,
@@ -324,6 +368,7 @@ class Extractor:
             max_tokens=self.max_tokens,
             widths=self.widths,
             columns=self._columns(),
+            reads="prompts" if self._places.reads_prompts else "texts",
         )
 
     def _columns(self) -> str:
@@ -348,38 +393,3 @@ def token_budget(model: Transformer) -> int:
     # The FFN's activation is the widest, unless the model was pruned: then query, key and value, side by side.
     bytes_per_token = max(model.config.d_ffn, 3 * model.config.d_model) * model.dtype.itemsize
     return max(1, ACTIVATION_BYTES[model.device.type == "cuda"] // bytes_per_token)
-
-
-def _ahead(
-    encode: Callable[[Sequence[str], int], Block], blocks: Iterable[list[str]], first_row: int, is_ahead: bool
-) -> Iterator[Block]:
-    """Blocks of texts as token ids; with `is_ahead`, a thread encodes each block while the caller uses the one before.
-
-    Not for a stream: its next texts may arrive late, and those that are here already must not wait for them.
-    """
-    with ThreadPoolExecutor(1) as worker:
-        waiting: Future[Block] | None = None
-        for block in blocks:
-            coming = worker.submit(encode, block, first_row) if is_ahead else None
-            first_row += len(block)
-            if coming is None:
-                yield encode(block, first_row - len(block))
-            elif waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
-
-
-def _progress_bar(texts: Iterable[str], progress: bool | None) -> "tqdm[None]":
-    total = len(texts) if isinstance(texts, Sized) else None
-    return tqdm(total=total, unit=" rows", disable=None if progress is None else not progress)
-
-
-def texts_digest(texts: Sequence[str]) -> str:
-    """sha256 over the texts, each after its length: ["ab", "c"] and ["a", "bc"] differ."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()

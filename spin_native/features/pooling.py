@@ -1,4 +1,4 @@
-"""From one value per token to one value per text: mean, max, first, last.
+"""From one value per token to one value per text: mean, max, first, last, or the token at a given position.
 
 On ragged batches (`mean(x, batch)`), and on padded tensors (`masked_mean(x, mask)`). Every pooling reads the tokens once,
 makes no copy per row, and returns at least float32. Liu's g(A_l) keeps the masked average and the masked maximum.
@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from spin_native.errors import InputError
@@ -20,7 +20,7 @@ Pooling = Literal["mean", "max", "first", "last"]
 
 def mean(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:
     """Average over each row's tokens."""
-    return F.embedding_bag(torch.arange(len(x), device=x.device), _wide(x), batch.starts, mode="mean")
+    return F.embedding_bag(torch.arange(len(x), device=x.device), wide(x), batch.starts, mode="mean")
 
 
 def max(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:
@@ -30,18 +30,23 @@ def max(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "ro
     else:
         row_of_value = batch.row_of_token[:, None].expand_as(x)
         largest = x.new_empty(batch.n_rows, x.shape[1]).scatter_reduce(0, row_of_value, x, "amax", include_self=False)
-    return _wide(largest) + 0.0  # of 0.0 and -0.0, either may have been taken for the larger one
+    return wide(largest) + 0.0  # of 0.0 and -0.0, either may have been taken for the larger one
 
 
 def first(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:
     """Each row's first token (`<s>`, `[CLS]`)."""
-    return _wide(x[batch.starts])
+    return wide(x[batch.starts])
 
 
 def last(x: Float[Tensor, "token width"], batch: TokenBatch) -> Float[Tensor, "row width"]:
     """Each row's last token: the only one that has seen the whole text in a causal model."""
     lengths = torch.tensor(batch.lengths, device=x.device)
-    return _wide(x[batch.starts + lengths - 1])
+    return wide(x[batch.starts + lengths - 1])
+
+
+def at(x: Float[Tensor, "token width"], batch: TokenBatch, positions: Int[Tensor, "row"]) -> Float[Tensor, "row width"]:
+    """Each row's token at a position of its own, from 0."""
+    return wide(x[batch.starts + positions])
 
 
 POOLINGS: dict[Pooling, Callable[[Tensor, TokenBatch], Tensor]] = {"mean": mean, "max": max, "first": first, "last": last}
@@ -77,6 +82,6 @@ def _ragged(x: Tensor, mask: Tensor, caller: str) -> tuple[Tensor, TokenBatch]:
     return x[real], TokenBatch(real.nonzero()[:, 1], lengths)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """At least float32: a mean of many bfloat16 numbers must not be rounded at every step."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

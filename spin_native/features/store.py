@@ -6,21 +6,18 @@ On disk: a folder of safetensors shards and `manifest.json`, which says what the
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
-from jaxtyping import Float, Float32
-from msgspec import Meta
+from jaxtyping import Float, Float32, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from spin_native.disk import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
-    Count,
     Manifest,
     Shard,
     check_header,
@@ -31,91 +28,15 @@ from spin_native.disk import (
     writer,
 )
 from spin_native.errors import InputError, as_input_error
-from spin_native.features.pooling import Pooling
+from spin_native.features import tables
+from spin_native.features.spec import FORMAT, FeatureKey, FeatureSpec, StoreFormat, StoreRecord
 
-FORMAT = 1
-FeatureDtype = Literal["float32", "float16"]
-Site = Literal["activation", "hidden"]
+if TYPE_CHECKING:
+    import pandas as pd
+
 DAMAGED = "this shard is gone or damaged", "delete the folder and extract again"  # problem and remedy
+TEXT_IDS = "text_ids"  # the tensor of a shard that recognises its texts
 NO_MANIFEST = "not a manifest of an activation store; extract again"
-
-
-class FeatureKey(NamedTuple):
-    """The address of one array of pooled features [row, width]: its site, pooling and layer."""
-
-    site: str
-    pooling: str
-    layer: int
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """What a store was made from; two stores are the same only if all of it is.
-
-    model_fingerprint, tokenizer_fingerprint: sha256 of the weights that were used, and of all that can change token ids.
-    depth: how many layers were run. dtype: of the stored features.
-    rows_per_shard, max_tokens: batch sizes, which can change the last bits of a feature on some paths.
-    widths: feature -> number of columns. columns: "all", or the sha256 of the list of neurons.
-    """
-
-    model: str
-    model_revision: str | None
-    model_fingerprint: str
-    model_dtype: str
-    tokenizer_fingerprint: str
-    depth: int
-    dtype: FeatureDtype
-    rows_per_shard: int
-    max_tokens: int
-    widths: dict[FeatureKey, int]
-    columns: str = "all"
-
-    def to_record(self) -> "StoreRecord":
-        features = [StoredFeature(*feature, width) for feature, width in self.widths.items()]  # type: ignore[arg-type]
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return StoreRecord(format=FORMAT, **{**values, "max_tokens": int(self.max_tokens), "widths": features})
-
-    @classmethod
-    def from_record(cls, record: "StoreRecord") -> "FeatureSpec":
-        """The specification that a manifest holds; ValueError for features that no extraction gives."""
-        widths = {FeatureKey(f.site, f.pooling, f.layer): f.width for f in record.widths}
-        if len(widths) < len(record.widths):
-            raise ValueError("widths names a feature twice")
-        if deep := [feature for feature in widths if feature.layer > record.depth - (feature.site == "activation")]:
-            raise ValueError(f"widths names {_key(deep[0])}, but the depth is {record.depth}")
-        return cls(**{field.name: getattr(record, field.name) for field in fields(cls)} | {"widths": widths})
-
-
-class StoredFeature(msgspec.Struct, frozen=True):
-    """One feature as a manifest names it."""
-
-    site: Site
-    pooling: Pooling
-    layer: Annotated[int, Meta(ge=0, le=10_000)]
-    width: Annotated[int, Meta(ge=0, le=2**31)]
-
-
-class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A store's manifest.json, its list of shards apart. See FeatureSpec for the fields."""
-
-    format: int
-    model: str
-    model_revision: str | None
-    model_fingerprint: str
-    model_dtype: str
-    tokenizer_fingerprint: str
-    depth: Annotated[int, Meta(ge=1, le=10_000)]
-    dtype: FeatureDtype
-    rows_per_shard: Annotated[int, Meta(ge=1, le=2**40)]
-    max_tokens: Count
-    widths: list[StoredFeature]
-    columns: str = "all"  # early stores do not say it
-
-
-class StoreFormat(msgspec.Struct):
-    """The one field that every format has."""
-
-    format: int
 
 
 class Features:
@@ -128,6 +49,8 @@ class Features:
         self.widths = dict(widths)
         self.n_rows = 0
         self._blocks: dict[FeatureKey, list[Float[np.ndarray, "row _"]]] = {feature: [] for feature in widths}
+        self._text_ids: list[UInt8[np.ndarray, "_ 16"]] = []
+        self._made_from: tuple[FeatureSpec, Callable[[], str]] | None = None
 
     def array(self, *, site: str, pooling: str, layer: int) -> Float32[np.ndarray, "row width"]:
         """One site, pooling and layer, rows in input order; InputError, listing the choices, if it was not extracted."""
@@ -135,6 +58,12 @@ class Features:
         blocks = self.blocks(site=site, pooling=pooling, layer=layer) or [np.empty((0, self.widths[feature]), np.float32)]
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return joined.astype(np.float32, copy=False)
+
+    def __getitem__(self, key: tuple[str, str, int]) -> Float32[np.ndarray, "row width"]:
+        """features["activation", "mean", 3]: the same as `array`."""
+        if not isinstance(key, tuple) or len(key) != 3:
+            raise InputError(f"features[{key!r}]: {self._address()}")
+        return self.array(**FeatureKey(*key)._asdict())
 
     def blocks(self, *, site: str, pooling: str, layer: int) -> list[Float[np.ndarray, "_ width"]]:
         """The same array as blocks of rows: a store's shards, mapped from the disk. A solver's Design reads them unjoined."""
@@ -146,6 +75,37 @@ class Features:
             )
             raise InputError(f"no features for site={site!r}, pooling={pooling!r}, layer={layer!r}; there are {there_is}")
         return list(self._read(feature))
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """One row per text in input order, and a float32 column per neuron: "activation.mean.3.17" is neuron 17 of layer 3.
+
+        Raises InputError where pandas is not installed.
+        """
+        return tables.to_frame(self._beside(slice(None)), {f.name: self.array(**f._asdict()) for f in self.widths})
+
+    def to_parquet(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write a Parquet file, a block of rows at a time: a column "row" (the text's number from 0), and per feature a column
+        such as "activation.mean.3" whose values are vectors (lists of a fixed length, float32).
+
+        Raises InputError for a name that does not end in .parquet, a file that exists (unless `overwrite`), and one that
+        cannot be written.
+        """
+        blocks = self._row_blocks()
+        tables.write_parquet(path, ((self._written_beside(rows), arrays) for rows, arrays in blocks), overwrite=overwrite)
+
+    def _row_blocks(self) -> Iterator[tuple[slice, dict[str, Float[np.ndarray, "row _"]]]]:
+        """All features of a block of rows, block by block, in input order."""
+        arrays = {feature.name: self.array(**feature._asdict()) for feature in self.widths}
+        for rows in tables.slices(self.n_rows, 4 * sum(self.widths.values())):
+            yield rows, {name: array[rows] for name, array in arrays.items()}
+
+    def _beside(self, rows: slice) -> dict[str, Any]:
+        """What a frame says of some rows beside their features."""
+        return {}
+
+    def _written_beside(self, rows: slice) -> dict[str, Any]:
+        """What a file says of some rows beside their features."""
+        return {"row": np.arange(rows.start, rows.stop)}
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """What np.asarray gives: the array, if there is one only; InputError if there are several."""
@@ -163,14 +123,38 @@ class Features:
 
     def _several(self) -> InputError:
         """The error of a caller who takes all arrays for one."""
+        return InputError(self._address())
+
+    def _address(self) -> str:
+        """How to take one array."""
         first = next(iter(self.widths), FeatureKey("activation", "mean", 0))
         address = ", ".join(f"{name}={value!r}" for name, value in first._asdict().items())
-        return InputError(
-            f"Features hold one array per layer and pooling ({len(self.widths)} here): take one with .array({address})"
-        )
+        return f"Features hold one array per layer and pooling ({len(self.widths)} here): take one with .array({address})"
 
-    def append(self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]]) -> None:
-        """Add the next rows."""
+    @property
+    def spec(self) -> FeatureSpec | None:
+        """What these were made from; None where that is not known, and for an edited model."""
+        if self._made_from is None:
+            return None
+        spec, fingerprint = self._made_from
+        return replace(spec, model_fingerprint=fingerprint())
+
+    def set_spec(self, spec: FeatureSpec, fingerprint: Callable[[], str]) -> None:
+        """Set `spec`. fingerprint: gives that of the model's weights, when it is asked for."""
+        self._made_from = spec, fingerprint
+
+    @property
+    def text_ids(self) -> UInt8[np.ndarray, "row 16"] | None:
+        """What recognises each row's text (`blocks.text_ids`); None where that was not kept."""
+        ids = np.concatenate([np.empty((0, 16), np.uint8), *self._text_ids])
+        return ids if len(ids) == self.n_rows else None
+
+    def append(
+        self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]], text_ids: UInt8[np.ndarray, "row 16"] | None = None
+    ) -> None:
+        """Add the next rows. text_ids: of their texts."""
+        if text_ids is not None:
+            self._text_ids.append(text_ids)
         for feature, blocks in self._blocks.items():
             blocks.append(block[feature])
         self.n_rows += len(next(iter(block.values())))
@@ -202,8 +186,9 @@ class ActivationStore(Features):
         except FileNotFoundError as error:
             raise InputError(f"{self.folder}: no activation store ({error.strerror}: {MANIFEST})") from error
         try:
-            self.spec = FeatureSpec.from_record(self._manifest.description)
-            super().__init__(self.spec.widths)
+            spec = FeatureSpec.from_record(self._manifest.description)
+            super().__init__(spec.widths)
+            self._spec = spec
             for shard in self._manifest.shards:
                 if shard.file != (expected := _shard_name(self.n_rows)):  # a manifest must not lead out of the folder
                     raise ValueError(f"the shard of row {self.n_rows} is {shard.file!r}; expected {expected!r}")
@@ -239,6 +224,11 @@ class ActivationStore(Features):
         Manifest(folder, spec.to_record()).write()
         return cls(folder)
 
+    @property
+    def spec(self) -> FeatureSpec:
+        """What the store was made from."""
+        return self._spec
+
     def verify(self) -> None:
         """Read every shard; InputError unless it is, to the bit, the file that was listed.
 
@@ -267,14 +257,34 @@ class ActivationStore(Features):
         return self._manifest.is_complete
 
     @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The finished shards."""
+        return self._manifest.shards
+
+    @property
     def texts_digests(self) -> list[str]:
         """Which texts each finished shard was made from."""
         return [shard.texts for shard in self._manifest.shards]
 
-    def append(self, block: Mapping[FeatureKey, Float[np.ndarray, "row _"]], texts_digest: str = "") -> None:
+    @property
+    def text_ids(self) -> UInt8[np.ndarray, "row 16"] | None:
+        """As of Features. Early stores did not keep it."""
+        ids = [self._ids_of(shard) for shard in self._manifest.shards]
+        if any(of_shard is None for of_shard in ids):
+            return None
+        return np.concatenate([np.empty((0, 16), np.uint8), *(of_shard for of_shard in ids if of_shard is not None)])
+
+    def append(
+        self,
+        block: Mapping[FeatureKey, Float[np.ndarray, "row _"]],
+        text_ids: UInt8[np.ndarray, "row 16"] | None = None,
+        texts_digest: str = "",
+    ) -> None:
         """Write the next rows as one shard; InputError if the disk does not take it, with all finished shards kept."""
         rows = len(next(iter(block.values())))
-        tensors = {_key(feature): np.ascontiguousarray(array) for feature, array in block.items()}
+        tensors = {feature.name: np.ascontiguousarray(array) for feature, array in block.items()}
+        if text_ids is not None:
+            tensors[TEXT_IDS] = text_ids
         try:
             self._manifest.add(_shard_name(self.n_rows), lambda path: save_file(tensors, path), rows, texts_digest)
         except (OSError, SafetensorError) as error:
@@ -291,9 +301,18 @@ class ActivationStore(Features):
     def _read(self, feature: FeatureKey) -> Iterator[Float[np.ndarray, "row width"]]:
         return (self._array(shard, feature) for shard in self._manifest.shards)
 
+    def _row_blocks(self) -> Iterator[tuple[slice, dict[str, Float[np.ndarray, "row _"]]]]:
+        first_row = 0
+        if not self._manifest.shards:
+            yield from super()._row_blocks()
+        for shard in self._manifest.shards:  # one shard mapped at a time
+            arrays = {feature.name: self._array(shard, feature) for feature in self.widths}
+            yield slice(first_row, first_row + shard.rows), arrays
+            first_row += shard.rows
+
     def _array(self, shard: Shard, feature: FeatureKey) -> Float[np.ndarray, "row width"]:
         """One feature's rows in one shard, mapped from the disk."""
-        path, key = self._path(shard), _key(feature)
+        path, key = self._path(shard), feature.name
         with as_input_error(path, *DAMAGED):
             with path.open("rb") as file:
                 check_header(file.read(8))
@@ -305,6 +324,20 @@ class ActivationStore(Features):
                 f"{[shard.rows, self.widths[feature]]}, as {MANIFEST} says: extract again"
             )
         return array
+
+    def _ids_of(self, shard: Shard) -> UInt8[np.ndarray, "row 16"] | None:
+        """What recognises the texts of one shard's rows; None if the shard does not hold it."""
+        path = self._path(shard)
+        with as_input_error(path, *DAMAGED):
+            with path.open("rb") as file:
+                check_header(file.read(8))
+            with safe_open(path, framework="numpy") as tensors:
+                ids = tensors.get_tensor(TEXT_IDS) if TEXT_IDS in tensors.keys() else None  # noqa: SIM118 (no mapping)
+        if ids is not None and (ids.shape != (shard.rows, 16) or ids.dtype != np.uint8):
+            raise InputError(
+                f"{path}: {TEXT_IDS} is {ids.dtype} {list(ids.shape)}; expected uint8 {[shard.rows, 16]}: extract again"
+            )
+        return ids
 
     def _path(self, shard: Shard) -> Path:
         """Where a shard is; InputError for a link that leads out of the folder, and for what is no file."""
@@ -318,10 +351,6 @@ class ActivationStore(Features):
 
 def _shard_name(first_row: int) -> str:
     return f"rows-{first_row:010d}.safetensors"
-
-
-def _key(feature: FeatureKey) -> str:
-    return f"{feature.site}.{feature.pooling}.{feature.layer}"
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,86 @@
+"""Texts on their way to a model: blocks of token ids, encoded ahead of their use."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int, Shaped, UInt8
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive texts of a stream as token ids. Equal texts share one row of ids, and the model runs it once.
+
+    ids, is_truncated: of each distinct text. row_of: for each text its row of `ids`. first_row: the first text's place in the
+    stream. bar: counts the texts whose features are computed. places: pooling ("mask", "position") -> the position that it
+    reads in each row of ids.
+    """
+
+    texts: Sequence[str]
+    first_row: int
+    ids: list[list[int]]
+    is_truncated: list[bool]
+    row_of: Int[np.ndarray, "text"]
+    bar: "tqdm[None] | None" = None
+    places: Mapping[str, Int[np.ndarray, "row"]] = field(default_factory=dict)
+
+    @property
+    def copies(self) -> Int[np.ndarray, "row"]:
+        """How many of the texts share each row of ids."""
+        return np.bincount(self.row_of)
+
+    def per_text(self, values: Shaped[np.ndarray, "row *rest"]) -> Shaped[np.ndarray, "text *rest"]:
+        """One value per row of ids as one value per text."""
+        return values if len(self.ids) == len(self.row_of) else values[self.row_of]
+
+
+def ahead(
+    encode: Callable[[Sequence[str], int], Block], blocks: Iterable[list[str]], first_row: int, is_ahead: bool
+) -> Iterator[Block]:
+    """Blocks of texts as token ids; with `is_ahead`, a thread encodes each block while the caller uses the one before.
+
+    Not for a stream: its next texts may arrive late, and those that are here already must not wait for them.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        waiting: Future[Block] | None = None
+        for block in blocks:
+            coming = worker.submit(encode, block, first_row) if is_ahead else None
+            first_row += len(block)
+            if coming is None:
+                yield encode(block, first_row - len(block))
+            elif waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
+
+
+def progress_bar(texts: Iterable[str], progress: bool | None) -> "tqdm[None]":
+    total = len(texts) if isinstance(texts, Sized) else None
+    return tqdm(total=total, unit=" rows", disable=None if progress is None else not progress)
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """sha256 over the texts, each after its length: ["ab", "c"] and ["a", "bc"] differ."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def texts_digests(texts: Sequence[str], n_rows: Sequence[int]) -> list[str]:
+    """`texts_digest` of consecutive blocks of so many texts; none if these are not all."""
+    if len(texts) != sum(n_rows):
+        return []
+    ends = np.cumsum(n_rows).tolist()
+    return [texts_digest(texts[end - rows : end]) for end, rows in zip(ends, n_rows, strict=True)]
+
+
+def text_ids(texts: Sequence[str]) -> UInt8[np.ndarray, "row 16"]:
+    """16 bytes for each text, the same for equal texts: enough to recognise a text, not to read it."""
+    digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
