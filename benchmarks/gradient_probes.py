@@ -127,7 +127,7 @@ def main() -> None:
     given = arguments.parse_args()
     where, results = environment(), {}
     for folder in given.models or MODELS:
-        model, tokenizer = sn.load_model(str(folder), head=True, prepack=False), sn.load_tokenizer(str(folder))
+        model, tokenizer = sn.load_model(str(folder), head=True, prepack="kernels"), sn.load_tokenizer(str(folder))
         print(f"\n{folder}", flush=True)
         is_accuracy = given.what == "accuracy"
         results[str(folder)] = (

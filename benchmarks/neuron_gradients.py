@@ -1,7 +1,7 @@
 """NeurGrad against the ground truth of interventions, beside the plain gradient and integrated gradients; its cost and memory.
 
     python benchmarks/neuron_gradients.py agreement [MODEL] [--prompts 12] [--neurons 1000] [--picture range.svg]
-    python benchmarks/neuron_gradients.py encoder [MODEL] [--prompts 12] [--neurons 1000]
+    python benchmarks/neuron_gradients.py encoder [MODEL] [--prompts 12] [--neurons 1000] [--points 5] [--longest TOKENS]
     python benchmarks/neuron_gradients.py cost [--rounds 3]
     python benchmarks/neuron_gradients.py memory [--rows 64,1024,8192,65536]
 
@@ -11,7 +11,8 @@ float64. Ground-truth slopes of random neurons of all
 layers, each over a grid of shifts of at most 0.1 and of at most 2; Pearson's r with them of each method's estimate; seconds of
 all gradients, and of the interventions on the sample, one run of the model per shift and all runs as rows of batches.
 encoder: the same for an encoder without a language-model head (default: the demo's MiniLM): the output is the score of a probe
-fitted on the final hidden state of the first token, for the sentiment of ../shared/data/sst2; one grid of 5 points within 0.1.
+fitted on the final hidden state of the first token, for the sentiment of ../shared/data/sst2; one grid of --points shifts
+within 0.1. A model of base size takes about a minute per prompt of 8 tokens and 2 points: --longest leaves longer prompts out.
 cost: RoBERTa-base's sizes, random weights, rows of tweet length, one label: all gradients over one forward pass of the same
 model, and of the default model with reordered weights. memory: the peak memory of --reduce mean over more and more rows.
 The last line is JSON.
@@ -82,7 +83,7 @@ def one_by_one(model: Transformer, row: list[int], target: int, neurons: list[tu
 
 
 def agreement(folder: Path, n_prompts: int, n_neurons: int, picture: Path | None) -> dict[str, Any]:
-    model = sn.load_model(str(folder), dtype=torch.float64, head=True, prepack=False)
+    model = sn.load_model(str(folder), dtype=torch.float64, head=True, prepack="kernels")
     rows = sn.load_tokenizer(str(folder)).encode(LINES[:n_prompts]).ids
     asked: dict[str, Any] = {"targets": favourites(model, rows)}
     neurons = random_neurons(model, n_neurons)
@@ -101,16 +102,17 @@ def agreement(folder: Path, n_prompts: int, n_neurons: int, picture: Path | None
     return result
 
 
-def encoder(folder: Path, n_prompts: int, n_neurons: int) -> dict[str, Any]:
-    """The agreement for a probe's score instead of a word's probability."""
-    model = sn.load_model(str(folder), dtype=torch.float64, prepack=False)
+def encoder(folder: Path, n_prompts: int, n_neurons: int, n_points: int, longest: int | None) -> dict[str, Any]:
+    """The agreement for a probe's score instead of a word's probability. longest: tokens of a prompt."""
+    model = sn.load_model(str(folder), dtype=torch.float64, prepack="kernels")
     tokenizer = sn.load_tokenizer(str(folder))
     texts, labels = read("sst2", "train")
-    features = sn.extract(model, tokenizer, texts[:1500], sites=("hidden",), poolings=("first",), progress=False)
+    fast = sn.load_model(str(folder))
+    features = sn.extract(fast, tokenizer, texts[:1500], sites=("hidden",), poolings=("first",), progress=False)
     last = features.array(site="hidden", pooling="first", layer=model.depth)
     probe = sn.LogisticProbe(C=0.1, l1_ratio=0).fit(last, labels[:1500])
-    rows = tokenizer.encode(texts[2000 : 2000 + n_prompts]).ids
-    grids = {SMALL: np.linspace(-SMALL, SMALL, 5)}
+    rows = [row for row in tokenizer.encode(texts[2000:]).ids if longest is None or len(row) <= longest][:n_prompts]
+    grids = {SMALL: np.linspace(-SMALL, SMALL, n_points)}
     result = compare(model, rows, {"of": probe, "position": "first"}, random_neurons(model, n_neurons), grids)
     show(result)
     return result
@@ -169,6 +171,7 @@ def draw(model: Transformer, rows: Any, targets: Any, neurons: Any, picture: Pat
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams.update({"svg.hashsalt": "spin_native", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot
 
     radii = [0.1, 0.2, 0.5, 1, 2, 5, 10]
@@ -178,12 +181,15 @@ def draw(model: Transformer, rows: Any, targets: Any, neurons: Any, picture: Pat
     shares = [curves.shares(radius)["linear"] for radius in radii]
     r = [float(sn.analyses.correlation(estimate, curves.slope(radius)).mean()) for radius in radii]
     print("largest shift -> share of linear neurons, r:", dict(zip(radii, zip(shares, r, strict=True), strict=True)))
-    figure, axes = pyplot.subplots(figsize=(6, 3.5))
-    axes.plot(radii, shares, "o-", label="share of neurons with |r| > 0.95")
-    axes.plot(radii, r, "s--", label="r of NeurGrad and the measured slopes")
-    axes.set(xscale="log", xlabel="largest shift of an activation", ylim=(0, 1.05))
-    axes.legend(loc="lower left")
-    figure.savefig(picture, bbox_inches="tight")
+    figure, axes = pyplot.subplots(figsize=(6, 3.2), layout="constrained")
+    axes.plot(radii, shares, "o-", color="#1f6f8b", label="share of neurons with |r| > 0.95 over the shifts")
+    axes.plot(radii, r, "s--", color="#c05621", label="r of NeurGrad with the measured slopes")
+    axes.set(xscale="log", xlabel="largest shift of an activation", ylim=(0, 1.05), xticks=radii, xticklabels=map(str, radii))
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4)
+    axes.legend(loc="lower left", frameon=False)
+    figure.savefig(picture, metadata={"Date": None})
 
 
 def with_head(model: Transformer) -> Transformer:
@@ -243,7 +249,7 @@ def cost(n_rounds: int) -> dict[str, Any]:
 
 def memory(n_rows: list[int]) -> dict[str, Any]:
     """Peak memory in MB after a run over that many rows, of the same GPT-2; ascending, because a peak never falls."""
-    model = sn.load_model(str(GPT2), head=True, prepack=False)
+    model = sn.load_model(str(GPT2), head=True, prepack="kernels")
     generator = np.random.default_rng(0)
     peaks = {}
     for n in n_rows:
@@ -263,6 +269,8 @@ def main() -> None:
     arguments.add_argument("model", nargs="?", type=Path)
     arguments.add_argument("--prompts", type=int, default=12)
     arguments.add_argument("--neurons", type=int, default=1000)
+    arguments.add_argument("--points", type=int, default=5)
+    arguments.add_argument("--longest", type=int)
     arguments.add_argument("--picture", type=Path)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--rows", type=lambda value: [int(n) for n in value.split(",")], default=[64, 1024, 8192, 65536])
@@ -272,7 +280,7 @@ def main() -> None:
     if given.what == "agreement":
         results = agreement(given.model or GPT2, given.prompts, given.neurons, given.picture)
     elif given.what == "encoder":
-        results = encoder(given.model or demo_weights(), given.prompts, given.neurons)
+        results = encoder(given.model or demo_weights(), given.prompts, given.neurons, given.points, given.longest)
     else:
         results = cost(given.rounds) if given.what == "cost" else memory(given.rows)
     print_json(where, results)

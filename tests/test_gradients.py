@@ -450,7 +450,7 @@ def test_a_reordered_model_is_refused_with_the_remedy(tmp_path):
         sn.analyses.neuron_gradients(model, None, ROWS, TARGETS)
 
 
-def test_targets_that_are_no_token_are_refused(masked):
+def test_targets_that_are_no_token_are_refused(masked, unchecked):
     model, tokenizer = masked
     prompts = ["the film was [MASK]"]
     with fails(r"'unreal' is 2 tokens \(un, ##real\); expected one"):
@@ -459,6 +459,8 @@ def test_targets_that_are_no_token_are_refused(masked):
         sn.analyses.neuron_gradients(model, tokenizer, prompts, ["xyz"])
     with fails("target 50 of prompt 0 is not in the vocabulary, whose ids run from 0 to 49"):
         sn.analyses.neuron_gradients(model, tokenizer, prompts, [50])
+    with fails("target 5.5 of prompt 0 is not in the vocabulary"):
+        sn.analyses.neuron_gradients(model, tokenizer, prompts, [[5.5]])
     with fails("targets: got 2; expected one word or token id"):
         sn.analyses.neuron_gradients(model, tokenizer, prompts, ["good", "bad"])
     with fails("prompt 1 has 1, prompt 0 has 2"):
@@ -498,6 +500,12 @@ def test_a_model_without_a_head_is_refused(tmp_path):
 def test_settings_that_cannot_be_used_are_refused(model, unchecked):
     with fails(r"layers are \[3\]; expected one or more of 0 to 2"):
         sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, layers=[3])
+    with fails("top is 2.5; expected 1 or more"):
+        sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, reduce="top", top=2.5)
+    with fails("got steps=0, scaled='token'; expected 1 or more"):
+        sn.analyses.integrated_gradients(model, None, ROWS, TARGETS, steps=0)
+    with fails(r"layers are \[0.5\]; expected one or more of 0 to 2"):
+        sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, layers=[0.5])
     with fails("top is 3; expected 1 or more, and only with reduce='top'"):
         sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, top=3)
     with fails("convention is 'relative'"):

@@ -37,7 +37,8 @@ def few_shot_curve(
     scores, truth = train
     if max(shots) > len(truth):
         raise InputError(f"shots go up to {max(shots)}, but there are {len(truth)} training rows; choose fewer")
-    accuracy = [[_fitted(probe, scores, truth, balanced(truth, n, seed)).score(*test) for seed in seeds] for n in shots]
+    drawn = [[balanced(truth, n, seed) for seed in seeds] for n in shots]
+    accuracy = [[clone(probe).fit(scores[rows], truth[rows]).score(*test) for rows in of_seeds] for of_seeds in drawn]
     axes = {"shots": np.array(shots), "seed": np.array(seeds)}
     return Result(axes, {"accuracy": np.array(accuracy)}, _settings(probe, "few_shot_curve"))
 
@@ -119,10 +120,6 @@ def balanced(truth: Int[Array, "row"], n: int, seed: int) -> Int[Array, "chosen"
         of_label = shuffled[truth[shuffled] == label]
         turn[of_label] = np.arange(len(of_label))
     return np.sort(shuffled[np.argsort(turn[shuffled], kind="stable")][:n])
-
-
-def _fitted(probe: SkillProbe, scores: Array, truth: Array, rows: Int[Array, "chosen"]) -> SkillProbe:
-    return clone(probe).fit(scores[rows], truth[rows])
 
 
 def _settings(probe: SkillProbe, analysis: str) -> dict[str, object]:

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from spin_native.analyses.results import Result
 from spin_native.errors import InputError
+from spin_native.given import is_whole
 from spin_native.probes import LogisticProbe
 from spin_native.probes.importance import f_statistic
 
@@ -53,8 +54,8 @@ class SkillProbe(BaseEstimator):
         Raises InputError for labels of one class, or outside the scores' labels.
         """
         truth = checked_truth(scores, truth)
-        if self.n_neurons < 1:
-            raise InputError(f"{type(self).__name__}: n_neurons is {self.n_neurons}; expected 1 or more")
+        if not is_whole(self.n_neurons) or self.n_neurons < 1:
+            raise InputError(f"{type(self).__name__}: n_neurons is {self.n_neurons!r}; expected 1 or more")
         self.importance_ = self._importance(scores, truth)
         self.ranking_ = np.argsort(-self.importance_, kind="stable")
         self.neurons_ = self.ranking_[: self.n_neurons]

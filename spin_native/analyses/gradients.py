@@ -29,6 +29,7 @@ from spin_native.analyses.prompts import (
 from spin_native.analyses.reductions import REDUCTIONS, Reduce, Reduction, Top
 from spin_native.analyses.results import Result, provenance
 from spin_native.errors import InputError
+from spin_native.given import is_whole
 from spin_native.models import Layer, Transformer
 from spin_native.text.batch import TokenBatch
 from spin_native.text.tokenizer import Tokenizer
@@ -279,6 +280,6 @@ def new_reduction(reduce: str, top: int | None) -> Reduction:
     """The reduction of that name; InputError for another name, and for `top` where nothing is ranked."""
     if reduce not in REDUCTIONS:
         raise InputError(f"reduce is {reduce!r}; expected one of {', '.join(REDUCTIONS)}")
-    if top is not None and (reduce != "top" or top < 1):
-        raise InputError(f"top is {top}; expected 1 or more, and only with reduce='top'")
+    if top is not None and (reduce != "top" or not is_whole(top) or top < 1):
+        raise InputError(f"top is {top!r}; expected 1 or more, and only with reduce='top'")
     return REDUCTIONS[reduce]() if top is None else Top(top)

@@ -24,6 +24,7 @@ from spin_native.analyses.prompts import (
 )
 from spin_native.analyses.results import Result, provenance
 from spin_native.errors import InputError
+from spin_native.given import is_whole
 from spin_native.models import Layer, Transformer
 from spin_native.text.tokenizer import Tokenizer
 
@@ -57,7 +58,7 @@ def integrated_gradients(
     output minus that with the neuron at 0: use `intervention_curves`.
     """
     check_gradients_flow(model)
-    if steps < 1 or scaled not in get_args(Scaled):
+    if not is_whole(steps) or steps < 1 or scaled not in get_args(Scaled):
         raise InputError(f"got steps={steps}, scaled={scaled!r}; expected 1 or more, and one of {', '.join(get_args(Scaled))}")
     read = read_prompts(model, tokenizer, prompts, targets, of, position)
     chosen = checked_layers(model, layers)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spin_native.errors import InputError
+from spin_native.given import is_whole
 from spin_native.models import Transformer
 from spin_native.models.heads import CausalHead
 from spin_native.probes import LinearProbe, LogisticProbe
@@ -151,9 +152,9 @@ def target_id(model: Transformer, tokenizer: Tokenizer | None, target: Target, r
         if tokenizer is None:
             raise InputError(f"target {target!r} is a word, but no tokenizer was given: give one, or give token ids")
         return tokenizer.ids_of_word(target)[0]
-    if not 0 <= target < model.config.n_vocab:
+    if not is_whole(target) or not 0 <= target < model.config.n_vocab:
         raise InputError(
-            f"target {target} of prompt {row} is not in the vocabulary, whose ids run from 0 to {model.config.n_vocab - 1}"
+            f"target {target!r} of prompt {row} is not in the vocabulary, whose ids run from 0 to {model.config.n_vocab - 1}"
         )
     return int(target)
 
@@ -204,7 +205,7 @@ def checked_layers(model: Transformer, layers: Sequence[int] | None) -> list[int
     if layers is None:
         return list(range(model.depth))
     listed = sorted(set(layers))
-    if not listed or listed[0] < 0 or listed[-1] >= model.depth:
+    if not listed or not all(map(is_whole, listed)) or listed[0] < 0 or listed[-1] >= model.depth:
         raise InputError(f"layers are {list(layers)}; expected one or more of 0 to {model.depth - 1}")
     if len({model.width("activation", layer) for layer in listed}) > 1:
         raise InputError("the layers have different numbers of neurons; choose layers of one width")
