@@ -282,7 +282,7 @@ def test_a_fit_from_features_learns_the_same_bits_as_one_from_texts(tiny_model, 
     def no_run(*_given, **_how):
         raise AssertionError("the model was run")
 
-    monkeypatch.setattr(Extractor, "_features", no_run)
+    monkeypatch.setattr(Extractor, "features", no_run)
     clf = sn.SpinClassifier(str(tiny_model), **few)
     clf.fit(texts[:60], labels[:60], test=(texts[60:], labels[60:]), features=features)
     assert learnt(clf, tmp_path / "a") == learnt(expected, tmp_path / "b")
