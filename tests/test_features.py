@@ -266,9 +266,9 @@ def learnt(clf, folder):
 @pytest.mark.parametrize(
     ("how", "on_disk"),
     [
-        ({}, True),
-        ({"sample": 40, "depth": 2}, False),
-        ({"seed": 3, "baseline": False, "depth": 2}, False),
+        ({"depth": 2}, True),
+        ({"sample": 40, "depth": 1}, False),
+        ({"seed": 3, "baseline": False, "depth": 1}, False),
         pytest.param({"phase_two": "both", "head": "frozen"}, True, marks=pytest.mark.nightly),
     ],
 )
