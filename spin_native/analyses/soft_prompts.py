@@ -196,7 +196,7 @@ def tune_prompt(
 ) -> SoftPrompt:
     """Train a soft prompt on labelled texts; the model itself stays as it is (Wang et al. 2022, section 3.1).
 
-    model: with its head, and with weights that give gradients: load_model(..., head=True, prepack=False).
+    model: with its head, and with weights that give gradients: load_model(..., head=True, prepack="kernels").
     words: label -> the word that answers it; one token in running text (see `Tokenizer.ids_of_word`).
     validation: (texts, labels); the vectors of the best epoch are kept, the earlier one of equals.
     n_prompts: vectors, drawn from N(0, 1/30) by `seed`, which also orders the rows. learning_rate: of Adam, reached linearly
@@ -208,7 +208,7 @@ def tune_prompt(
     """
     layout = PromptLayout(model, tokenizer, n_prompts)
     if model.immovable is not None:
-        raise InputError("a prompt is trained by gradients, which reordered weights do not give: use load_model(prepack=False)")
+        raise InputError("a prompt is trained by gradients, which reordered weights do not give: use load_model(prepack='kernels')")
     names = tuple(words)
     word_ids = tuple(tokenizer.ids_of_word(words[label])[0] for label in names)
     if len(set(word_ids)) < max(len(word_ids), 2):
@@ -251,7 +251,7 @@ class _Training:
         self.layout, self.parts, self.word_ids, self.settings = layout, parts, word_ids, dict(settings)
         self.path = None if folder is None else folder / STATE
         source = layout.model.source
-        self.fingerprint = "" if source is None else source.fingerprint(layout.model.depth)
+        self.fingerprint = "" if source is None else source.fingerprint(layout.model.depth, head=True)
         generator = torch.Generator().manual_seed(settings["seed"])
         vectors = torch.randn(layout.n_prompts, layout.model.config.d_model, generator=generator) * PROMPT_STD
         self.vectors = vectors.to(layout.model.device).requires_grad_()
