@@ -199,10 +199,9 @@ def tensors_changed(random: Random, content: bytes) -> bytes:
     with np.errstate(all="ignore"):
         filled = tensor.copy()
         if flat.size:
-            value = random.choice(
-                (0, -1, 1, 5, 31, 32, 2**40, -(2**63)) if filled.dtype.kind == "i" else (0, -1, np.nan, np.inf, 1e38)
-            )
-            filled.reshape(-1)[random.randrange(flat.size)] = value
+            whole = filled.dtype.kind in "iu"
+            value = random.choice((0, -1, 1, 5, 31, 32, 2**40, -(2**63)) if whole else (0, -1, np.nan, np.inf, 1e38))
+            filled.reshape(-1)[random.randrange(flat.size)] = np.array(value).astype(filled.dtype)
         changed = random.choice(
             (
                 lambda: filled,

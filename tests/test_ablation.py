@@ -1,5 +1,6 @@
 """Ablation: outputs equal transformers' under hooks; a planted neuron is missed, random ones are not; controls; bad input."""
 
+import copy
 import csv
 import json
 import re
@@ -317,11 +318,9 @@ def test_scores_are_those_of_scikit_learn_and_labels_the_answers(small, texts, l
 
 
 def test_the_answer_is_that_of_the_last_depth_unless_an_exit_is_chosen(clf, texts):
-    clf.exit_ = "fixed:1"
-    try:
-        deep = clf.ablate(texts[:9], n_draws=1)
-    finally:
-        clf.exit_ = "fixed"
+    exiting = copy.copy(clf)
+    exiting.exit_ = "fixed:1"
+    deep = exiting.ablate(texts[:9], n_draws=1)
     np.testing.assert_array_equal(deep["before"][0], clf.predict_proba(texts[:9], exit="fixed:2"))
     early = clf.ablate(texts[:9], neurons={1: range(32)}, exit="fixed:1", n_draws=1)
     np.testing.assert_array_equal(early["before"][0], clf.predict_proba(texts[:9], exit="fixed:1"))
