@@ -25,6 +25,9 @@ from tiny import (
 )
 
 import spin_native as sn
+from spin_native.analyses.prompted_skills import prompted_skill_neurons
+from spin_native.analyses.skills import text_skill_neurons
+from spin_native.analyses.soft_prompts import SoftPrompt
 from spin_native.checkpoints import pruned
 from spin_native.parity import activation_functions
 from spin_native.text.batch import TokenBatch
@@ -274,6 +277,36 @@ def test_a_classifier_on_a_pruned_model_predicts_the_same_after_loading(tiny_mod
     clf.save_pretrained(tmp_path / "clf")
     loaded = sn.SpinClassifier.from_pretrained(tmp_path / "clf")
     np.testing.assert_array_equal(loaded.predict_proba(texts), clf.predict_proba(texts))
+
+
+def test_a_classifier_on_a_pruned_model_ablates_neurons_that_its_layers_have(tiny_model, texts, labels, tmp_path):
+    keep = {0: range(20), 1: range(9), 2: range(3)}
+    model, tokenizer = sn.load_model(tiny_model), sn.load_tokenizer(tiny_model)
+    sn.analyses.prune(model, keep, mean=texts, tokenizer=tokenizer, out=tmp_path / "base")
+    clf = sn.SpinClassifier(str(tmp_path / "base"), depth=2, **QUICK).fit(texts, labels)
+    effects = clf.ablate(texts[:4], neurons={1: range(9)}, n_draws=2)
+    for run in effects.runs:  # as many as are chosen: all
+        assert run.neurons[1].tolist() == list(range(9))
+    with pytest.raises(sn.InputError, match="neurons: layer 1 has no neuron 9; expected 0 to 8"):
+        clf.ablate(texts[:4], neurons={1: [9]})
+
+
+def test_skill_neurons_of_layers_of_different_widths_are_refused_in_one_sentence(tiny_model, texts, labels, tmp_path):
+    model, tokenizer = sn.load_model(tiny_model), sn.load_tokenizer(tiny_model)
+    keep = {0: range(9), 1: range(9), 2: range(3)}
+    sn.analyses.prune(model, keep, mean=texts, tokenizer=tokenizer, out=tmp_path / "base")
+    pruned_model = sn.load_model(tmp_path / "base")
+    refused = pytest.raises(sn.InputError, match="the layers have from 3 to 9 neurons; expected one width")
+    features = sn.extract(pruned_model, tokenizer, texts)
+    with refused:
+        sn.analyses.skill_neurons(features, labels, (features, labels))
+    with refused:
+        text_skill_neurons(pruned_model, tokenizer, (texts, labels), (texts, labels))
+    prompt = SoftPrompt(torch.zeros(2, 16), ("negative", "positive"), ("bad", "good"), (5, 6), 0.5, {}, "")
+    with refused:
+        prompted_skill_neurons(pruned_model, tokenizer, [prompt], texts, (texts, labels))
+    skill = sn.analyses.skill_neurons(features, labels, (features, labels), layers=[0, 1])
+    assert skill["predictivity"].shape == (1, 1, 2, 9)
 
 
 # The folder.
