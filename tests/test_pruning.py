@@ -309,6 +309,15 @@ def test_skill_neurons_of_layers_of_different_widths_are_refused_in_one_sentence
     assert skill["predictivity"].shape == (1, 1, 2, 9)
 
 
+def test_gradients_of_all_layers_of_different_widths_are_refused_in_one_sentence(tmp_path):
+    language_model("gpt2").save_pretrained(tmp_path / "whole")
+    sn.analyses.prune(sn.load_model(tmp_path / "whole"), KEPT, mean=MEANS, out=tmp_path / "pruned")
+    model = sn.load_model(tmp_path / "pruned", head=True, prepack="kernels")
+    with pytest.raises(sn.InputError, match="the layers have different numbers of neurons; choose layers of one width"):
+        sn.analyses.neuron_gradients(model, None, [[1, 2]], [3])
+    assert sn.analyses.neuron_gradients(model, None, [[1, 2]], [3], layers=[1])["gradient"].shape == (1, 1, 1, 3)
+
+
 # The folder.
 
 
@@ -337,6 +346,8 @@ def test_after_a_failed_write_there_is_no_folder(tmp_path, monkeypatch):
         ({"keep": {1: []}}, "layer 1 has no list of neurons; expected the indices of one neuron or more"),
         ({"keep": {1: [0, 40]}}, "keep: layer 1 holds int64 numbers from 0 to 40; expected whole numbers from 0 to 39"),
         ({"keep": {1: [0.5]}}, "keep: layer 1 holds float64 numbers"),
+        ({"keep": {1: ["a"]}}, r"keep: layer 1 holds .*'a'.*; expected whole numbers from 0 to 39"),
+        ({"keep": {1: [[1], [2, 3]]}}, r"keep: layer 1 has \[\[1\], \[2, 3\]\]; expected one list of numbers"),
         ({"keep": {1: [4, 4]}}, "keep: layer 1 names a neuron twice"),
         ({"importance": MEANS, "share": 0}, "share is 0; expected a number above 0 and up to 1"),
         ({"importance": MEANS, "share": 1.5}, "share is 1.5; expected a number above 0 and up to 1"),

@@ -126,7 +126,7 @@ class SoftPrompt:
     """A trained prompt.
 
     vectors: in place of word vectors. labels, words: what each label is answered with. validation: its accuracy on the
-    validation rows. settings: of the training. model_fingerprint: sha256 of the weights it was trained on.
+    validation rows. settings: of the training. model_fingerprint: sha256 of the weights it was trained on, with the head's.
     """
 
     vectors: Float[Tensor, "prompt d_model"]
@@ -251,7 +251,7 @@ class _Training:
         self.layout, self.parts, self.word_ids, self.settings = layout, parts, word_ids, dict(settings)
         self.path = None if folder is None else folder / STATE
         source = layout.model.source
-        self.fingerprint = "" if source is None else source.fingerprint(layout.model.depth)
+        self.fingerprint = "" if source is None else source.fingerprint(layout.model.depth, head=True)
         generator = torch.Generator().manual_seed(settings["seed"])
         vectors = torch.randn(layout.n_prompts, layout.model.config.d_model, generator=generator) * PROMPT_STD
         self.vectors = vectors.to(layout.model.device).requires_grad_()
