@@ -232,6 +232,7 @@ def _classes(labels: Labels, n_rows: int, dev_labels: Labels, n_dev: int) -> tup
 
 
 def rows_per_class(dev_classes: Int[Array, "dev_row"], classes: Sequence[Any]) -> Int[Array, "class"]:
+    """How many dev rows each class has; InputError, naming it, for a class without rows. dev_classes: places in `classes`."""
     n_rows = np.bincount(dev_classes, minlength=len(classes))
     if not n_rows.all():
         raise InputError(f"dev rows: none has the label {classes[int(np.argmin(n_rows))]!r}; expected some rows of every label")
@@ -239,6 +240,7 @@ def rows_per_class(dev_classes: Int[Array, "dev_row"], classes: Sequence[Any]) -
 
 
 def subtasks(classes: Sequence[Any]) -> list[Any]:
+    """The classes that are told from the others: of two classes the second one, of more every one (see `subtask_accuracy`)."""
     return list(classes[1:] if len(classes) == 2 else classes)
 
 
