@@ -13,6 +13,7 @@ import pytest
 import spin_native as sn
 from spin_native.cli import demo
 from spin_native.cli.main import run
+from spin_native.models import ModelConfig
 
 # Written before any setting was tried; no setting was chosen on them.
 PLAIN_SENTENCES = {
@@ -182,3 +183,12 @@ def test_the_share_of_work_is_counted_by_hand():
     # d = 384, f = 4 d: a layer is 4 d^2 for attention and 4 d^2 for each half of the FFN; two layers without one half of six.
     assert demo.render.share_of_work(config, 2) == pytest.approx((2 * 8 + 4) / (6 * 12))
     assert demo.render.share_of_work(config, 6) == pytest.approx(68 / 72)
+
+
+def test_the_share_of_work_of_a_pruned_model_counts_each_layers_width():
+    config = ModelConfig(
+        family="bert", n_layers=3, n_heads=2, d_model=8, d_ffn=32, n_vocab=50, n_positions=9, norm_eps=1e-12,
+        activation_function="gelu", pad_id=0, ffn_widths=(32, 16, 8),
+    )  # fmt: skip
+    # Attention is 4 * 64 a layer, the halves of the FFNs 256, 128 and 64: of layer 1 only the first half runs.
+    assert demo.render.share_of_work(config, 2) == pytest.approx((2 * 256 + 2 * 256 + 128) / (3 * 256 + 2 * (256 + 128 + 64)))

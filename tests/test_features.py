@@ -142,6 +142,13 @@ def test_an_edit_goes_with_no_store_and_has_to_be_a_function(parts, tmp_path, un
         sn.extract(*parts, TEXTS, edit={})
 
 
+def test_an_ablation_of_neurons_that_the_model_does_not_have_is_refused(parts):
+    with pytest.raises(sn.InputError, match="no layer 99; the model has layers 0 to 2"):
+        sn.extract(*parts, TEXTS[:2], edit=Ablation({99: np.array([0])}))
+    with pytest.raises(sn.InputError, match="layer 1: neurons -1 to -1; expected 0 to 31"):
+        sn.extract(*parts, TEXTS[:2], edit=Ablation({1: np.array([-1])}))
+
+
 # A store answers smaller questions.
 
 
@@ -178,6 +185,22 @@ def test_some_texts_in_another_order_come_out_of_the_store(parts, whole, standst
     assert np.array_equal(
         np.stack(pd.read_parquet(tmp_path / "some.parquet")["activation.max.2"]), some["activation", "max", 2]
     )
+
+
+def test_a_store_of_no_texts_answers_for_no_texts_only(parts, tmp_path):
+    sn.extract(*parts, [], store=tmp_path / "none")
+    with pytest.raises(sn.InputError, match="text 0 is not among the 0 texts of this store"):
+        sn.extract(*parts, TEXTS[:3], depth=1, store=tmp_path / "none")
+
+
+def test_equal_texts_come_out_of_the_store_as_often_as_they_are_asked_for(parts, tmp_path, small_shards):
+    texts = [*TEXTS[:9], TEXTS[3], TEXTS[4], TEXTS[3], *TEXTS[9:14]]  # over two shards
+    stored = sn.extract(*parts, texts, store=tmp_path / "twice")
+    asked = [TEXTS[12], TEXTS[3], TEXTS[3], TEXTS[0], TEXTS[3]]
+    some = sn.extract(*parts, asked, poolings=("max",), store=tmp_path / "twice")
+    assert len(some) == 5
+    expected = stored["activation", "max", 1][[15, 3, 3, 0, 3]]
+    assert np.array_equal(some["activation", "max", 1], expected)
 
 
 def test_some_neurons_come_out_of_the_store(parts, whole, standstill, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from commands import QUICK, Spin, labelled, write
+from commands import QUICK
 from safetensors.torch import load_file
 from test_logits import CAUSAL, final_hidden, language_model
 from tiny import (
@@ -25,7 +25,9 @@ from tiny import (
 )
 
 import spin_native as sn
-from spin_native.analyses import pruning
+from spin_native.analyses.prompted_skills import prompted_skill_neurons
+from spin_native.analyses.skills import text_skill_neurons
+from spin_native.analyses.soft_prompts import SoftPrompt
 from spin_native.checkpoints import pruned
 from spin_native.parity import activation_functions
 from spin_native.text.batch import TokenBatch
@@ -277,6 +279,45 @@ def test_a_classifier_on_a_pruned_model_predicts_the_same_after_loading(tiny_mod
     np.testing.assert_array_equal(loaded.predict_proba(texts), clf.predict_proba(texts))
 
 
+def test_a_classifier_on_a_pruned_model_ablates_neurons_that_its_layers_have(tiny_model, texts, labels, tmp_path):
+    keep = {0: range(20), 1: range(9), 2: range(3)}
+    model, tokenizer = sn.load_model(tiny_model), sn.load_tokenizer(tiny_model)
+    sn.analyses.prune(model, keep, mean=texts, tokenizer=tokenizer, out=tmp_path / "base")
+    clf = sn.SpinClassifier(str(tmp_path / "base"), depth=2, **QUICK).fit(texts, labels)
+    effects = clf.ablate(texts[:4], neurons={1: range(9)}, n_draws=2)
+    for run in effects.runs:  # as many as are chosen: all
+        assert run.neurons[1].tolist() == list(range(9))
+    with pytest.raises(sn.InputError, match="neurons: layer 1 has no neuron 9; expected 0 to 8"):
+        clf.ablate(texts[:4], neurons={1: [9]})
+
+
+def test_skill_neurons_of_layers_of_different_widths_are_refused_in_one_sentence(tiny_model, texts, labels, tmp_path):
+    model, tokenizer = sn.load_model(tiny_model), sn.load_tokenizer(tiny_model)
+    keep = {0: range(9), 1: range(9), 2: range(3)}
+    sn.analyses.prune(model, keep, mean=texts, tokenizer=tokenizer, out=tmp_path / "base")
+    pruned_model = sn.load_model(tmp_path / "base")
+    refused = pytest.raises(sn.InputError, match="the layers have from 3 to 9 neurons; expected one width")
+    features = sn.extract(pruned_model, tokenizer, texts)
+    with refused:
+        sn.analyses.skill_neurons(features, labels, (features, labels))
+    with refused:
+        text_skill_neurons(pruned_model, tokenizer, (texts, labels), (texts, labels))
+    prompt = SoftPrompt(torch.zeros(2, 16), ("negative", "positive"), ("bad", "good"), (5, 6), 0.5, {}, "")
+    with refused:
+        prompted_skill_neurons(pruned_model, tokenizer, [prompt], texts, (texts, labels))
+    skill = sn.analyses.skill_neurons(features, labels, (features, labels), layers=[0, 1])
+    assert skill["predictivity"].shape == (1, 1, 2, 9)
+
+
+def test_gradients_of_all_layers_of_different_widths_are_refused_in_one_sentence(tmp_path):
+    language_model("gpt2").save_pretrained(tmp_path / "whole")
+    sn.analyses.prune(sn.load_model(tmp_path / "whole"), KEPT, mean=MEANS, out=tmp_path / "pruned")
+    model = sn.load_model(tmp_path / "pruned", head=True, prepack="kernels")
+    with pytest.raises(sn.InputError, match="the layers have different numbers of neurons; choose layers of one width"):
+        sn.analyses.neuron_gradients(model, None, [[1, 2]], [3])
+    assert sn.analyses.neuron_gradients(model, None, [[1, 2]], [3], layers=[1])["gradient"].shape == (1, 1, 1, 3)
+
+
 # The folder.
 
 
@@ -305,6 +346,8 @@ def test_after_a_failed_write_there_is_no_folder(tmp_path, monkeypatch):
         ({"keep": {1: []}}, "layer 1 has no list of neurons; expected the indices of one neuron or more"),
         ({"keep": {1: [0, 40]}}, "keep: layer 1 holds int64 numbers from 0 to 40; expected whole numbers from 0 to 39"),
         ({"keep": {1: [0.5]}}, "keep: layer 1 holds float64 numbers"),
+        ({"keep": {1: ["a"]}}, r"keep: layer 1 holds .*'a'.*; expected whole numbers from 0 to 39"),
+        ({"keep": {1: [[1], [2, 3]]}}, r"keep: layer 1 has \[\[1\], \[2, 3\]\]; expected one list of numbers"),
         ({"keep": {1: [4, 4]}}, "keep: layer 1 names a neuron twice"),
         ({"importance": MEANS, "share": 0}, "share is 0; expected a number above 0 and up to 1"),
         ({"importance": MEANS, "share": 1.5}, "share is 1.5; expected a number above 0 and up to 1"),
@@ -337,97 +380,3 @@ def test_a_model_that_is_not_whole_or_has_no_files_is_refused(tmp_path):
 def test_a_folder_that_exists_is_refused_even_if_it_is_empty(tmp_path):
     with pytest.raises(sn.InputError, match="already exists; expected the name of a new folder"):
         sn.analyses.prune(sn.load_model(checkpoint("bert")[0]), KEPT, mean=MEANS, out=tmp_path)
-
-
-# The command.
-
-
-@pytest.fixture
-def spin(capsys):
-    return Spin(capsys)
-
-
-@pytest.fixture
-def data(texts, labels, tmp_path):
-    return write(tmp_path / "texts.csv", labelled(texts, labels))
-
-
-def test_the_command_keeps_the_neurons_of_largest_mean_absolute_activation(spin, tiny_model, data, activations, tmp_path):
-    options = ("--data", data, "--keep", 0.1, "--layers", "0,1-1", "--out", tmp_path / "pruned", "--by", "activation")
-    code, out, err = spin("prune", tiny_model, *options)
-    assert (code, out) == (0, "")
-    assert "40 of 96 neurons kept, 2 layers pruned" in err
-    kept = json.loads((tmp_path / "pruned" / "pruning.json").read_text())["kept"]
-    for layer in (0, 1):
-        order = np.argsort(-np.abs(np.concatenate(activations[layer])).mean(0))
-        assert kept[str(layer)] == sorted(order[:4].tolist())
-    assert sn.load_model(tmp_path / "pruned").config.ffn_widths == (4, 4, 32)
-    assert sn.load_tokenizer(tmp_path / "pruned").encode(["good film"]) == sn.load_tokenizer(tiny_model).encode(["good film"])
-
-
-def test_the_command_keeps_the_neurons_that_predict_the_label(spin, tiny_model, data, labels, activations, tmp_path):
-    options = ("--keep", 0.1, "--by", "predictivity", "--out", tmp_path / "pruned")
-    assert spin("prune", tiny_model, "--data", data, *options)[0] == 0
-    kept = json.loads((tmp_path / "pruned" / "pruning.json").read_text())["kept"]
-    positive = np.array(labels) == "positive"
-    for layer in range(3):
-        pooled = np.array([tokens.mean(0) for tokens in activations[layer]])
-        accuracy = ((pooled > pooled.mean(0)) == positive[:, None]).mean(0)
-        best = np.maximum(accuracy, 1 - accuracy)
-        assert min(best[kept[str(layer)]]) >= sorted(best)[-4] - 1e-12
-        assert len(kept[str(layer)]) == 4
-    assert transformers.BertModel.from_pretrained(tmp_path / "pruned").config.intermediate_size == 4
-
-
-@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
-def test_the_command_keeps_the_neurons_of_a_table(spin, tiny_model, data, ending, tmp_path):
-    rows = [{"layer": 2, "neuron": neuron, "importance": float(neuron % 7)} for neuron in range(31, 20, -1)]
-    table = write(tmp_path / f"neurons{ending}", rows)
-    options = ("--importance", table, "--keep", 0.05, "--pad", "--out", tmp_path / "pruned")
-    assert spin("prune", tiny_model, "--data", data, *options)[0] == 0
-    record = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
-    assert record["kept"] == {"2": [26, 27]}
-    assert transformers.BertModel.from_pretrained(tmp_path / "pruned").config.intermediate_size == 32
-
-
-@pytest.mark.parametrize(
-    ("rows", "options", "message"),
-    [
-        ([], ("--keep", "0"), "share is 0.0; expected a number above 0"),
-        ([], ("--layers", "1-3"), "--layers: no layer 3; the model has layers 0 to 2"),
-        ([], ("--by", "predictivity", "--label", "text", "--text", "none"), "none"),
-        ([{"layer": 3, "neuron": 1, "importance": 1}], (), "row 0: no layer 3"),
-        ([{"layer": 2, "neuron": 32, "importance": 1}], (), "row 0: neuron 32 of layer 2; expected 0 to 31"),
-        ([{"layer": 2, "neuron": 1.5, "importance": 1}], (), "row 0: neuron is '1.5'; expected a whole number"),
-        ([{"layer": 2, "neuron": 1, "importance": "nan"}], (), "row 0: importance is 'nan'; expected a number"),
-        ([{"layer": 2, "neuron": 1, "importance": 1}] * 2, (), "row 1: neuron 1 of layer 2 is listed twice"),
-        ([{"layer": 2, "neuron": 1, "importance": 1}], ("--keep", "0.1"), "a share of 0.1 keeps 4"),
-        ([{"layer": 2, "neuron": 1, "importance": 1}], ("--layers", "0"), "lists no neuron of layer 0"),
-        ([{"layer": 2, "neuron": 1, "importance": 1}], ("--by", "activation"), "--by and --importance both"),
-    ],
-)
-def test_the_command_refuses_bad_input_in_one_sentence(spin, tiny_model, data, rows, options, message, tmp_path):
-    table = ("--importance", write(tmp_path / "neurons.csv", rows)) if rows else ()
-    arguments = ("--data", data, "--keep", 0.02, *table, *options, "--out", tmp_path / "pruned")
-    assert message in spin.fails("prune", tiny_model, *arguments)
-    assert not (tmp_path / "pruned").exists()
-
-
-def test_the_command_refuses_labels_of_one_class(spin, tiny_model, texts, tmp_path):
-    data = write(tmp_path / "one.csv", labelled(texts, ["same"] * len(texts)))
-    options = ("--data", data, "--keep", 0.02, "--by", "predictivity", "--out", tmp_path / "pruned")
-    assert "all rows have the label 'same'" in spin.fails("prune", tiny_model, *options)
-
-
-def test_layers_that_are_no_ranges_are_refused(spin, tiny_model, data, tmp_path):
-    for given in ("a", "3-", "-3", "5-2", "", "²"):
-        code, _, err = spin("prune", tiny_model, "--data", data, "--keep", 0.1, "--layers", given, "--out", tmp_path / "pruned")
-        assert code == 2
-        assert "Invalid value for '--layers'" in err
-
-
-def test_a_neuron_of_a_table_that_is_not_listed_is_never_kept(tiny_model, tmp_path):
-    table = write(tmp_path / "neurons.csv", [{"layer": 0, "neuron": 3, "score": -5}])
-    importance = pruning.read_importance(table, sn.load_model(tiny_model), column="score")
-    assert importance[0][3] == -5
-    assert np.isneginf(np.delete(importance[0], 3)).all()

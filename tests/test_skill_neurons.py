@@ -56,6 +56,14 @@ def loaded(tiny_model):
     return sn.load_model(str(tiny_model), dtype=torch.float64), sn.load_tokenizer(str(tiny_model))
 
 
+def test_skill_neurons_of_features_in_memory_name_their_model(loaded, reviews):
+    texts, labels = reviews
+    train, dev = extracted(*loaded, texts[:50]), extracted(*loaded, texts[50:])
+    skill = sn.analyses.skill_neurons(train, labels[:50], (dev, labels[50:]), progress=False)
+    assert skill.metadata["model_fingerprint"] == loaded[0].source.fingerprint(LAYERS)
+    assert skill.metadata["tokenizer_fingerprint"] == loaded[1].fingerprint
+
+
 def test_predictivity_is_the_accuracy_of_above_the_training_mean_at_the_best_pooling(loaded, reviews, tmp_path):
     texts, labels = reviews
     train = extracted(*loaded, texts[:50], poolings=("mean", "max"), store=tmp_path / "train")

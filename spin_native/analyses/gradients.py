@@ -272,6 +272,7 @@ def check_gradients_flow(model: Transformer) -> None:
 
 
 def check_convention(convention: str) -> None:
+    """InputError unless it is one of `Convention`."""
     if convention not in get_args(Convention):
         raise InputError(f"convention is {convention!r}; expected one of {', '.join(get_args(Convention))}")
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
 from spin_native.analyses.results import provenance
-from spin_native.analyses.skills import SkillNeurons, checked_pair, rows_per_class, subtasks
+from spin_native.analyses.skills import SkillNeurons, check_one_width, checked_pair, rows_per_class, subtasks
 from spin_native.analyses.soft_prompts import Labels, PromptLayout, SoftPrompt, encoded_labels
 from spin_native.errors import InputError
 from spin_native.given import checked_texts
@@ -40,6 +40,7 @@ def prompted_skill_neurons(
     """
     if not prompts or len({(prompt.labels, len(prompt.vectors)) for prompt in prompts}) > 1:
         raise InputError("prompts: expected one or more soft prompts, all with as many vectors, trained for the same labels")
+    check_one_width(model.width("activation", layer) for layer in range(model.depth))
     labels = prompts[0].labels
     training_texts, dev_texts = checked_texts(training, "training rows"), checked_texts(checked_pair(dev)[0], "dev rows")
     classes = encoded_labels(dev[1], labels, len(dev_texts), "dev rows")

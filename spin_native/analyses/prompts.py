@@ -201,12 +201,11 @@ def read_output(
 
 
 def checked_layers(model: Transformer, layers: Sequence[int] | None) -> list[int]:
-    """The layers, ascending (None: all); InputError for one that the model does not have."""
-    if layers is None:
-        return list(range(model.depth))
-    listed = sorted(set(layers))
-    if not listed or not all(map(is_whole, listed)) or listed[0] < 0 or listed[-1] >= model.depth:
-        raise InputError(f"layers are {list(layers)}; expected one or more of 0 to {model.depth - 1}")
+    """The layers, ascending (None: all); InputError for one that the model does not have, and for layers of several widths."""
+    given = list(range(model.depth) if layers is None else layers)
+    if not given or not all(is_whole(layer) and 0 <= layer < model.depth for layer in given):
+        raise InputError(f"layers are {given}; expected one or more of 0 to {model.depth - 1}")
+    listed = sorted(set(given))
     if len({model.width("activation", layer) for layer in listed}) > 1:
         raise InputError("the layers have different numbers of neurons; choose layers of one width")
     return listed

@@ -186,7 +186,10 @@ def chosen_neurons(
     for key, values in given.items():
         layer = _checked_layer(model, key, name)
         width = model.width("activation", layer)
-        of_layer = np.asarray(values)
+        try:
+            of_layer = np.asarray(values)
+        except ValueError:  # lists of different lengths
+            raise InputError(f"{name}: layer {layer} has {values!r:.60}; expected one list of numbers") from None
         if importance is None:
             chosen[layer] = _checked_neurons(of_layer, layer, width)
         else:
@@ -215,7 +218,9 @@ def _checked_layer(model: Transformer, layer: object, where: str) -> int:
 def _checked_neurons(neurons: Shaped[Array, "..."], layer: int, width: int) -> Int[Array, "kept"]:
     if neurons.ndim != 1 or not neurons.size:
         raise InputError(f"keep: layer {layer} has no list of neurons; expected the indices of one neuron or more")
-    if neurons.dtype.kind not in "iu" or neurons.min() < 0 or neurons.max() >= width:
+    if neurons.dtype.kind not in "iuf":
+        raise InputError(f"keep: layer {layer} holds {neurons[0]!r:.40}; expected whole numbers from 0 to {width - 1}")
+    if neurons.dtype.kind == "f" or neurons.min() < 0 or neurons.max() >= width:
         raise InputError(
             f"keep: layer {layer} holds {neurons.dtype} numbers from {neurons.min()} to {neurons.max()}; expected whole "
             f"numbers from 0 to {width - 1}"

@@ -66,6 +66,7 @@ class Result:
 
 
 def with_metadata(table: pa.Table, metadata: Mapping[str, Any]) -> pa.Table:
+    """The table with the metadata as JSON in its schema's metadata, under METADATA_KEY."""
     return table.replace_schema_metadata({METADATA_KEY: json.dumps(dict(metadata), ensure_ascii=False)})
 
 

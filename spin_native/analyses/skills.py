@@ -18,7 +18,7 @@ from spin_native.analyses.soft_prompts import Labels, encoded_labels
 from spin_native.errors import InputError
 from spin_native.features.extract import Extractor, features_of
 from spin_native.features.pooling import Pooling
-from spin_native.features.store import ActivationStore, FeatureKey, Features
+from spin_native.features.store import FeatureKey, Features
 from spin_native.given import checked_texts, is_whole
 from spin_native.models import Transformer
 from spin_native.probes.controls import random_neurons
@@ -150,6 +150,7 @@ def skill_neurons(
     dev_features, dev_labels = checked_pair(dev)
     classes, dev_classes = _classes(labels, features.n_rows, dev_labels, dev_features.n_rows)
     wanted = _wanted(features, poolings, layers)
+    check_one_width(features.widths[feature] for feature in wanted)
     if differing := [feature for feature in wanted if dev_features.widths.get(feature) != features.widths[feature]]:
         raise InputError(
             f"dev features: {dev_features.widths.get(differing[0], 'no')} neurons of layer {differing[0].layer}, pooling "
@@ -190,6 +191,7 @@ def text_skill_neurons(
     classes, dev_classes = _classes(training[1], len(texts), dev[1], len(dev_texts))
     wanted = features_of(model, ("activation",), poolings, depth)
     extractor = Extractor(model, tokenizer, dict.fromkeys(wanted), max_tokens=max_tokens)
+    check_one_width(extractor.widths.values())
 
     def blocks(of: Sequence[str]) -> Iterator[tuple[FeatureKey, Array]]:
         return (pair for block in extractor.blocks(of, progress) for pair in block.items())
@@ -208,6 +210,16 @@ def checked_pair(dev: Any) -> tuple[Any, Any]:
     return dev[0], dev[1]
 
 
+def check_one_width(widths: Iterable[int]) -> None:
+    """InputError unless the layers have equally many neurons: the result is one array over layers and neurons."""
+    given = sorted(set(widths))
+    if len(given) > 1:
+        raise InputError(
+            f"skill neurons: the layers have from {given[0]} to {given[-1]} neurons; expected one width: extract features, and "
+            "call skill_neurons(features, ..., layers=[...]) with layers of one width"
+        )
+
+
 def _classes(labels: Labels, n_rows: int, dev_labels: Labels, n_dev: int) -> tuple[list[Any], Int[Array, "dev_row"]]:
     """The classes of the training labels, and each dev row's place among them."""
     classes = np.unique(np.asarray(checked_targets(labels, "skill neurons"))).tolist()
@@ -220,6 +232,7 @@ def _classes(labels: Labels, n_rows: int, dev_labels: Labels, n_dev: int) -> tup
 
 
 def rows_per_class(dev_classes: Int[Array, "dev_row"], classes: Sequence[Any]) -> Int[Array, "class"]:
+    """How many dev rows each class has; InputError, naming it, for a class without rows. dev_classes: places in `classes`."""
     n_rows = np.bincount(dev_classes, minlength=len(classes))
     if not n_rows.all():
         raise InputError(f"dev rows: none has the label {classes[int(np.argmin(n_rows))]!r}; expected some rows of every label")
@@ -227,6 +240,7 @@ def rows_per_class(dev_classes: Int[Array, "dev_row"], classes: Sequence[Any]) -
 
 
 def subtasks(classes: Sequence[Any]) -> list[Any]:
+    """The classes that are told from the others: of two classes the second one, of more every one (see `subtask_accuracy`)."""
     return list(classes[1:] if len(classes) == 2 else classes)
 
 
@@ -247,11 +261,10 @@ def _wanted(features: Features, poolings: Sequence[str] | None, layers: Sequence
 
 
 def _source(features: Features) -> dict[str, Any]:
-    """What a store says of its model."""
-    if not isinstance(features, ActivationStore):
-        return {}
+    """What the features say of their model; nothing where that is not known."""
+    spec = features.spec
     names = ("model", "model_revision", "model_fingerprint", "model_dtype", "tokenizer_fingerprint")
-    return {name: getattr(features.spec, name) for name in names}
+    return {} if spec is None else {name: getattr(spec, name) for name in names}
 
 
 def _baselines(blocks: Iterable[tuple[FeatureKey, Array]]) -> dict[FeatureKey, Float[Array, "neuron"]]:
@@ -292,11 +305,6 @@ def _prompt_free(
     """The result of pooled activations: one trial, and the poolings in place of the prompt tokens."""
     layers = list(dict.fromkeys(feature.layer for feature in n_above))
     poolings = list(dict.fromkeys(feature.pooling for feature in n_above))
-    widths = sorted({len(baseline) for baseline in baselines.values()})
-    if len(widths) > 1:
-        raise InputError(
-            f"the layers have from {widths[0]} to {widths[-1]} neurons; expected one width: give the layers of that width"
-        )
 
     def stacked(arrays: Mapping[FeatureKey, Array], pooling: str) -> Array:
         return np.stack([arrays[FeatureKey("activation", pooling, layer)] for layer in layers], axis=-2)

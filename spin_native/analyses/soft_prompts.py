@@ -126,7 +126,7 @@ class SoftPrompt:
     """A trained prompt.
 
     vectors: in place of word vectors. labels, words: what each label is answered with. validation: its accuracy on the
-    validation rows. settings: of the training. model_fingerprint: sha256 of the weights it was trained on.
+    validation rows. settings: of the training. model_fingerprint: sha256 of the weights it was trained on, with the head's.
     """
 
     vectors: Float[Tensor, "prompt d_model"]

@@ -77,7 +77,7 @@ class Deployed:
         """Layer -> how many neurons it has in the checkpoint."""
         model = self.extractor.model
         widths = {layer: model.width("activation", layer) for layer in range(self.depth)}
-        return widths if self._kept is None else widths | {self.depth - 1: model.config.d_ffn}
+        return widths if self._kept is None else widths | {self.depth - 1: model.config.ffn_width(self.depth - 1)}
 
     def columns_of(self, neurons: Mapping[int, Int[Array, "_"]]) -> dict[int, Int[Array, "_"]]:
         """Where neurons of the checkpoint are in the running model. Those that its last layer does not keep are left out."""

@@ -82,9 +82,10 @@ def share_of_work(config: ModelConfig, depth: int) -> float:
 
     The last of these layers stops at its activation: its down-projection is not computed.
     """
-    attention, half_ffn = 4 * config.d_model**2, config.d_model * config.d_ffn
-    whole = config.n_layers * (attention + 2 * half_ffn)
-    return (depth * (attention + half_ffn) + (depth - 1) * half_ffn) / whole
+    attention = 4 * config.d_model**2
+    half_ffns = [config.d_model * config.ffn_width(layer) for layer in range(config.n_layers)]
+    whole = config.n_layers * attention + 2 * sum(half_ffns)
+    return (depth * attention + sum(half_ffns[:depth]) + sum(half_ffns[: depth - 1])) / whole
 
 
 def _curve_line(row: CurveRow, note: str) -> tuple[object, ...]:

@@ -73,7 +73,8 @@ def extract(
     progress: show a progress bar on stderr (None: if that is a terminal).
 
     Raises InputError for a text that is not a str (naming the row), a tokenizer that does not fit the model, a store that
-    holds something else or is being written by another process, and a store together with edit, positions or "tokens".
+    holds something else or is being written by another process, a store together with edit, positions or "tokens", and for an
+    Ablation of layers or neurons that the model does not have.
     """
     from spin_native.features.tokens import TokenExtractor  # it is built on Extractor
 
@@ -151,6 +152,8 @@ class Extractor:
                 raise InputError(f"no {feature.site} of layer {feature.layer} in a model of depth {model.depth}")
         if edit is not None and not callable(edit):
             raise InputError(f"edit is a {type(edit).__name__}; expected a function of a Layer, for example an Ablation")
+        if callable(check := getattr(edit, "check", None)):  # an Ablation has one; it cannot be imported here
+            check(model)
         self.model, self.tokenizer, self.dtype, self.edit = model, tokenizer, dtype, edit
         self._wanted = dict(wanted)
         self._places = Places(tokenizer, (feature.pooling for feature in wanted), positions)

@@ -112,7 +112,7 @@ def selection(
         return None
     is_same = spec == store.spec
     rows = None
-    if texts_digests(texts, [shard.rows for shard in store.shards]) == store.texts_digests:
+    if len(texts) == store.n_rows and texts_digests(texts, [shard.rows for shard in store.shards]) == store.texts_digests:
         if is_same:
             return None  # no smaller question: the store itself
     else:
