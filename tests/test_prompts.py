@@ -118,6 +118,13 @@ def test_a_saved_prompt_answers_as_before(masked, prompt, tmp_path):
     assert (again.labels, again.words, again.settings) == (prompt.labels, prompt.words, prompt.settings)
 
 
+def test_a_prompt_is_refused_on_other_weights_than_it_was_trained_on(masked, prompt):
+    model, tokenizer, _ = masked
+    other = sn.analyses.randomized(model, seed=0)
+    with pytest.raises(InputError, match=r"trained on other weights .* train a prompt on this one"):
+        prompt.predict(other, tokenizer, TEXTS)
+
+
 def test_predictivity_equals_a_calculation_by_hand(masked, prompt):
     model, tokenizer, reference = masked
     skill = prompted_skill_neurons(model, tokenizer, [prompt], TEXTS, (TEXTS, LABELS), progress=False)

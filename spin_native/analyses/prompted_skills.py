@@ -48,7 +48,7 @@ def prompted_skill_neurons(
     accuracies, baselines = [], []
     with tqdm(total=2 * len(prompts), unit=" passes", disable=None if progress is None else not progress) as bar:
         for prompt in prompts:
-            layout = PromptLayout(model, tokenizer, len(prompt.vectors))
+            layout = prompt.layout(model, tokenizer)
             baseline = _prompt_baseline(layout, prompt, layout.encode(training_texts))
             bar.update()
             n_above = _prompt_counts(layout, prompt, layout.encode(dev_texts), classes, len(labels), baseline)

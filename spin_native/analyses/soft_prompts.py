@@ -147,9 +147,19 @@ class SoftPrompt:
         max_tokens: int = 4096,
     ) -> Float[np.ndarray, "row label"]:
         """The probability of each label's word, among the labels' words, for every text."""
-        layout = PromptLayout(model, tokenizer, len(self.vectors))
+        layout = self.layout(model, tokenizer)
         ids = layout.encode(checked_texts(texts, "texts"))
         return _probabilities(layout, ids, self.vectors, self.word_ids, max_tokens, edit)
+
+    def layout(self, model: Transformer, tokenizer: Tokenizer) -> PromptLayout:
+        """How this prompt stands beside a text; InputError for another model than it was trained on."""
+        layout, source = PromptLayout(model, tokenizer, len(self.vectors)), model.source
+        if source is not None and self.model_fingerprint not in ("", source.fingerprint(model.depth, head=True)):
+            raise InputError(
+                f"the prompt was trained on other weights (sha256 {self.model_fingerprint[:12]}...) than those of {source.name}: "
+                "load the model that it was trained on, or train a prompt on this one"
+            )
+        return layout
 
     def score(
         self, model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], labels: Labels, *, edit: Edit | None = None
@@ -208,7 +218,7 @@ def tune_prompt(
     """
     layout = PromptLayout(model, tokenizer, n_prompts)
     if model.immovable is not None:
-        raise InputError("a prompt is trained by gradients, which reordered weights do not give: use load_model(prepack='kernels')")
+        raise InputError("reordered weights give no gradients, by which a prompt is trained: use load_model(prepack='kernels')")
     names = tuple(words)
     word_ids = tuple(tokenizer.ids_of_word(words[label])[0] for label in names)
     if len(set(word_ids)) < max(len(word_ids), 2):
