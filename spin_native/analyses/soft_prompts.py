@@ -156,7 +156,7 @@ class SoftPrompt:
         layout, source = PromptLayout(model, tokenizer, len(self.vectors)), model.source
         if source is not None and self.model_fingerprint not in ("", source.fingerprint(model.depth, head=True)):
             raise InputError(
-                f"the prompt was trained on other weights (sha256 {self.model_fingerprint[:12]}...) than those of {source.name}: "
+                f"the prompt was trained on other weights (sha256 {self.model_fingerprint[:12]}...) than {source.name} has: "
                 "load the model that it was trained on, or train a prompt on this one"
             )
         return layout
