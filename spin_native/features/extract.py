@@ -28,6 +28,7 @@ from spin_native.features.spec import FeatureDtype, FeatureKey, FeatureSpec, Sit
 from spin_native.features.store import ActivationStore, Features
 from spin_native.given import check_text, is_whole, path_of
 from spin_native.models import Edit, Layer, Transformer, checked_depth
+from spin_native.models.transformer import checked_edit
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, several, windows
 from spin_native.text.tokenizer import Tokenizer
@@ -151,6 +152,8 @@ class Extractor:
                 raise InputError(f"no {feature.site} of layer {feature.layer} in a model of depth {model.depth}")
         if edit is not None and not callable(edit):
             raise InputError(f"edit is a {type(edit).__name__}; expected a function of a Layer, for example an Ablation")
+        if hasattr(edit, "check"):  # an Ablation names neurons, which the model must have
+            edit.check(model)
         self.model, self.tokenizer, self.dtype, self.edit = model, tokenizer, dtype, edit
         self._wanted = dict(wanted)
         self._places = Places(tokenizer, (feature.pooling for feature in wanted), positions)
@@ -271,7 +274,7 @@ class Extractor:
                 if layer is None:
                     return
                 if edit is not None and layer.activation is not None:
-                    layer.activation = edit(layer)
+                    layer.activation = checked_edit(edit(layer), layer.activation)
                 wanted = self._by_layer.get(layer.index, ())
                 places = {name: torch.from_numpy(at[rows]).to(batch.ids.device) for name, at in block.places.items()}
                 features = {feature: self._pool(layer, feature, columns, places) for feature, columns in wanted}
