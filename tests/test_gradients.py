@@ -602,3 +602,9 @@ def test_the_command_reads_words_for_all_prompts_and_refuses_two_sources(spin, f
     assert "out.csv: already exists" in spin.fails("neuron-gradients", folder_with_mask, data, *options, "--words", "good")
     options = ["--out", tmp_path / "new.csv", "--words", "unreal"]
     assert "'unreal' is 2 tokens (un, ##real)" in spin.fails("neuron-gradients", folder_with_mask, data, *options)
+
+
+def test_the_command_names_the_row_of_a_missing_prompt(spin, folder_with_mask, tmp_path):
+    data = write(tmp_path / "prompts.jsonl", [{"text": "a [MASK]"}, {"text": None}])
+    said = spin.fails("neuron-gradients", folder_with_mask, data, "--words", "good", "--out", tmp_path / "out.csv")
+    assert "prompts.jsonl: row 1 (the first is 0) has no value in column 'text'" in said
