@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ def target_ids(
         raise InputError(
             f"targets: got {got}; expected one word or token id, or one list of them, for each of {n_rows} prompts"
         )
-    listed = [list(entry) if isinstance(entry, (list, tuple, np.ndarray)) else [entry] for entry in targets]
+    listed: list[list[Any]] = [list(entry) if isinstance(entry, (list, tuple, np.ndarray)) else [entry] for entry in targets]
     for row, entry in enumerate(listed):
         if not entry or len(entry) != len(listed[0]):
             raise InputError(

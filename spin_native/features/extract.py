@@ -152,7 +152,7 @@ class Extractor:
                 raise InputError(f"no {feature.site} of layer {feature.layer} in a model of depth {model.depth}")
         if edit is not None and not callable(edit):
             raise InputError(f"edit is a {type(edit).__name__}; expected a function of a Layer, for example an Ablation")
-        if hasattr(edit, "check"):  # an Ablation names neurons, which the model must have
+        if edit is not None and hasattr(edit, "check"):  # an Ablation names neurons, which the model must have
             edit.check(model)
         self.model, self.tokenizer, self.dtype, self.edit = model, tokenizer, dtype, edit
         self._wanted = dict(wanted)
