@@ -134,6 +134,21 @@ def test_an_edited_layers_own_features_are_those_that_the_layer_writes(parts):
         assert np.array_equal(plain["activation", "mean", layer], edited["activation", "mean", layer]) is is_same
 
 
+def test_an_ablation_of_neurons_that_the_model_lacks_is_refused(parts):
+    for neurons, message in (
+        ({9: np.array([1])}, "ablation: no layer 9; the model has layers 0 to "),
+        ({0: np.array([1, 9999])}, "ablation: layer 0 has neurons 1 to 9999; expected 0 to "),
+    ):
+        with pytest.raises(sn.InputError, match=message):
+            sn.extract(*parts, TEXTS, edit=Ablation(neurons))
+
+
+def test_an_edit_that_returns_another_shape_is_refused(parts, unchecked):
+    for edit in (lambda layer: None, lambda layer: layer.activation[:1], lambda layer: layer.activation[:, :3]):
+        with pytest.raises(sn.InputError, match=r"edit returned .*; expected a tensor of the activation's shape"):
+            sn.extract(*parts, TEXTS, edit=edit, depth=1)
+
+
 def test_an_edit_goes_with_no_store_and_has_to_be_a_function(parts, tmp_path, unchecked):
     with pytest.raises(sn.InputError, match="store and edit: a store cannot record which edit it was made with"):
         sn.extract(*parts, TEXTS, edit=Ablation({}), store=tmp_path / "s")

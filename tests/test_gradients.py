@@ -467,6 +467,57 @@ def test_targets_that_are_no_token_are_refused(masked, unchecked):
         sn.analyses.neuron_gradients(model, tokenizer, prompts * 2, [["good", "bad"], "good"])
 
 
+def test_prompts_and_targets_of_a_wrong_type_are_refused_by_number(model, masked, unchecked):
+    gradients = sn.analyses.neuron_gradients
+    for wrong in (None, float("nan"), True, ["a"]):
+        with fails(r"target .* of prompt 1 is not in the vocabulary, .*; expected a word, or one of these ids"):
+            gradients(model, None, ROWS[:2], [[3], [wrong]])
+    with fails("targets of prompt 1: the word 'unreal' is 2 tokens"):
+        gradients(*masked, ["a [MASK]", "the [MASK]"], ["good", "unreal"])
+    for wrong in ([1, 2.5], 7, float("nan"), []):
+        with fails("prompt 1 is .*; expected a text, or a list of token ids"):
+            gradients(model, None, [ROWS[0], wrong], [3, 3])
+    with fails("prompt 1 has the token id 50, which is not in the vocabulary: its ids run from 0 to 49"):
+        gradients(model, None, [[1], [50]], [3, 3])
+    with fails("prompts is None; expected a list of one or more prompts"):
+        gradients(model, None, None, [3])
+    with fails("text 1 is missing"):
+        gradients(*masked, ["a [MASK]", None], ["good", "good"])
+    with fails("model is a NoneType; expected what sn.load_model returns"):
+        gradients(None, None, ROWS, TARGETS)
+
+
+def test_layers_grids_and_neurons_of_a_wrong_type_are_refused(model, unchecked):
+    for wrong in (3, "0", [None, 1]):
+        with fails("layers are .*; expected one or more of 0 to 2"):
+            sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, layers=wrong)
+    for wrong in (1.0, None, ["a", "b"], [[0, 1], [1, 2]]):
+        with fails("the grid of shifts is .*; expected two or more different finite numbers"):
+            sn.analyses.intervention_curves(model, None, ROWS, TARGETS, neurons=[(0, 1)], grid=wrong)
+    for wrong in ((0, 1), [5], [[(0, 1.7), (0, 2)]], ["ab"]):
+        with fails(r"neurons: got .*; expected a pair \(layer, neuron\), or a list of such pairs"):
+            sn.analyses.intervention_curves(model, None, ROWS, TARGETS, neurons=wrong)
+    with fails(r"neurons is 5; expected a list of \(layer, neuron\) pairs"):
+        sn.analyses.intervention_curves(model, None, ROWS, TARGETS, neurons=5)
+
+
+def test_a_neuron_that_a_set_names_twice_is_refused(model):
+    """Its shift would count twice."""
+    with fails(r"\[\(0, 1\), \(0, 1\)\] names a neuron twice"):
+        sn.analyses.intervention_curves(model, None, ROWS, TARGETS, neurons=[[(0, 1), (0, 1)]])
+
+
+def test_a_function_of_the_logits_that_gives_no_gradient_is_refused(model, unchecked):
+    for wrong, message in (
+        (lambda logits: logits[:, 0].detach(), "returned a tensor without a gradient"),
+        (lambda logits: 3, "returned a int; expected a tensor"),
+    ):
+        with fails(message):
+            sn.analyses.neuron_gradients(model, None, ROWS, of=wrong)
+    with fails("of is 3; expected one of probability"):
+        sn.analyses.neuron_gradients(model, None, ROWS, TARGETS, of=3)
+
+
 def test_prompts_without_their_mask_are_refused(masked, model):
     bert, tokenizer = masked
     with fails(r"prompt 1 has 0 mask tokens; expected \[MASK\] exactly once"):
@@ -551,3 +602,9 @@ def test_the_command_reads_words_for_all_prompts_and_refuses_two_sources(spin, f
     assert "out.csv: already exists" in spin.fails("neuron-gradients", folder_with_mask, data, *options, "--words", "good")
     options = ["--out", tmp_path / "new.csv", "--words", "unreal"]
     assert "'unreal' is 2 tokens (un, ##real)" in spin.fails("neuron-gradients", folder_with_mask, data, *options)
+
+
+def test_the_command_names_the_row_of_a_missing_prompt(spin, folder_with_mask, tmp_path):
+    data = write(tmp_path / "prompts.jsonl", [{"text": "a [MASK]"}, {"text": None}])
+    said = spin.fails("neuron-gradients", folder_with_mask, data, "--words", "good", "--out", tmp_path / "out.csv")
+    assert "prompts.jsonl: row 1 (the first is 0) has no value in column 'text'" in said

@@ -16,6 +16,7 @@ from tiny import checkpoint
 
 import spin_native as sn
 from spin_native.errors import InputError
+from spin_native.inspection import show
 from spin_native.text.tokenizer import TruncationWarning
 
 
@@ -227,3 +228,15 @@ def test_the_command_names_what_is_wrong(spin, tiny_model):
     code, _, err = spin("inspect", tiny_model, "good", "--neuron", "seven")
     assert code == 2
     assert "'seven' is no neuron" in err
+
+
+def test_a_layer_that_is_not_there_is_refused_whatever_the_length_of_the_text(tiny_model):
+    short = inspected(tiny_model, "film")
+    for show_layer in (lambda: short.to_json(layer=99), lambda: show.text(short, 2, 99), lambda: short.to_html(layer=99)):
+        with pytest.raises(InputError, match="layer is 99; expected a whole number from 0 to"):
+            show_layer()
+
+
+def test_a_reference_that_is_no_features_is_refused(seen, unchecked):
+    with pytest.raises(InputError, match="reference is a list; expected the Features that"):
+        seen.top("lovely", reference=[1])

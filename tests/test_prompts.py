@@ -240,3 +240,26 @@ def test_a_prompt_refuses_an_edit_of_a_layer_that_the_model_lacks(masked, prompt
     model, tokenizer, _ = masked
     with pytest.raises(InputError, match="no layer 3; the model has layers 0 to 2"):
         prompt.predict(model, tokenizer, TEXTS, edit=Ablation({3: np.array([0])}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": "a"}, "seed is 'a'; expected a whole number, 0 or more"),
+        ({"batch_rows": 0}, "batch_rows is 0; expected a whole number, 1 or more"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; expected a number above 0"),
+        ({"warm_up": 2}, "warm_up is 2; expected a share from 0 to 1"),
+        ({"words": ["bad", "good"]}, "words is a list; expected a dict"),
+        ({"validation": None}, "validation is a NoneType; expected a pair"),
+    ],
+)
+def test_settings_of_a_training_that_cannot_be_used_are_refused(masked, unchecked, options, message):
+    model, tokenizer, _ = masked
+    with pytest.raises(InputError, match=message):
+        tune(model, tokenizer, **options)
+
+
+def test_training_rows_of_one_label_are_refused(masked):
+    model, tokenizer, _ = masked
+    with pytest.raises(InputError, match="training rows: all have the label 'positive'; expected two labels or more"):
+        tune_prompt(model, tokenizer, TEXTS[:2], ["positive"] * 2, words=ANSWERS, validation=(TEXTS, LABELS), n_prompts=3)

@@ -1,5 +1,6 @@
 """Skill neurons without prompts: against hand calculations, scikit-learn, SciPy, a planted neuron and transformers."""
 
+import json
 import xml.etree.ElementTree as ET
 from functools import partial
 
@@ -349,3 +350,23 @@ def test_the_command_refuses_in_one_line(spin, tiny_model, tmp_path, labels, opt
     data = write(tmp_path / "few.csv", labelled(["the film", "the food", "the room", "a film"], labels))
     assert message in spin.fails("skill-neurons", tiny_model, data, "--out", tmp_path / "neurons.csv", *options)
     assert not (tmp_path / "neurons.csv").exists()
+
+
+def test_the_command_records_what_split_its_rows(spin, tiny_model, reviews, tmp_path):
+    data, out = write(tmp_path / "train.csv", labelled(*reviews)), tmp_path / "neurons.csv"
+    for options, expected in ((["--seed", 5], {"seed": 5}), (["--dev", data], {"dev": str(data)})):
+        assert spin("skill-neurons", tiny_model, data, "--out", out, "--overwrite", *options)[0] == 0
+        known = json.loads((tmp_path / "neurons.csv.metadata.json").read_text())
+        assert {name: known[name] for name in ("seed", "dev") if name in known} == expected
+        assert (known["analysis"], known["data"]) == ("skill_neurons", str(data))
+
+
+def test_poolings_and_layers_that_skill_neurons_cannot_read_are_refused(tiny_model, unchecked):
+    parts, rows = (sn.load_model(tiny_model), sn.load_tokenizer(tiny_model)), (["a good film", "a bad film"], [1, 0])
+    with pytest.raises(sn.InputError, match=r"poolings is .*; expected a sequence of one or more of mean, max, first, last"):
+        sn.analyses.text_skill_neurons(*parts, rows, rows, poolings=("tokens",))
+    with pytest.raises(sn.InputError, match=r"model is a NoneType; expected what sn\.load_model returns"):
+        sn.analyses.text_skill_neurons(None, parts[1], rows, rows)
+    features = random_features(2, seed=0)
+    with pytest.raises(sn.InputError, match="layers is 3; expected a list of them, or None for all"):
+        sn.analyses.skill_neurons(features, [1, 0], (features, [1, 0]), layers=3)

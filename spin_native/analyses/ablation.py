@@ -58,11 +58,13 @@ class Ablation:
     def check(self, model: Transformer) -> "Ablation":
         """Itself; InputError for a layer or a neuron that the model does not have."""
         for layer, chosen in self.neurons.items():
-            if not 0 <= layer < model.depth:
-                raise InputError(f"no layer {layer}; the model has layers 0 to {model.depth - 1}")
+            if not is_whole(layer) or not 0 <= layer < model.depth:
+                raise InputError(f"ablation: no layer {layer!r}; the model has layers 0 to {model.depth - 1}")
             width = model.width("activation", layer)
-            if len(chosen) and not (chosen.min() >= 0 and chosen.max() < width):
-                raise InputError(f"layer {layer}: neurons {chosen.min()} to {chosen.max()}; expected 0 to {width - 1}")
+            if len(chosen) and not (min(chosen) >= 0 and max(chosen) < width):
+                raise InputError(
+                    f"ablation: layer {layer} has neurons {min(chosen)} to {max(chosen)}; expected 0 to {width - 1}"
+                )
         return self
 
     def __call__(self, layer: Layer) -> Float[Tensor, "token d_ffn"]:

@@ -6,7 +6,7 @@ of their outputs is each row's own gradient.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from spin_native.analyses.prompts import (
     Prompts,
     Target,
     Text,
+    check_model,
     checked_layers,
     default_max_tokens,
     describe,
@@ -257,16 +258,22 @@ def as_numpy(values: Float[Tensor, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def neuron_set(neurons: tuple[int, int] | NeuronSet) -> list[tuple[int, int]]:
-    """One (layer, neuron), or several, as a list of pairs."""
-    pairs = [neurons] if len(neurons) == 2 and all(isinstance(part, (int, np.integer)) for part in neurons) else neurons
+    """One (layer, neuron), or several different ones, as a list of pairs."""
     try:
-        return [(int(layer), int(neuron)) for layer, neuron in pairs]  # type: ignore[misc, arg-type]
+        pairs: Any = [neurons] if len(neurons) == 2 and all(map(is_whole, neurons)) else neurons
+        members = [(layer, neuron) for layer, neuron in pairs]
     except (TypeError, ValueError):
-        raise InputError(f"neurons: got {neurons!r:.60}; expected a pair (layer, neuron), or a list of such pairs") from None
+        members = [(None, None)]
+    if not all(is_whole(number) for pair in members for number in pair):
+        raise InputError(f"neurons: got {neurons!r:.60}; expected a pair (layer, neuron), or a list of such pairs")
+    if len(set(members)) < len(members):
+        raise InputError(f"neurons: {neurons!r:.60} names a neuron twice; name each once")
+    return [(int(layer), int(neuron)) for layer, neuron in members]
 
 
 def check_gradients_flow(model: Transformer) -> None:
-    """InputError for a model with reordered weights."""
+    """InputError for what is no model, and for one with reordered weights."""
+    check_model(model)
     if model.immovable is not None:
         raise InputError("the model's weights are reordered for speed and give no gradients: load it with prepack='kernels'")
 

@@ -28,6 +28,7 @@ from spin_native.analyses.prompts import (
 from spin_native.analyses.results import Result, provenance
 from spin_native.errors import InputError
 from spin_native.features.extract import token_budget
+from spin_native.given import is_number, numbers_of
 from spin_native.models import Layer, Transformer
 from spin_native.text.tokenizer import Tokenizer
 
@@ -117,6 +118,8 @@ def intervention_curves(
     check_convention(convention)
     check_grid(grid)
     read = read_prompts(model, tokenizer, prompts, targets, of, position)
+    if not isinstance(neurons, (Sequence, np.ndarray)):
+        raise InputError(f"neurons is {neurons!r:.60}; expected a list of (layer, neuron) pairs")
     members = [neuron_set(entry) for entry in neurons]
     check_neurons(model, members)
     runner = _Interventions(model, read, of, members, np.array(grid, np.float64), convention, max_tokens or token_budget(model))
@@ -238,8 +241,10 @@ class _Interventions:
 
 def check_grid(grid: Sequence[float | int] | np.ndarray) -> None:
     """InputError unless the grid has two different finite shifts."""
-    if len(set(grid)) < 2 or not np.isfinite(grid).all():
-        raise InputError(f"the grid of shifts is {list(grid)}; expected two or more different finite numbers")
+    shifts = numbers_of(grid) or []
+    if len(set(shifts)) < 2 or not all(map(is_number, shifts)):
+        given = grid.tolist() if isinstance(grid, np.ndarray) else grid
+        raise InputError(f"the grid of shifts is {given!r:.80}; expected two or more different finite numbers")
 
 
 def check_neurons(model: Transformer, interventions: Sequence[Sequence[tuple[int, int]]]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from spin_native.errors import InputError
-from spin_native.given import is_whole
+from spin_native.given import is_whole, numbers_of
 from spin_native.models import Transformer
 from spin_native.models.heads import CausalHead
 from spin_native.probes import LinearProbe, LogisticProbe
@@ -81,10 +81,10 @@ def read_prompts(
 
 def token_rows(model: Transformer, tokenizer: Tokenizer | None, prompts: Sequence[Text]) -> list[list[int]]:
     """Token ids of each prompt."""
-    if isinstance(prompts, (str, bytes)) or not len(prompts):
+    if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__len__") or not len(prompts):
         raise InputError(f"prompts is {prompts!r:.60}; expected a list of one or more prompts")
-    if not any(isinstance(prompt, str) for prompt in prompts):
-        rows = [[int(token_id) for token_id in prompt] for prompt in prompts]
+    if not any(prompt is None or isinstance(prompt, str) for prompt in prompts):
+        rows = [checked_ids(model, prompt, index) for index, prompt in enumerate(prompts)]
     elif tokenizer is None:
         raise InputError("prompts are texts, but no tokenizer was given: give one, or give rows of token ids")
     elif tokenizer.n_vocab > model.config.n_vocab:
@@ -99,6 +99,19 @@ def token_rows(model: Transformer, tokenizer: Tokenizer | None, prompts: Sequenc
                 f"prompt {index} has {len(row)} tokens; expected 1 to {model.config.max_tokens}, what the model holds"
             )
     return rows
+
+
+def checked_ids(model: Transformer, prompt: object, index: int) -> list[int]:
+    """A prompt's token ids as a list; InputError, naming the prompt, for anything else and for ids out of the vocabulary."""
+    ids = numbers_of(prompt)
+    if ids is None or not all(map(is_whole, ids)):
+        raise InputError(f"prompt {index} is {prompt!r:.40}; expected a text, or a list of token ids")
+    if outside := [token_id for token_id in ids if not 0 <= token_id < model.config.n_vocab]:
+        raise InputError(
+            f"prompt {index} has the token id {outside[0]}, which is not in the vocabulary: its ids run from 0 to "
+            f"{model.config.n_vocab - 1}"
+        )
+    return ids
 
 
 def positions_of(tokenizer: Tokenizer | None, rows: Sequence[Sequence[int]], position: Position) -> list[int]:
@@ -131,7 +144,7 @@ def target_ids(
         raise InputError(
             f"targets: got {got}; expected one word or token id, or one list of them, for each of {n_rows} prompts"
         )
-    listed = [[entry] if isinstance(entry, (str, int, np.integer)) else list(entry) for entry in targets]
+    listed: list[list[Any]] = [list(entry) if isinstance(entry, (list, tuple, np.ndarray)) else [entry] for entry in targets]
     for row, entry in enumerate(listed):
         if not entry or len(entry) != len(listed[0]):
             raise InputError(
@@ -140,7 +153,7 @@ def target_ids(
     known: dict[Target, int] = {}
     for row, entry in enumerate(listed):
         for target in entry:
-            if target not in known:
+            if isinstance(target, bool) or not isinstance(target, (str, int)) or target not in known:
                 known[target] = target_id(model, tokenizer, target, row)
     labels = list(map(str, listed[0])) if all(entry == listed[0] for entry in listed) else None
     return np.array([[known[target] for target in entry] for entry in listed]), labels
@@ -151,16 +164,27 @@ def target_id(model: Transformer, tokenizer: Tokenizer | None, target: Target, r
     if isinstance(target, str):
         if tokenizer is None:
             raise InputError(f"target {target!r} is a word, but no tokenizer was given: give one, or give token ids")
-        return tokenizer.ids_of_word(target)[0]
+        try:
+            return tokenizer.ids_of_word(target)[0]
+        except InputError as error:
+            raise InputError(f"targets of prompt {row}: {error}") from None
     if not is_whole(target) or not 0 <= target < model.config.n_vocab:
         raise InputError(
-            f"target {target!r} of prompt {row} is not in the vocabulary, whose ids run from 0 to {model.config.n_vocab - 1}"
+            f"target {target!r} of prompt {row} is not in the vocabulary, whose ids run from 0 to {model.config.n_vocab - 1}; "
+            "expected a word, or one of these ids"
         )
     return int(target)
 
 
+def check_model(model: object) -> None:
+    """InputError for what is no model."""
+    if not isinstance(model, Transformer):
+        raise InputError(f"model is a {type(model).__name__}; expected what sn.load_model returns")
+
+
 def check_readable(model: Transformer, of: Of) -> None:
     """InputError unless the model can give the output that `of` names."""
+    check_model(model)
     if not model.is_whole:
         raise InputError(f"the model was loaded with {model.depth} of {model.config.n_layers} layers; load it with depth=None")
     if isinstance(of, (LogisticProbe, LinearProbe)):
@@ -169,7 +193,7 @@ def check_readable(model: Transformer, of: Of) -> None:
                 f"the probe reads {of.coef_.shape[1]} features; expected {model.config.d_model}, the final hidden state's width"
             )
         return
-    if isinstance(of, str) and of not in get_args(Quantity):
+    if (isinstance(of, str) or not callable(of)) and of not in get_args(Quantity):
         raise InputError(f"of is {of!r}; expected one of {', '.join(get_args(Quantity))}, a function of the logits, or a probe")
     if model.head is None:
         raise InputError(
@@ -189,6 +213,14 @@ def read_output(
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if not isinstance(of, str):
         output = of(logits)
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f"the function given as `of` returned a {type(output).__name__}; expected a tensor [row] or [row, label]"
+            )
+        if logits.requires_grad and not output.requires_grad:
+            raise InputError(
+                "the function given as `of` returned a tensor without a gradient; expected one that torch computed from logits"
+            )
         if output.ndim not in (1, 2) or len(output) != len(hidden):
             raise InputError(
                 f"the function given as `of` returned {list(output.shape)}; expected [{len(hidden)}] or [{len(hidden)}, label]"
@@ -202,10 +234,10 @@ def read_output(
 
 def checked_layers(model: Transformer, layers: Sequence[int] | None) -> list[int]:
     """The layers, ascending (None: all); InputError for one that the model does not have, and for layers of several widths."""
-    given = list(range(model.depth) if layers is None else layers)
-    if not given or not all(is_whole(layer) and 0 <= layer < model.depth for layer in given):
-        raise InputError(f"layers are {given}; expected one or more of 0 to {model.depth - 1}")
-    listed = sorted(set(given))
+    given = list(range(model.depth)) if layers is None else numbers_of(layers)
+    listed = sorted(set(given or []))
+    if not listed or not all(map(is_whole, listed)) or listed[0] < 0 or listed[-1] >= model.depth:
+        raise InputError(f"layers are {layers!r:.80}; expected one or more of 0 to {model.depth - 1}")
     if len({model.width("activation", layer) for layer in listed}) > 1:
         raise InputError("the layers have different numbers of neurons; choose layers of one width")
     return listed

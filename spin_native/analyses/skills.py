@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from spin_native.analyses.prompts import check_model
 from spin_native.analyses.results import Result, provenance, versions
 from spin_native.analyses.soft_prompts import Labels, encoded_labels
 from spin_native.errors import InputError
-from spin_native.features.extract import Extractor, features_of
+from spin_native.features.extract import Extractor, check_choices, features_of
 from spin_native.features.pooling import Pooling
 from spin_native.features.store import FeatureKey, Features
 from spin_native.given import checked_texts, is_whole
@@ -165,7 +166,8 @@ def skill_neurons(
 
         baselines = _baselines(blocks(features))
         n_above = _counts(blocks(dev_features), baselines, dev_classes, len(classes))
-    metadata = {**versions(), **_source(features), "n_training": features.n_rows, "n_dev": dev_features.n_rows}
+    n_rows = {"n_training": features.n_rows, "n_dev": dev_features.n_rows}
+    metadata = {**versions(), **_source(features), "analysis": "skill_neurons", **n_rows}
     return _prompt_free(n_above, baselines, classes, np.bincount(dev_classes), balanced, metadata)
 
 
@@ -189,6 +191,8 @@ def text_skill_neurons(
     """
     texts, dev_texts = checked_texts(training[0], "training rows"), checked_texts(checked_pair(dev)[0], "dev rows")
     classes, dev_classes = _classes(training[1], len(texts), dev[1], len(dev_texts))
+    check_model(model)
+    check_choices(poolings, get_args(Pooling), "poolings")
     wanted = features_of(model, ("activation",), poolings, depth)
     extractor = Extractor(model, tokenizer, dict.fromkeys(wanted), max_tokens=max_tokens)
     check_one_width(extractor.widths.values())
@@ -198,7 +202,7 @@ def text_skill_neurons(
 
     baselines = _baselines(blocks(texts))
     n_above = _counts(blocks(dev_texts), baselines, dev_classes, len(classes))
-    metadata = provenance(model, tokenizer, n_training=len(texts), n_dev=len(dev_texts))
+    metadata = provenance(model, tokenizer, analysis="skill_neurons", n_training=len(texts), n_dev=len(dev_texts))
     return _prompt_free(n_above, baselines, classes, np.bincount(dev_classes), balanced, metadata)
 
 
@@ -249,6 +253,9 @@ def _wanted(features: Features, poolings: Sequence[str] | None, layers: Sequence
     there = [feature for feature in features.widths if feature.site == "activation"]
     if not there:
         raise InputError("features: no activations; use extract(..., sites=('activation',))")
+    for name, given in (("poolings", poolings), ("layers", layers)):
+        if given is not None and (isinstance(given, str) or not isinstance(given, (Sequence, np.ndarray))):
+            raise InputError(f"{name} is {given!r:.40}; expected a list of them, or None for all")
     chosen_poolings = list(dict.fromkeys(feature.pooling for feature in there)) if poolings is None else list(poolings)
     chosen_layers = sorted({feature.layer for feature in there}) if layers is None else list(layers)
     wanted = [FeatureKey("activation", pooling, layer) for layer in chosen_layers for pooling in chosen_poolings]

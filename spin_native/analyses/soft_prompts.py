@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from spin_native.analyses.ablation import Ablation
 from spin_native.disk import write_file
 from spin_native.errors import InputError
-from spin_native.given import checked_texts
+from spin_native.given import checked_texts, is_number, is_whole
 from spin_native.models import Transformer
 from spin_native.models.heads import CausalHead
 from spin_native.models.transformer import Edit
@@ -216,6 +216,12 @@ def tune_prompt(
     Raises InputError for texts and labels that cannot be used, for words that are no single tokens, and for a folder with the
     state of another training.
     """
+    if not isinstance(model, Transformer):
+        raise InputError(f"model is a {type(model).__name__}; expected what sn.load_model returns")
+    if not isinstance(words, Mapping):
+        raise InputError(f"words is a {type(words).__name__}; expected a dict, label -> word")
+    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+        raise InputError(f"validation is a {type(validation).__name__}; expected a pair, texts and their labels")
     layout = PromptLayout(model, tokenizer, n_prompts)
     if model.immovable is not None:
         raise InputError("reordered weights give no gradients, by which a prompt is trained: use load_model(prepack='kernels')")
@@ -236,6 +242,9 @@ def tune_prompt(
         "clip": clip,
         "seed": seed,
     }
+    _check_settings(settings)
+    if len(set(parts["training rows"][1].tolist())) < 2:
+        raise InputError(f"training rows: all have the label {next(iter(labels))!r}; expected two labels or more")
     training = _Training(layout, parts, word_ids, settings, None if folder is None else Path(folder))
     with tqdm(total=n_epochs, unit=" epochs", disable=None if progress is None else not progress) as bar:
         bar.update(training.epoch)
@@ -245,6 +254,18 @@ def tune_prompt(
             bar.update()
     chosen = tuple(words[label] for label in names)
     return SoftPrompt(training.best, names, chosen, word_ids, training.best_score, settings, training.fingerprint)
+
+
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """InputError, naming it, for a setting of the training that cannot be used."""
+    for name, least in (("n_epochs", 0), ("batch_rows", 1), ("seed", 0)):
+        if not is_whole(settings[name]) or settings[name] < least:
+            raise InputError(f"{name} is {settings[name]!r}; expected a whole number, {least} or more")
+    for name in ("learning_rate", "clip"):
+        if not is_number(settings[name]) or settings[name] <= 0:
+            raise InputError(f"{name} is {settings[name]!r}; expected a number above 0")
+    if not is_number(settings["warm_up"]) or not 0 <= settings["warm_up"] <= 1:
+        raise InputError(f"warm_up is {settings['warm_up']!r}; expected a share from 0 to 1")
 
 
 class _Training:

@@ -79,7 +79,7 @@ def neuron_gradients(
     prompts: list[str] = []
     targets: list[Any] = []
     for block in tables.open_source(data).blocks([text] if target is None else [text, target]):
-        prompts += block.values(text)
+        prompts += tables.checked_texts(block, text)
         targets += [list(words)] * block.n_rows if words is not None else block.values(str(target))
     dtype = DTYPES[model_dtype]
     loaded = sn.load_model(

@@ -1,5 +1,6 @@
 """`spin-native skill-neurons`: a base model and labelled texts -> a table of every neuron's predictivity."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -92,6 +93,8 @@ def skill_neurons(
     loaded = sn.load_model(model, depth, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle)
     tokenizer = sn.load_tokenizer(model, revision=revision)
     skill = sn.analyses.text_skill_neurons(loaded, tokenizer, training, held_out, depth=depth, **settings)
+    split_by = {"seed": seed} if dev is None else {"dev": str(dev)}
+    skill = replace(skill, metadata={**skill.metadata, "data": str(data), **split_by})
     skill.write(out, overwrite=overwrite)
     click.echo(top_shares(skill, top))
     click.echo(f"{len(training[0])} training and {len(held_out[0])} dev rows, {np.prod(skill.shape)} rows in {out}", err=True)

@@ -28,6 +28,7 @@ from spin_native.features.spec import FeatureDtype, FeatureKey, FeatureSpec, Sit
 from spin_native.features.store import ActivationStore, Features
 from spin_native.given import check_text, is_whole, path_of
 from spin_native.models import Edit, Layer, Transformer, checked_depth
+from spin_native.models.transformer import checked_edit
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, several, windows
 from spin_native.text.tokenizer import Tokenizer
@@ -274,7 +275,7 @@ class Extractor:
                 if layer is None:
                     return
                 if edit is not None and layer.activation is not None:
-                    layer.activation = edit(layer)
+                    layer.activation = checked_edit(edit(layer), layer.activation)
                 wanted = self._by_layer.get(layer.index, ())
                 places = {name: torch.from_numpy(at[rows]).to(batch.ids.device) for name, at in block.places.items()}
                 features = {feature: self._pool(layer, feature, columns, places) for feature, columns in wanted}

@@ -140,7 +140,7 @@ class Inspection:
     ) -> list[list[NeuronScore]]:
         """`top` for several positions."""
         n, positions = _whole("n", n, 1, None), [self.position(position) for position in positions]
-        layers = self.layers if layer is None else [self._layer(layer)]
+        layers = self.layers if layer is None else [self.checked_layer(layer)]
         is_text = np.array([place is not None for place in self.offsets])
         if reference is None:
             n_others = int(min(is_text.sum() - is_text[positions]))
@@ -169,12 +169,12 @@ class Inspection:
 
     def neuron(self, layer: int, index: int) -> Float[np.ndarray, "token"]:
         """One neuron's activation at every token."""
-        activation = self._layer(layer).activation
+        activation = self.checked_layer(layer).activation
         return activation[:, _whole("neuron", index, 0, activation.shape[1] - 1)]
 
     def attention(self, layer: int, head: int) -> Float[np.ndarray, "query key"]:
         """One head's attention weights."""
-        attention = self._layer(layer).attention
+        attention = self.checked_layer(layer).attention
         return attention[_whole("head", head, 0, len(attention) - 1)]
 
     def logit_lens(self, n: int = 5) -> LogitLens:
@@ -195,6 +195,8 @@ class Inspection:
 
     def to_json(self, n: int = 5, *, layer: int | None = None) -> dict[str, Any]:
         """Text, tokens and the `n` neurons that stand out at each, as `json.dumps` takes it. Arrays are in `layers`."""
+        if layer is not None:
+            self.checked_layer(layer)
         neurons = self.tops(range(len(self.tokens)), n, layer=layer) if self.is_comparable else [[] for _ in self.tokens]
         tokens = [
             {
@@ -240,7 +242,8 @@ class Inspection:
     def _repr_html_(self) -> str:
         return self.to_html()
 
-    def _layer(self, layer: int) -> InspectedLayer:
+    def checked_layer(self, layer: int) -> InspectedLayer:
+        """One layer; InputError for one that is not there."""
         return self.layers[_whole("layer", layer, 0, len(self.layers) - 1)]
 
     def _spelled(self, token_id: int) -> str:

@@ -23,6 +23,8 @@ CELL = "padding: 0 .5em; text-align: left"
 
 def text(inspection: "Inspection", n: int, layer: int | None = None) -> str:
     """A line per token, with the `n` neurons that stand out, over all layers or in one."""
+    if layer is not None:
+        inspection.checked_layer(layer)
     lines = [_title(inspection)]
     shown = range(min(len(inspection.tokens), MAX_TOKENS))
     header, rows = ["", "token", "characters"], [_place(inspection, position) for position in shown]

@@ -46,6 +46,8 @@ def of_other_tokens(activation: Float[np.ndarray, "token d_ffn"], is_text: Bool[
 
 def of_corpus(reference: Features, layer: int, d_ffn: int) -> Statistics:
     """Mean and standard deviation of every neuron over a corpus's rows, from its mean pooling: [1, d_ffn] each."""
+    if not isinstance(reference, Features):
+        raise InputError(f"reference is a {type(reference).__name__}; expected the Features that sn.extract returns")
     blocks = reference.blocks(site="activation", pooling="mean", layer=layer)
     n_rows = sum(map(len, blocks))
     if n_rows < MIN_OTHERS or blocks[0].shape[1] != d_ffn:

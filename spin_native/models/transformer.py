@@ -225,10 +225,11 @@ class Transformer(nn.Module):
             )
 
 
-def checked_edit(edited: Tensor, activation: Tensor) -> Float[Tensor, "token d_ffn"]:
+def checked_edit(edited: object, activation: Tensor) -> Float[Tensor, "token d_ffn"]:
     """`edited` itself; InputError unless it has the shape of the activation that it replaces."""
-    if edited.shape != activation.shape:
-        raise InputError(f"edit returned {list(edited.shape)}; expected the activation's shape, {list(activation.shape)}")
+    if not isinstance(edited, Tensor) or edited.shape != activation.shape:
+        got = list(edited.shape) if isinstance(edited, Tensor) else f"a {type(edited).__name__}"
+        raise InputError(f"edit returned {got}; expected a tensor of the activation's shape, {list(activation.shape)}")
     return edited
 
 
