@@ -436,6 +436,8 @@ def test_the_command_prints_and_writes_what_the_method_gives(small, texts, label
     [
         (["--neurons", "7:1"], "neurons: no layer 7; expected layers 0 to 1"),
         (["--how", "mean"], "how='mean' needs texts to take the neurons' values from"),
+        (["--noise", "1"], "--noise has no effect on --how zero; leave it out, or ablate by noise"),
+        (["--values-from", "x.csv"], "--values-from has no effect on --how zero; leave it out, or ablate by mean or resample"),
         (["--draws", "0"], "n_draws is 0; expected a whole number, 1 or more"),
     ],
 )

@@ -218,6 +218,9 @@ def test_the_command_writes_a_page(spin, tiny_model, seen, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert seen.to_html(2, neuron=(2, 7)) in page
+    assert "already exists" in spin("inspect", tiny_model, "good", "--html", tmp_path / "page.html")[2]
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
+    assert spin("inspect", tiny_model, "good", "--html", tmp_path / "page.html", "--overwrite")[0] == 0
     assert "cannot be written" in spin("inspect", tiny_model, seen.text, "--html", tmp_path / "no" / "page.html")[2]
 
 

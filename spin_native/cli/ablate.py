@@ -24,6 +24,7 @@ from spin_native.cli.options import (
     pickle_option,
     text_column,
 )
+from spin_native.errors import InputError
 from spin_native.given import is_whole
 
 WHICH = {"chosen": "chosen", "random": "random", "least": "least important"}
@@ -76,7 +77,7 @@ class NeuronsType(click.ParamType):
     help="Set neurons to 0 or to their mean, add noise, or take values from random tokens of other texts.",
 )
 @click.option("--values-from", type=file_path, help="File of texts for --how mean and resample, with the same text column.")
-@click.option("--noise", default=0.1, show_default=True, help="Standard deviation for --how noise.")
+@click.option("--noise", type=float, help="Standard deviation for --how noise.  [default: 0.1]")
 @click.option("--draws", default=20, show_default=True, help="How many sets of random neurons to compare with.")
 @click.option("--seed", default=0, show_default=True, help="Of random neurons, noise and resampling.")
 @click.option("--out", type=file_path, help="CSV, JSONL or Parquet file to write: one row per run.")
@@ -94,7 +95,9 @@ def ablate(
     label: str | None,
     delimiter: str | None,
     encoding: str | None,
+    how: How,
     values_from: Path | None,
+    noise: float | None,
     draws: int,
     out: Path | None,
     overwrite: bool,
@@ -112,6 +115,12 @@ def ablate(
     important ones, are changed for comparison. Prints the effects; --out writes one row per run. Texts never stop early
     unless --exit is given.
     """
+    if values_from is not None and how not in ("mean", "resample"):
+        raise InputError(f"--values-from has no effect on --how {how}; leave it out, or ablate by mean or resample")
+    if noise is not None and how != "noise":
+        raise InputError(f"--noise has no effect on --how {how}; leave it out, or ablate by noise")
+    if noise is not None:
+        settings["noise"] = noise
     read = {"delimiter": delimiter, "encoding": encoding}
     if out is not None:
         tables.check_output(out, overwrite)
@@ -123,7 +132,7 @@ def ablate(
         texts = _texts(data, text, read)
     else:
         texts, labels = tables.read_labelled(data, text, label, labels_as=clf.task_.label_type, **read)
-    effects = clf.ablate(texts, labels, values_from=others, n_draws=draws, exit=exit_, progress=None, **settings)
+    effects = clf.ablate(texts, labels, how=how, values_from=others, n_draws=draws, exit=exit_, progress=None, **settings)
     if out is not None:
         effects.per_run().write(out, overwrite=overwrite)
     click.echo(json.dumps(_described(effects), ensure_ascii=False) if as_json else _shown(effects))

@@ -32,6 +32,7 @@ class NeuronAddress(click.ParamType):
 @click.option("--neuron", "neurons", type=NeuronAddress(), multiple=True, help="Print this neuron at every token; repeatable.")
 @click.option("--top", type=click.IntRange(1), help="How many neurons to list.  [default: 2 per token, 10 for --token]")
 @click.option("--html", type=file_path, help="Also write an HTML page to this file.")
+@click.option("--overwrite", is_flag=True, help="Replace the HTML file if it exists.")
 @click.option(
     "--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True, help="Number type of the model."
 )
@@ -47,6 +48,7 @@ def inspect(
     neurons: tuple[tuple[int, int], ...],
     top: int | None,
     html: Path | None,
+    overwrite: bool,
     dtype: str,
     revision: str | None,
     device: str,
@@ -58,6 +60,8 @@ def inspect(
     MODEL is a folder or a Hub name. A neuron's score compares its activation at a token with that at the text's other tokens:
     the difference from their mean, in their standard deviations.
     """
+    if html is not None and html.exists() and not overwrite:
+        raise InputError(f"{html}: already exists; choose another name, or allow it to be replaced (--overwrite)")
     loaded = sn.load_model(model, dtype=DTYPES[dtype], device=device, revision=revision, allow_pickle=allow_pickle)
     seen = sn.inspect(loaded, sn.load_tokenizer(model, revision=revision), text)
     chosen = None if token is None else seen.position(int(token) if token.isdecimal() else token)
