@@ -160,7 +160,7 @@ def test_an_edit_goes_with_no_store_and_has_to_be_a_function(parts, tmp_path, un
 def test_an_ablation_of_neurons_that_the_model_does_not_have_is_refused(parts):
     with pytest.raises(sn.InputError, match="no layer 99; the model has layers 0 to 2"):
         sn.extract(*parts, TEXTS[:2], edit=Ablation({99: np.array([0])}))
-    with pytest.raises(sn.InputError, match="layer 1: neurons -1 to -1; expected 0 to 31"):
+    with pytest.raises(sn.InputError, match="layer 1 has neurons -1 to -1; expected 0 to 31"):
         sn.extract(*parts, TEXTS[:2], edit=Ablation({1: np.array([-1])}))
 
 

@@ -149,7 +149,7 @@ def test_rows_to_keep_and_edits_of_a_wrong_shape_are_refused():
     for rows in ([2, 0], [1, 1], [3], [-1], []):
         with pytest.raises(sn.InputError, match=r"Layer\.keep: got rows .* ascending indices from 0 to 2"):
             next(model.layers(batch)).keep(torch.tensor(rows, dtype=torch.long))
-    with pytest.raises(sn.InputError, match=r"edit returned \[1, 40\]; expected the activation's shape, \[6, 40\]"):
+    with pytest.raises(sn.InputError, match=r"edit returned \[1, 40\]; expected a tensor of the activation's shape, \[6, 40\]"):
         list(model.layers(batch, edit=lambda layer: layer.activation[:1]))
 
 
