@@ -10,7 +10,6 @@ from itertools import product
 from typing import get_args
 
 import numpy as np
-import torch
 from jaxtyping import Float, Shaped
 from scipy.stats import t as student
 from tqdm.auto import tqdm
@@ -20,15 +19,14 @@ from spin_native.analyses.results import Result
 from spin_native.analyses.skills import SkillNeurons, Which, checked_pair
 from spin_native.analyses.soft_prompts import Labels, encoded_labels
 from spin_native.errors import InputError
-from spin_native.features.extract import token_budget
+from spin_native.features.extract import Extractor
 from spin_native.features.pooling import POOLINGS, Pooling
+from spin_native.features.spec import FeatureKey
 from spin_native.given import checked_texts, is_number, is_whole
 from spin_native.models import Transformer
 from spin_native.models.transformer import Edit
 from spin_native.probes.importance import Cut
 from spin_native.probes.probes import LogisticProbe, checked_targets
-from spin_native.text.batch import TokenBatch
-from spin_native.text.packing import pack
 from spin_native.text.tokenizer import Tokenizer
 
 Array = np.ndarray
@@ -201,15 +199,6 @@ def final_hidden(
         raise InputError(f"the model was loaded with depth {model.depth}, so it has no final hidden state: load all its layers")
     if pooling not in POOLINGS:
         raise InputError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
-    if isinstance(edit, Ablation):
-        edit.check(model)
-    ids = tokenizer.encode(texts).ids
-    pooled = np.empty((len(ids), model.config.d_model))
-    with torch.inference_mode():
-        for rows in pack(list(map(len, ids)), token_budget(model)):
-            batch = TokenBatch.from_rows([ids[row] for row in rows], model.device)
-            for layer in model.layers(batch, edit=edit):
-                if layer.activation is None:
-                    pooled[rows] = POOLINGS[pooling](layer.hidden, batch).cpu().numpy()
-                del layer
-    return pooled
+    final = FeatureKey("hidden", pooling, model.depth)
+    features = Extractor(model, tokenizer, {final: None}, edit=edit).run(texts, progress=False)
+    return features[final].astype(np.float64)

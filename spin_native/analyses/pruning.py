@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from tqdm.auto import tqdm
 
+from spin_native.analyses.prompts import check_model
 from spin_native.analyses.results import provenance
 from spin_native.checkpoints import Checkpoint
 from spin_native.checkpoints.pruned import write_pruned
@@ -198,8 +199,7 @@ def chosen_neurons(
 
 
 def _checked_source(model: Transformer) -> Checkpoint:
-    if not isinstance(model, Transformer):
-        raise InputError(f"model is a {type(model).__name__}; expected what sn.load_model returns")
+    check_model(model)
     if not isinstance(model.source, Checkpoint):
         raise InputError("prune: the model was not loaded from a checkpoint, whose files it is made from: use sn.load_model")
     if not model.is_whole:

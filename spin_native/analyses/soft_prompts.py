@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from spin_native.analyses.ablation import Ablation
+from spin_native.analyses.prompts import check_model
 from spin_native.disk import write_file
 from spin_native.errors import InputError
 from spin_native.given import checked_texts, is_number, is_whole
@@ -216,8 +217,7 @@ def tune_prompt(
     Raises InputError for texts and labels that cannot be used, for words that are no single tokens, and for a folder with the
     state of another training.
     """
-    if not isinstance(model, Transformer):
-        raise InputError(f"model is a {type(model).__name__}; expected what sn.load_model returns")
+    check_model(model)
     if not isinstance(words, Mapping):
         raise InputError(f"words is a {type(words).__name__}; expected a dict, label -> word")
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
