@@ -10,9 +10,10 @@ import transformers
 import spin_native as sn
 from spin_native.analyses.ablation import Ablation
 from spin_native.analyses.perturbation import perturbation_curve
+from spin_native.analyses.prompt_tuning import tune_prompt
 from spin_native.analyses.prompted_skills import prompted_skill_neurons
 from spin_native.analyses.skills import SkillNeurons
-from spin_native.analyses.soft_prompts import PromptLayout, SoftPrompt, tune_prompt
+from spin_native.analyses.soft_prompts import PromptLayout, SoftPrompt
 from spin_native.errors import InputError
 
 WORDS = ("good", "nice", "bad", "awful", "the", "film", "food", "was", "very")
@@ -91,16 +92,16 @@ def test_training_lowers_the_loss_and_leaves_the_model_alone(masked):
 def test_an_interrupted_training_resumes_to_the_same_vectors(masked, tmp_path, monkeypatch):
     model, tokenizer, _ = masked
     whole = tune(model, tokenizer, n_epochs=4)
-    from spin_native.analyses import soft_prompts as prompts
+    from spin_native.analyses import prompt_tuning
 
-    run, left = prompts._Training.run_epoch, iter([True, True, False])
+    run, left = prompt_tuning._Training.run_epoch, iter([True, True, False])
 
     def interrupted(self):
         if not next(left):
             raise KeyboardInterrupt
         run(self)
 
-    monkeypatch.setattr(prompts._Training, "run_epoch", interrupted)
+    monkeypatch.setattr(prompt_tuning._Training, "run_epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         tune(model, tokenizer, n_epochs=4, folder=tmp_path)
     monkeypatch.undo()

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from spin_native.analyses.interventions import InterventionCurves, correlation, intervention_curves
     from spin_native.analyses.multiple_choice import LeakReport, Questions, leaks, read_questions
     from spin_native.analyses.perturbation import FinalProbe, Perturbation, perturbation_curve
+    from spin_native.analyses.prompt_tuning import tune_prompt
     from spin_native.analyses.prompted_skills import prompted_skill_neurons
     from spin_native.analyses.pruning import ActivationMeans, Pruned, activation_means, prune, read_importance
     from spin_native.analyses.randomized import randomized
     from spin_native.analyses.selections import selection_stability, selector, token_selectivity
     from spin_native.analyses.skills import SkillNeurons, skill_neurons, text_skill_neurons
-    from spin_native.analyses.soft_prompts import SoftPrompt, tune_prompt
+    from spin_native.analyses.soft_prompts import SoftPrompt
     from spin_native.analyses.transfer import Transferability, transferability
 
 _MODULES = {
@@ -81,7 +82,7 @@ _MODULES = {
     "token_selectivity": "selections",
     "transfer_matrix": "gradient_experiments",
     "transferability": "transfer",
-    "tune_prompt": "soft_prompts",
+    "tune_prompt": "prompt_tuning",
 }
 
 __all__ = list(_MODULES)

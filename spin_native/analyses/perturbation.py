@@ -15,9 +15,9 @@ from scipy.stats import t as student
 from tqdm.auto import tqdm
 
 from spin_native.analyses.ablation import Ablation, How
+from spin_native.analyses.labels import Labels, encoded_labels
 from spin_native.analyses.results import Result
 from spin_native.analyses.skills import SkillNeurons, Which, checked_pair
-from spin_native.analyses.soft_prompts import Labels, encoded_labels
 from spin_native.errors import InputError
 from spin_native.features.extract import Extractor
 from spin_native.features.pooling import POOLINGS, Pooling

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from spin_native.analyses.labels import Labels, encoded_labels
 from spin_native.analyses.results import provenance
 from spin_native.analyses.skills import SkillNeurons, check_one_width, checked_pair, rows_per_class, subtasks
-from spin_native.analyses.soft_prompts import Labels, PromptLayout, SoftPrompt, encoded_labels
+from spin_native.analyses.soft_prompts import PromptLayout, SoftPrompt
 from spin_native.errors import InputError
 from spin_native.given import checked_texts
 from spin_native.models import Transformer

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from spin_native.analyses.labels import Labels, encoded_labels
 from spin_native.analyses.prompts import check_model
 from spin_native.analyses.results import Result, provenance, versions
-from spin_native.analyses.soft_prompts import Labels, encoded_labels
 from spin_native.errors import InputError
 from spin_native.features.extract import Extractor, check_choices, features_of
 from spin_native.features.pooling import Pooling
