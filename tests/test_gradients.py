@@ -275,7 +275,7 @@ def test_a_table_holds_every_gradient_with_its_address_and_its_origin(masked, tm
     }
     metadata = json.loads(table.schema.metadata[b"spin_native"])
     assert metadata["model_fingerprint"] == model.source.fingerprint(3, head=True)
-    assert metadata["convention"] == "magnitude"
+    assert (metadata["convention"], metadata["position"]) == ("magnitude", "mask")
     assert metadata["labels"] == ["good"]
     assert metadata["torch"] == torch.__version__
     with (tmp_path / "gradients.csv").open() as file:

@@ -23,7 +23,6 @@ from spin_native.analyses.prompts import (
     Prompts,
     Target,
     Text,
-    describe,
     read_output,
     read_prompts,
     token_rows,
@@ -192,9 +191,7 @@ def ablate_logits(
         model,
         tokenizer,
         analysis="ablate_logits",
-        of=describe(of),
-        labels=read.labels,
-        n_prompts=len(read.rows),
+        **read.settings(of),
         **plan.settings(values_from),
     )
     return measure(outputs, runs, reading, metadata, progress)

@@ -23,7 +23,6 @@ from spin_native.analyses.prompts import (
     check_model,
     checked_layers,
     default_max_tokens,
-    describe,
     read_output,
     read_prompts,
 )
@@ -180,9 +179,7 @@ class _Gradients:
             self.tokenizer,
             analysis="neuron_gradients",
             convention=self.convention,
-            of=describe(self.of),
-            labels=self.prompts.labels,
-            n_prompts=len(self.prompts.rows),
+            **self.prompts.settings(self.of),
             **settings,
         )
 

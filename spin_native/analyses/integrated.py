@@ -18,7 +18,6 @@ from spin_native.analyses.prompts import (
     Text,
     checked_layers,
     default_max_tokens,
-    describe,
     read_output,
     read_prompts,
 )
@@ -71,7 +70,7 @@ def integrated_gradients(
         "layer": np.array(chosen),
         "neuron": np.arange(attribution.shape[3]),
     }
-    settings = {"analysis": "integrated_gradients", "of": describe(of), "steps": steps, "scaled": scaled, "labels": read.labels}
+    settings = {"analysis": "integrated_gradients", **read.settings(of), "steps": steps, "scaled": scaled}
     return Result(axes, {"attribution": attribution}, provenance(model, tokenizer, **settings))
 
 

@@ -21,7 +21,6 @@ from spin_native.analyses.prompts import (
     Target,
     Text,
     checked_layers,
-    describe,
     read_output,
     read_prompts,
 )
@@ -140,9 +139,7 @@ def intervention_curves(
         tokenizer,
         analysis="intervention_curves",
         convention=convention,
-        of=describe(of),
-        labels=read.labels,
-        n_prompts=len(read.rows),
+        **read.settings(of),
     )
     return InterventionCurves(axes, {"output": stacked}, metadata, np.stack(base), members)
 

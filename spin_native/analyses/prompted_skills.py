@@ -57,7 +57,8 @@ def prompted_skill_neurons(
             accuracies.append(subtask_accuracy(n_above, n_rows, balanced))  # [subtask, prompt, layer, neuron]
             baselines.append(baseline.mean(0))
     of_prompts = [prompt.settings for prompt in prompts]
-    metadata = provenance(model, tokenizer, prompts=of_prompts, n_training=len(training_texts), n_dev=len(dev_texts))
+    n_texts = {"n_training": len(training_texts), "n_dev": len(dev_texts)}
+    metadata = provenance(model, tokenizer, analysis="prompted_skill_neurons", prompts=of_prompts, **n_texts)
     return SkillNeurons.of(
         np.array(accuracies),
         np.array(baselines),

@@ -30,15 +30,20 @@ Text = str | Sequence[int]  # a prompt: a text, or its token ids
 class Prompts:
     """Prompts as token ids.
 
-    rows: of each prompt. positions: the probed token of each, counted from the prompt's start.
+    rows: of each prompt. position: which token is probed. positions: where it is in each prompt, counted from its start.
     targets [row, label]: the token ids whose output is followed; no labels where a function or a probe gives the output.
     labels: the targets' names if all rows share them, else None.
     """
 
     rows: list[list[int]]
+    position: Position
     positions: list[int]
     targets: Int[np.ndarray, "row label"]
     labels: list[str] | None
+
+    def settings(self, of: Of) -> dict[str, Any]:
+        """What a result's metadata says of the prompts and of the followed number."""
+        return {"of": describe(of), "position": self.position, "labels": self.labels, "n_prompts": len(self.rows)}
 
     def batches(self, max_tokens: int, rows: Sequence[int]) -> Iterator[list[int]]:
         """Some of the rows, longest first, as batches of at most `max_tokens` tokens and at least one row."""
@@ -74,9 +79,9 @@ def read_prompts(
             raise InputError(
                 "targets are for of='probability', 'logit' or 'log_probability'; leave them out for a function or a probe"
             )
-        return Prompts(rows, positions, np.empty((len(rows), 0), np.int64), None)
+        return Prompts(rows, position, positions, np.empty((len(rows), 0), np.int64), None)
     ids, labels = target_ids(model, tokenizer, targets, len(rows))
-    return Prompts(rows, positions, ids, labels)
+    return Prompts(rows, position, positions, ids, labels)
 
 
 def token_rows(model: Transformer, tokenizer: Tokenizer | None, prompts: Sequence[Text]) -> list[list[int]]:

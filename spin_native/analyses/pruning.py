@@ -95,6 +95,7 @@ def prune(
     metadata = provenance(
         model,
         tokenizer,
+        analysis="prune",
         share=share,
         kept={str(layer): neurons.tolist() for layer, neurons in kept.items()},
         padded=pad,
