@@ -85,7 +85,7 @@ class Ablation:
         if self.how == "mean":
             return torch.as_tensor(self.values[layer.index], device=old.device).expand_as(old)
         rows = []
-        for ids in layer.batch.ids.split(layer.batch.lengths):
+        for ids in layer.batch.ids.split(layer.batch.texts.lengths):
             generator = self._generator(layer.index, ids)
             if self.how == "noise":
                 rows.append(self.noise * torch.randn(len(ids), old.shape[1], generator=generator))
@@ -127,12 +127,19 @@ class NeuronValues:
 
 
 def ablation_values(
-    model: Transformer, rows: Sequence[Sequence[int]] | None, how: How, *, pool_tokens: int = POOL_TOKENS, seed: int = 0
+    model: Transformer,
+    rows: Sequence[Sequence[int]] | None,
+    how: How,
+    *,
+    pool_tokens: int = POOL_TOKENS,
+    seed: int = 0,
+    text_of: Sequence[int] | None = None,
 ) -> NeuronValues:
     """The values that ablation by "mean" or "resample" writes, from the unchanged model's activations on other texts.
 
     rows: token ids of each text. how: "mean" takes the mean over all tokens of all rows; "resample" keeps `pool_tokens` random
         tokens (drawn by `seed`), special tokens among them. "zero" and "noise" need no rows, and get no values.
+    text_of: the `text_digest` of the text of each row, where a row is one window of a text; None: every row is a text.
     Raises InputError for an unknown `how`, and where rows are needed but none are given.
     """
     if how not in get_args(How):
@@ -148,7 +155,7 @@ def ablation_values(
     lengths = [len(row) for row in rows]
     n_tokens = sum(lengths)
     picked = np.sort(np.random.default_rng(seed).permutation(n_tokens)[:pool_tokens])
-    digests = np.repeat([text_digest(row) for row in rows], lengths)
+    digests = np.repeat([text_digest(row) for row in rows] if text_of is None else text_of, lengths)
     return NeuronValues(_tokens(model, rows, picked), digests[picked])
 
 

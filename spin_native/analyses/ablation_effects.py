@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from sklearn.metrics import accuracy_score, r2_score
 from tqdm.auto import tqdm
 
-from spin_native.analyses.ablation import Ablation, How, Neurons, ablation_values, chosen_neurons
+from spin_native.analyses.ablation import Ablation, How, Neurons, ablation_values, chosen_neurons, text_digest
 from spin_native.analyses.ablation_runs import INTERVAL, Importance, Plan, Run, Which
 from spin_native.analyses.gradients import as_numpy
 from spin_native.analyses.prompts import (
@@ -257,7 +257,8 @@ def ablate_probe(
     if truth is not None and len(truth) != len(listed):
         raise InputError(f"labels: got {len(truth)} labels for {len(listed)} texts; expected one for each text")
     others = None if values_from is None else list(rows_of(values_from, "values_from"))
-    runs = plan.runs(ablation_values(model, text_rows(extractor, others), how, seed=seed))
+    rows, text_of = text_rows(extractor, others)
+    runs = plan.runs(ablation_values(model, rows, how, seed=seed, text_of=text_of))
     blocks = list(extractor.encoded(listed, False))
 
     def outputs(edit: Ablation | None) -> Float[Array, "row output"]:
@@ -271,12 +272,17 @@ def ablate_probe(
     return measure(outputs, runs, _probe_reading(probe, truth), metadata, progress)
 
 
-def text_rows(extractor: Extractor, texts: Sequence[str] | None) -> list[list[int]] | None:
-    """The token ids of texts that values are taken from, as the model reads them."""
+def text_rows(extractor: Extractor, texts: Sequence[str] | None) -> tuple[list[list[int]] | None, list[int] | None]:
+    """The token ids of texts that values are taken from, in the rows that the model reads, and each row's `text_digest`."""
     if not texts:
-        return None
-    listed = checked_texts(texts, "values_from")
-    return [block.ids[row] for block in extractor.encoded(listed, False) for row in block.row_of]
+        return None, None
+    rows, text_of = [], []
+    for block in extractor.encoded(checked_texts(texts, "values_from"), False):
+        for row in block.row_of:
+            of_text = block.rows_of_model(row)
+            rows += of_text
+            text_of += [text_digest(block.ids[row])] * len(of_text)
+    return rows, text_of
 
 
 def _probe_reading(probe: LogisticProbe | LinearProbe, truth: Shaped[Array, "row"] | None) -> Reading:

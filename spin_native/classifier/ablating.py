@@ -73,7 +73,8 @@ class Ablating(Learnt):
         chosen = self._chosen(neurons, importance)
         plan = Plan(chosen, deployed.widths, how, importance, noise, n_draws, seed)
         others = None if values_from is None else list(rows_of(values_from, "values_from"))
-        values = ablation_values(deployed.extractor.model, text_rows(deployed.extractor, others), how, seed=seed)
+        drawn_from, text_of = text_rows(deployed.extractor, others)
+        values = ablation_values(deployed.extractor.model, drawn_from, how, seed=seed, text_of=text_of)
         runs = plan.runs(values, deployed.columns_of)
         blocks = list(deployed.extractor.encoded(listed, False))
 

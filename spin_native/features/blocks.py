@@ -4,10 +4,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
+import torch
 from jaxtyping import Int, Shaped, UInt8
 from tqdm.auto import tqdm
+
+from spin_native.text.batch import TokenBatch
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class Block:
 
     ids, is_truncated: of each distinct text. row_of: for each text its row of `ids`. first_row: the first text's place in the
     stream. bar: counts the texts whose features are computed. places: pooling ("mask", "position") -> the position that it
-    reads in each row of ids.
+    reads in each row of ids. windows: of each row of ids, how many tokens each of its windows has, one window after the other;
+    None: every text is one row of the model.
     """
 
     texts: Sequence[str]
@@ -26,6 +31,19 @@ class Block:
     row_of: Int[np.ndarray, "text"]
     bar: "tqdm[None] | None" = None
     places: Mapping[str, Int[np.ndarray, "row"]] = field(default_factory=dict)
+    windows: Sequence[tuple[int, ...]] | None = None
+
+    def rows_of_model(self, row: int) -> list[list[int]]:
+        """A row of ids as the rows that the model reads: one for each window."""
+        ids = iter(self.ids[row])
+        return [list(islice(ids, length)) for length in ([len(self.ids[row])] if self.windows is None else self.windows[row])]
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> TokenBatch:
+        """Some rows of ids as a batch."""
+        ids = [self.ids[row] for row in rows]
+        if self.windows is None:
+            return TokenBatch.from_rows(ids, device)
+        return TokenBatch.from_texts(ids, [self.windows[row] for row in rows], device)
 
     @property
     def copies(self) -> Int[np.ndarray, "row"]:

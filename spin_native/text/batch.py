@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from typing import TypeVar
 
 import torch
@@ -37,25 +37,32 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """The tokens of several texts (rows), end to end.
+    """The tokens of several rows, end to end: a row is a text, or one window of a long text.
 
-    Only attention lets tokens meet; every other operation treats each token by itself. So no padding is carried: it cannot
-    leak into a mean, and no arithmetic is spent on it.
+    Only attention lets tokens meet, those of one row; every other operation treats each token by itself. So no padding is
+    carried: it cannot leak into a mean, and no arithmetic is spent on it.
 
     ids: token ids of all rows, one after the other.
     lengths: tokens per row; every row has at least one.
     mask: which positions of the padded tensor held the tokens, if the batch came from one.
+    n_windows: how many rows each text has, side by side; None: every row is a text.
     """
 
     ids: Int[Tensor, "token"]
     lengths: tuple[int, ...]
     mask: Bool[Tensor, "row position"] | None = None
+    n_windows: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1 or sum(self.lengths) != len(self.ids):
             raise InputError(
                 f"TokenBatch: got {len(self.ids)} token ids for rows of {list(self.lengths)[:8]} tokens; expected at least "
                 "one row, at least one token in each, and lengths that add up to the number of ids"
+            )
+        if self.n_windows is not None and (min(self.n_windows) < 1 or sum(self.n_windows) != len(self.lengths)):
+            raise InputError(
+                f"TokenBatch: got {len(self.lengths)} rows for texts of {list(self.n_windows)[:8]} windows; expected at least "
+                "one window per text, and as many windows as rows"
             )
         with torch.inference_mode(False):
             for name, tensor in (("ids", self.ids), ("mask", self.mask)):
@@ -67,6 +74,21 @@ class TokenBatch:
         """A batch of the given token ids, one sequence per row."""
         flat = [token_id for row in rows for token_id in row]
         return cls(torch.tensor(flat, dtype=torch.long, device=device), tuple(len(row) for row in rows))
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Sequence[Sequence[int]],
+        windows: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+    ) -> "TokenBatch":
+        """A batch of texts in windows: a row per window. texts: token ids, window after window. windows: their lengths."""
+        if all(len(of_text) == 1 for of_text in windows):
+            return cls.from_rows(texts, device)
+        flat = [token_id for text in texts for token_id in text]
+        lengths = tuple(length for of_text in windows for length in of_text)
+        n_windows = tuple(len(of_text) for of_text in windows)
+        return cls(torch.tensor(flat, dtype=torch.long, device=device), lengths, n_windows=n_windows)
 
     @classmethod
     def from_padded(
@@ -100,6 +122,34 @@ class TokenBatch:
     @property
     def n_tokens(self) -> int:
         return len(self.ids)
+
+    @property
+    def texts(self) -> "TokenBatch":
+        """The same tokens with a row per text, whose windows are joined: what poolings read, and no model."""
+        return self if self.n_windows is None else self._texts
+
+    @cached_property
+    @outside_inference_mode
+    def _texts(self) -> "TokenBatch":
+        lengths = iter(self.lengths)
+        return TokenBatch(self.ids, tuple(sum(islice(lengths, n)) for n in self.n_windows or ()))
+
+    @cached_property
+    @outside_inference_mode
+    def text_of_row(self) -> Int[Tensor, "row"]:
+        """Which text each row belongs to."""
+        rows = torch.arange(self.n_rows, device=self.ids.device)
+        if self.n_windows is None:
+            return rows
+        return torch.repeat_interleave(rows[: len(self.n_windows)], torch.tensor(self.n_windows, device=self.ids.device))
+
+    def rows_of(self, texts: Int[Tensor, "text"]) -> Int[Tensor, "row"]:
+        """The rows of some texts, ascending: all their windows."""
+        return texts if self.n_windows is None else torch.isin(self.text_of_row, texts).nonzero()[:, 0]
+
+    def texts_of(self, rows: Int[Tensor, "row"]) -> Int[Tensor, "text"]:
+        """The texts that some rows belong to, ascending, each once."""
+        return rows if self.n_windows is None else self.text_of_row[rows].unique()
 
     @cached_property
     @outside_inference_mode
@@ -159,7 +209,11 @@ class TokenBatch:
         is_kept = torch.zeros(self.n_rows, dtype=torch.bool, device=self.ids.device).index_fill_(0, rows, True)
         tokens = is_kept[self.row_of_token].nonzero()[:, 0]
         lengths = tuple(length for length, stays in zip(self.lengths, is_kept.tolist(), strict=True) if stays)
-        return TokenBatch(self.ids[tokens], lengths), tokens
+        n_windows = None
+        if self.n_windows is not None:
+            counts = torch.bincount(self.text_of_row[is_kept]).tolist()
+            n_windows = tuple(count for count in counts if count)
+        return TokenBatch(self.ids[tokens], lengths, n_windows=n_windows), tokens
 
     def to_padded(self, x: Shaped[Tensor, "token *rest"]) -> Shaped[Tensor, "row position *rest"]:
         """Lay per-token values out as [batch, position, ...], zeros in the padding.
@@ -177,7 +231,7 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
         mask = None if self.mask is None else self.mask.to(device)
-        return TokenBatch(self.ids.to(device), self.lengths, mask)
+        return TokenBatch(self.ids.to(device), self.lengths, mask, self.n_windows)
 
 
 def checked_mask(mask: Shaped[Tensor, "row position"], caller: str) -> Bool[Tensor, "row position"]:

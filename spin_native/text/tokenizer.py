@@ -30,10 +30,23 @@ class TruncationWarning(UserWarning):
 
 
 class Encoded(NamedTuple):
-    """Token ids per text, and whether the text was cut."""
+    """Token ids per text, and whether the text was cut.
+
+    windows: how many tokens each window of a text has, where long texts are read in windows (see documents.py); None: every
+    text is one row.
+    """
 
     ids: list[list[int]]
     truncated: list[bool]
+    windows: list[tuple[int, ...]] | None = None
+
+
+class Whole(NamedTuple):
+    """The token ids of one text to its end. n_before, n_after: how many of them are special tokens around the text."""
+
+    ids: list[int]
+    n_before: int
+    n_after: int
 
 
 class Tokenizer:
@@ -74,7 +87,8 @@ class Tokenizer:
         self._files = dict(files or {})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encodes_special": self._backend.encode_special_tokens}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_untruncated"}
+        return {**kept, "_encodes_special": self._backend.encode_special_tokens}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The tokenizers library leaves one setting out of its own pickles."""
@@ -109,18 +123,45 @@ class Tokenizer:
 
         Raises InputError for what is no text, and for a text with a token that the model's embedding has no row for.
         """
+        encodings = self._encodings(self._backend, texts, first_row)
+        ids = [encoding.ids or self._empty() for encoding in encodings]
+        self._check_embedded(ids, first_row)
+        return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
+
+    def encode_whole(self, texts: Sequence[str]) -> list[Whole]:
+        """Token ids of each text to its end, however long it is. Raises InputError as `encode` does."""
+        read = []
+        for encoding in self._encodings(self._untruncated, texts, 0):
+            mask = encoding.special_tokens_mask
+            n_before = mask.index(0) if 0 in mask else len(mask)
+            n_after = mask[::-1].index(0) if 0 in mask else 0
+            read.append(Whole(encoding.ids or self._empty(), n_before, n_after))
+        self._check_embedded([whole.ids for whole in read], 0)
+        return read
+
+    @cached_property
+    def _untruncated(self) -> tokenizers.Tokenizer | FastBpe:
+        """The backend without truncation: a copy, because another thread may use the backend at this moment."""
+        backend = copy.deepcopy(self)._backend
+        backend.no_truncation()
+        return backend
+
+    @property
+    def n_special(self) -> int:
+        """How many special tokens stand around a text."""
+        return self._backend.num_special_tokens_to_add(is_pair=False)
+
+    def _encodings(self, backend: tokenizers.Tokenizer | FastBpe, texts: Sequence[str], first_row: int) -> list[Any]:
+        """What a backend makes of each text."""
         listed = list(several(texts))
         for row, text in enumerate(listed, first_row):
             check_text(text, row)
         try:
-            encodings = self._backend.encode_batch_fast(listed)
+            return backend.encode_batch_fast(listed)
         except BaseException as error:
             if not is_failure(error):
                 raise
             raise self._refused(listed, first_row, error) from None
-        ids = [encoding.ids or self._empty() for encoding in encodings]
-        self._check_embedded(ids, first_row)
-        return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
 
     def _refused(self, texts: list[str], first_row: int, error: BaseException) -> InputError:
         """The error that names the first text which cannot be encoded."""
