@@ -278,7 +278,7 @@ def text_rows(extractor: Extractor, texts: Sequence[str] | None) -> tuple[list[l
         return None, None
     rows, text_of = [], []
     for block in extractor.encoded(checked_texts(texts, "values_from"), False):
-        for row in block.row_of:
+        for row in block.row_of.tolist():
             of_text = block.rows_of_model(row)
             rows += of_text
             text_of += [text_digest(block.ids[row])] * len(of_text)

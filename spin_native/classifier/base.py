@@ -220,10 +220,11 @@ class SpinEstimator(Ablating):
 
         seen: digests of the texts that fit saw (None: not known).
         """
-        deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device, self.windows)
+        windows = Windows.of(self.windows)
+        deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device, windows)
         promise = fitted.promise and fitted.promise.in_dtype(deployed.dtype)
         learnt = {name: getattr(fitted, name[:-1]) for name in LEARNT if name not in ("task_", "heads_")}
-        place = Place.of(checkpoint, self.dtype, self.device, self.windows)
+        place = Place.of(checkpoint, self.dtype, self.device, windows)
         learnt |= {"_heads": deployed.heads, "promise_": promise, "_fitted_with": self.get_params()}
         self.__dict__.update(learnt, _deployed=deployed, _place=place, _seen=seen, _content=None)
 

@@ -59,7 +59,7 @@ class TokenBatch:
                 f"TokenBatch: got {len(self.ids)} token ids for rows of {list(self.lengths)[:8]} tokens; expected at least "
                 "one row, at least one token in each, and lengths that add up to the number of ids"
             )
-        if self.n_windows is not None and (min(self.n_windows) < 1 or sum(self.n_windows) != len(self.lengths)):
+        if self.n_windows is not None and (0 in self.n_windows or sum(self.n_windows) != len(self.lengths)):
             raise InputError(
                 f"TokenBatch: got {len(self.lengths)} rows for texts of {list(self.n_windows)[:8]} windows; expected at least "
                 "one window per text, and as many windows as rows"
