@@ -69,8 +69,9 @@ def extract(
     windows: (size, stride), to read long texts to their end; None: a text is cut at what the model holds, with a warning. size:
         tokens of a window, special tokens included; a text with more is read as several windows, each with its own special
         tokens, which do not attend to one another. stride: how many text tokens later the next window starts. Features are
-        pooled over the tokens of all windows as over those of one text, so a mean counts a token in an overlap twice. A text
-        is one batch at least, however many windows it has: a layer then needs 4 * d_ffn bytes (float32) for each of its tokens.
+        pooled over the tokens of all windows as over those of one text: a mean counts a token once for each window that holds
+        it. All windows of a text run in one batch, whose memory grows with the text: about 8 * d_ffn bytes (float32) per token,
+        0.7 GB for 60,000 tokens with d_ffn 1536.
     edit: changes each layer's activation, as in `Transformer.layers`; what it returns is pooled and written by the layer. For
         example an `analyses.ablation.Ablation`.
     store: a folder to keep the features in, as an ActivationStore, instead of memory. An interrupted extraction resumes when
