@@ -16,15 +16,19 @@ from sklearn.utils.validation import check_is_fitted
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier import explain, options, saved
 from spin_native.classifier.ablating import Ablating
+from spin_native.classifier.baselines import Baseline
+from spin_native.classifier.curves import CurveRow
+from spin_native.classifier.dense_training import DenseTraining
 from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.explain import Contribution
 from spin_native.classifier.learnt import LEARNT, Place
 from spin_native.classifier.options import DTYPES
+from spin_native.classifier.published import PublishedTraining
 from spin_native.classifier.rows import TextsAndLabels, digests, evaluation_rows, labelled_parts
-from spin_native.classifier.settings import FinalRows, HeadName, Mixing, PhaseTwo, Scaling, Settings
+from spin_native.classifier.settings import PUBLISHED, FinalRows, HeadName, Mixing, PhaseTwo, Scaling, Settings
 from spin_native.classifier.tasks import TASKS, Metric, Task, TaskName
-from spin_native.classifier.training import Fitted, Training
+from spin_native.classifier.training import Fitted
 from spin_native.errors import InputError
 from spin_native.features.extract import Site
 from spin_native.features.pooling import Pooling
@@ -80,6 +84,7 @@ class SpinEstimator(Ablating):
     """
 
     task: ClassVar[TaskName]
+    baselines_: dict[str, Baseline] | None
 
     def __init__(
         self,
@@ -87,11 +92,11 @@ class SpinEstimator(Ablating):
         *,
         revision: str | None = None,
         depth: int | Literal["best"] | None = "best",
-        tolerance: float = 0.0,
-        sites: Sequence[Site] = ("activation",),
-        poolings: Sequence[Pooling] = ("mean", "max"),
-        mixing: Mixing = "best",
-        head: HeadName = "refit",
+        tolerance: float | Literal["one-se"] | None = None,
+        sites: Sequence[Site] | None = None,
+        poolings: Sequence[Pooling] | None = None,
+        mixing: Mixing | None = None,
+        head: HeadName = "best",
         phase_two: PhaseTwo = "seen",
         ranker: str = "squared",
         etas: Sequence[float] | None = None,
@@ -141,6 +146,12 @@ class SpinEstimator(Ablating):
         self.seed = seed
 
     @property
+    def baseline_(self) -> CurveRow | None:
+        """The row of the usual way, a regression on the final hidden state; None where no baselines were wanted."""
+        check_is_fitted(self, "heads_")
+        return None if self.baselines_ is None else self.baselines_["final_hidden"].row
+
+    @property
     def metric_(self) -> Metric:
         """The metric that is compared."""
         return options.metric_of(self.get_params(), TASKS[self.task])
@@ -180,17 +191,18 @@ class SpinEstimator(Ablating):
         max_depth, exits = options.check_model(given, checkpoint.config)
         windows = Windows.checked(self.windows, checkpoint.tokenizer)
         share, seed = self.validation_share, int(self.seed)
-        task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share, seed)
+        is_published = self.head in PUBLISHED
+        task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share if is_published else None, seed)
         if self.final_rows is None and validation is None and self.phase_two == "seen":
             given["final_rows"] = "all"
-        training = Training(
+        training = (PublishedTraining if is_published else DenseTraining)(
             checkpoint=checkpoint,
             dtype=DTYPES[self.dtype],
             device=self.device,
             settings=options.settings_of(given, task),
             max_depth=max_depth,
             chooses_depth=options.is_best(self.depth),
-            tolerance=self.tolerance,
+            tolerance=options.tolerance_of(given),
             exits=exits,
             sample=self.sample,
             phase_two=self.phase_two,
@@ -207,7 +219,7 @@ class SpinEstimator(Ablating):
                 ConvergenceWarning,
                 stacklevel=2,
             )
-        self._take(fitted, checkpoint, digests([*parts["training"].texts, *parts["validation"].texts]))
+        self._take(fitted, checkpoint, digests(text for name, rows in parts.items() if name != "test" for text in rows.texts))
         return self
 
     def _settings(self, task: Task) -> Settings:

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spin_native.classifier.fitting import BASELINE_C_TIMES, Rows, Standardizer, best_probe
+from spin_native.classifier.fitting import Rows, Standardizer
 from spin_native.classifier.heads import Head, RefitHead
 from spin_native.classifier.heads.refit import refit
-from spin_native.classifier.parts import ExtractedPart, Neurons, Part
+from spin_native.classifier.parts import Neurons, Part
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers
 from spin_native.features.store import FeatureKey
@@ -112,34 +112,3 @@ def layer_curve(layers: ProbedLayers, test: Part | None, settings: Settings) -> 
             tested = settings.score(test.labels, head.predict(head.read(test)))
         rows.append(CurveRow(index + 1, layer.score, tested, len(used), layer.feature.pooling, None, layer.probe.C, site))
     return rows
-
-
-def baseline(
-    train: ExtractedPart, validation: ExtractedPart, test: ExtractedPart | None, layer: int, settings: Settings
-) -> tuple[CurveRow, bool]:
-    """The usual way: an L2 regression on the pooled final hidden state; validation chooses pooling and C.
-
-    layer: the number of the final hidden state (n_layers). With its row: whether the solver converged.
-    """
-    best = None
-    for pooling in settings.poolings:
-        feature = FeatureKey("hidden", pooling, layer)
-        raw = train.whole(feature)
-        standardizer = Standardizer.of(raw, settings.scaling)
-        rows = Rows(standardizer(raw), train.labels)
-        del raw
-        held_out = Rows(standardizer(validation.whole(feature)), validation.labels)
-        Cs = [times / rows.features.shape[1] for times in BASELINE_C_TIMES]
-        probe, score = best_probe(rows, held_out, Cs, 0.0, settings)
-        if best is None or settings.worth(score) > settings.worth(best[1]):
-            best = probe, score, feature, standardizer, rows, held_out
-    assert best is not None
-    probe, score, feature, standardizer, rows, held_out = best
-    if settings.final_rows == "all":
-        both = rows.joined(held_out)
-        (probe,) = probe.fit_path(both.features, both.labels, [probe.C])
-    tested = None
-    if test is not None:
-        tested = settings.score(test.labels, probe.predict(standardizer(test.whole(feature))))
-    width = probe.coef_.shape[1]
-    return CurveRow(layer, score, tested, width, feature.pooling, None, probe.C, "hidden"), probe.converged_

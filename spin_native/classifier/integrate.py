@@ -5,16 +5,26 @@ validation rows together (final_rows). The test rows are read once, for the curv
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.fitting import Rows
 from spin_native.classifier.heads import HEADS, Head
 from spin_native.classifier.parts import Neurons, Part
-from spin_native.classifier.settings import Settings
+from spin_native.classifier.settings import Settings, features_below
 from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, Selection, selections
+
+
+class Integrated(NamedTuple):
+    """The head at a depth after its last fit, its row of the curve, and its outputs for validation rows before that fit."""
+
+    head: Head
+    row: CurveRow
+    held_out: Float[np.ndarray, "validation output"]
 
 
 def integrate(
@@ -23,21 +33,23 @@ def integrate(
     validation: Part,
     test: Part | None,
     max_depth: int,
+    n_layers: int,
     settings: Settings,
     progress: bool | None,
-) -> tuple[dict[int, Head], dict[int, CurveRow]]:
-    """A head and a row of the curve for every depth from 1 to `max_depth` at which some neuron is salient."""
-    heads: dict[int, Head] = {}
-    curve: dict[int, CurveRow] = {}
+) -> dict[int, Integrated]:
+    """A head for every depth from 1 to `max_depth` at which some neuron is salient."""
+    integrated: dict[int, Integrated] = {}
     hidden_bar = None if progress is None else not progress
     for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
-        below = [layer for layer in layers.values() if layer.feature.layer < depth]
+        readable = set(features_below(settings.sources, depth, n_layers))
+        below = [layer for layer in layers.values() if layer.feature in readable]
         best = _best_head(below, train, validation, settings)
         if best is not None:
-            heads[depth] = head = _last_fit(best[0], layers, train, validation, settings)
+            held_out = best[0].output(best[0].read(validation))
+            head = _last_fit(best[0], layers, train, validation, settings)
             tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
-            curve[depth] = CurveRow.of_head(depth, best[1], tested, head)
-    return heads, curve
+            integrated[depth] = Integrated(head, CurveRow.of_head(depth, best[1], tested, head), held_out)
+    return integrated
 
 
 def _best_head(layers: Sequence[ProbedLayer], train: Part, validation: Part, settings: Settings) -> tuple[Head, float] | None:

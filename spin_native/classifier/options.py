@@ -11,8 +11,21 @@ from huggingface_hub.utils import validate_repo_id
 from spin_native.checkpoints import Dtype
 from spin_native.checkpoints.load import check_device
 from spin_native.classifier.exits import shallowest_within
-from spin_native.classifier.heads import HEADS, check_options
-from spin_native.classifier.settings import ETAS, FinalRows, Mixing, PhaseTwo, Scaling, Settings
+from spin_native.classifier.heads import check_options
+from spin_native.classifier.settings import (
+    DENSE_SOURCES,
+    ETAS,
+    PUBLISHED,
+    PUBLISHED_SOURCES,
+    FinalRows,
+    HeadName,
+    Mixing,
+    PhaseTwo,
+    Scaling,
+    Settings,
+    Source,
+    Tolerance,
+)
 from spin_native.classifier.tasks import Metric, Task
 from spin_native.classifier.tasks.base import check_share
 from spin_native.errors import InputError
@@ -44,8 +57,8 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
         ("scaling", get_args(Scaling)),
         ("final_rows", (*get_args(FinalRows), None)),
         ("dtype", tuple(DTYPES)),
-        ("mixing", get_args(Mixing)),
-        ("head", tuple(HEADS)),
+        ("mixing", (*get_args(Mixing), None)),
+        ("head", get_args(HeadName)),
         ("phase_two", get_args(PhaseTwo)),
         ("ranker", (*WEIGHTINGS, *RANKERS)),
     ):
@@ -60,8 +73,9 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
     check_options(options["head"], options)
     task.check_ranker(options["ranker"])
     _check_numbers(options)
-    check_choices(options["sites"], get_args(Site), "sites")
-    check_choices(options["poolings"], get_args(Pooling), "poolings")
+    for name, choices in (("sites", get_args(Site)), ("poolings", get_args(Pooling))):
+        if options[name] is not None:
+            check_choices(options[name], choices, name)
     Windows.of(options["windows"])
     cuts_of(options)
     if has_validation and options["validation_share"] != DEFAULT_SHARE:
@@ -71,7 +85,7 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
         )
     if options["phase_two"] != "seen" and options["sample"] is not None:
         raise InputError(f"phase_two={options['phase_two']!r} and sample={options['sample']} exclude each other: leave one out")
-    if not is_best(options["depth"]) and options["tolerance"] != 0:
+    if not is_best(options["depth"]) and options["tolerance"] not in (None, 0):
         raise InputError(
             f"tolerance={options['tolerance']} is for depth='best', which chooses a depth; the depth here is "
             f"{options['depth']!r}: leave the tolerance out"
@@ -118,7 +132,8 @@ def _check_numbers(options: Options) -> None:
         grid = numbers_of(options[name])
         if options[name] is not None and (grid is None or not all(0 < value < np.inf for value in grid)):
             raise InputError(f"{name} is {options[name]!r}; expected positive numbers in a list, tuple or array")
-    shallowest_within({1: 0.0}, options["tolerance"])  # InputError for an unusable tolerance
+    if (tolerance := options["tolerance"]) not in (None, "one-se"):
+        shallowest_within({1: 0.0}, tolerance)  # InputError for an unusable tolerance
 
 
 def cuts_of(options: Options) -> tuple[Cut, ...]:
@@ -137,14 +152,32 @@ def cuts_of(options: Options) -> tuple[Cut, ...]:
     return tuple(Cut(by, amount) for amount in np.asarray(grid).tolist())
 
 
+def sources_of(options: Options) -> tuple[Source, ...]:
+    """Each (site, pooling) that heads read."""
+    usual = PUBLISHED_SOURCES if options["head"] in PUBLISHED else DENSE_SOURCES
+    sites, poolings = options["sites"], options["poolings"]
+    if sites is None and poolings is None:
+        return usual
+    sites = tuple(dict.fromkeys(site for site, _ in usual)) if sites is None else sites
+    if poolings is None:  # the usual ones of these sites
+        return tuple(source for source in usual if source[0] in sites) or tuple((site, "mean") for site in sites)
+    return tuple((site, pooling) for site in sites for pooling in poolings)
+
+
+def tolerance_of(options: Options) -> Tolerance:
+    """That of the choice of depth; None is one standard error for dense heads, and 0, as published, for the others."""
+    if options["tolerance"] is not None:
+        return options["tolerance"]
+    return 0.0 if options["head"] in PUBLISHED else "one-se"
+
+
 def settings_of(options: Options, task: Task) -> Settings:
     """What a fit tries. final_rows=None means "training" here."""
     Cs, head_Cs = (None if options[name] is None else tuple(np.asarray(options[name]).tolist()) for name in ("Cs", "head_Cs"))
     return Settings(
         task=task,
-        sites=tuple(options["sites"]),
-        poolings=tuple(options["poolings"]),
-        mixing=options["mixing"],
+        sources=sources_of(options),
+        mixing=options["mixing"] or "best",
         head=options["head"],
         ranker=options["ranker"],
         cuts=cuts_of(options),
@@ -169,7 +202,7 @@ def check_model(options: Options, config: ModelConfig) -> tuple[int, list[int]]:
     narrowest = min(config.ffn_width(layer) for layer in range(max_depth))
     widths = {"activation": narrowest, "hidden": config.d_model}
     for cut in cuts_of(options):
-        cut.check_width(min(widths[site] for site in options["sites"]))
+        cut.check_width(min(widths[site] for site, _ in sources_of(options)))
     exits = options["exits"]
     if exits is None:
         return max_depth, []

@@ -64,6 +64,23 @@ class HeadRecord(msgspec.Struct):
     model: Literal["linear", "perceptron"]
 
 
+class ComparisonRecord(msgspec.Struct):
+    """A head against a baseline; see comparisons.Comparison."""
+
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+
+class BaselineRecord(msgspec.Struct):
+    """A baseline; see baselines.Baseline."""
+
+    row: CurveRecord  # type: ignore[valid-type]
+    held_out: ComparisonRecord | None
+    test: ComparisonRecord | None
+
+
 class PromiseRecord(msgspec.Struct):
     """The result of a calibration; see exits.Promise."""
 
@@ -81,11 +98,13 @@ class ScoresRecord(msgspec.Struct):
     """What the fit measured."""
 
     metric: Metric
-    baseline: CurveRecord | None  # type: ignore[valid-type]
     depth_curve: list[CurveRecord]  # type: ignore[valid-type]
     layer_curve: list[CurveRecord]  # type: ignore[valid-type]
     controls: ControlsRecord | None  # type: ignore[valid-type]
     unconverged: list[str]
+    baseline: CurveRecord | None = None  # type: ignore[valid-type]  # where there are no baselines: of earlier versions
+    baselines: dict[str, BaselineRecord] | None = None
+    suspicious_rows: list[Count] | None = None
 
 
 class Description(msgspec.Struct):

@@ -50,21 +50,25 @@ def labelled_parts(
     training: TextsAndLabels,
     validation: TextsAndLabels | None,
     test: TextsAndLabels | None,
-    validation_share: float,
+    validation_share: float | None,
     seed: int,
 ) -> tuple[Task, dict[str, LabelledRows]]:
     """The task that the training labels describe, and the rows by part: "training", "validation", and "test" if given.
 
-    Without validation rows, `validation_share` of the training rows is split off, equal texts on one side. Raises InputError
+    Without validation rows, `validation_share` of the training rows is split off, equal texts on one side
+    (None: nothing is). Raises InputError
     for texts and labels that cannot be used, naming the row. LeakWarning if a text is in two parts.
     """
     texts, labels = checked_texts(training[0], "training rows"), _kept(training[1])
     task = task_type.learn(labels, len(texts), "training rows")
     rows = LabelledRows(texts, task.encode(labels, len(texts), "training rows"), "training rows")
     leaks: list[str] = []
+    if validation_share is None:
+        parts = {"training": rows}
+        task.check_training(rows.labels)
     if validation is not None:
         parts = {"training": rows, "validation": _encoded(task, validation, "validation rows")}
-    else:
+    elif validation_share is not None:
         *chosen, leaks = split(task, texts, rows.labels, validation_share, seed)
         parts = {name: rows.take(some) for name, some in zip(("training", "validation"), chosen, strict=True)}
     if test is not None:
@@ -129,6 +133,8 @@ def _leaks(parts: Mapping[str, LabelledRows], has_own_validation: bool) -> Itera
     for held_out, *others in (("test", "training", "validation"), ("validation", "training")):
         if held_out not in parts or (held_out == "validation" and not has_own_validation):
             continue
+        others = [other for other in others if other in parts]
+        others = [other for other in others if other in parts]
         seen = {text for other in others for text in parts[other].texts}
         shared = [row for row, text in enumerate(parts[held_out].texts) if text in seen]
         if shared:

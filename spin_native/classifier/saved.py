@@ -19,10 +19,12 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from spin_native.checkpoints import Checkpoint, Location
+from spin_native.classifier.baselines import Baseline
+from spin_native.classifier.comparisons import Comparison
 from spin_native.classifier.curves import Controls, CurveRow
 from spin_native.classifier.exits import Exit, Promise, checked_exit
 from spin_native.classifier.heads import Head, describe, head_tensors, read_head
-from spin_native.classifier.records import Description, FormatRecord, TensorsRecord
+from spin_native.classifier.records import Description, FormatRecord, ScoresRecord, TensorsRecord
 from spin_native.classifier.tasks import TASKS, Task
 from spin_native.classifier.training import Fitted
 from spin_native.disk import check_header, decode_record, flush, json_bytes, read_record, record_bytes, write_bytes
@@ -101,11 +103,12 @@ def pack(
         "settings": {name: value for name, value in parameters.items() if name not in PLACE},
         "scores": {
             "metric": metric,
-            "baseline": fitted.baseline and fitted.baseline._asdict(),
+            "baselines": fitted.baselines and {name: _described(one) for name, one in fitted.baselines.items()},
             "depth_curve": [row._asdict() for row in fitted.depth_curve],
             "layer_curve": [row._asdict() for row in fitted.layer_curve],
             "controls": fitted.controls and fitted.controls._asdict(),
             "unconverged": fitted.unconverged,
+            "suspicious_rows": fitted.suspicious_rows,
         },
     }
     tensors = {f"{depth}.{name}": t for depth, head in fitted.heads.items() for name, t in head_tensors(head).items()}
@@ -230,7 +233,8 @@ def restored(saved: Saved) -> Fitted:
             heads=heads,
             depth_curve=[_numbers(CurveRow, row) for row in scores.depth_curve],
             layer_curve=[_numbers(CurveRow, row) for row in scores.layer_curve],
-            baseline=scores.baseline and _numbers(CurveRow, scores.baseline),
+            baselines=_baselines(scores),
+            suspicious_rows=None if scores.suspicious_rows is None else np.array(scores.suspicious_rows, dtype=np.int64),
             controls=scores.controls and _numbers(Controls, scores.controls),
             unconverged=scores.unconverged,
             exit=exit_,
@@ -289,10 +293,30 @@ def _promise(description: Description, task: Task, heads: Mapping[int, Head]) ->
     return promise
 
 
+def _described(baseline: Baseline) -> dict[str, Any]:
+    """A baseline for JSON."""
+    comparisons = {name: one and one._asdict() for name, one in (("held_out", baseline.held_out), ("test", baseline.test))}
+    return {"row": baseline.row._asdict(), **comparisons}
+
+
+def _baselines(scores: ScoresRecord) -> dict[str, Baseline] | None:
+    """The baselines by name; earlier versions saved one, the final hidden state's."""
+    if scores.baselines is not None:
+        return {
+            name: Baseline(
+                _numbers(CurveRow, one.row),
+                one.held_out and _numbers(Comparison, one.held_out),
+                one.test and _numbers(Comparison, one.test),
+            )
+            for name, one in scores.baselines.items()
+        }
+    return scores.baseline and {"final_hidden": Baseline(_numbers(CurveRow, scores.baseline), None, None)}
+
+
 def _numbers(kind: Any, record: msgspec.Struct) -> Any:
     """A row of scores. null stands for a required score that was no finite number."""
     values = msgspec.structs.asdict(record)
-    required = ("validation",) if kind is CurveRow else Controls._fields
+    required = ("validation",) if kind is CurveRow else kind._fields
     return kind(**{name: math.nan if value is None and name in required else value for name, value in values.items()})
 
 

@@ -1,5 +1,6 @@
 """What a fit tries, and how it compares: the estimator's parameters, checked and in one place."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,14 +8,21 @@ from jaxtyping import Shaped
 
 from spin_native.classifier.tasks import Metric, Task
 from spin_native.classifier.tasks.base import Array
+from spin_native.features.spec import FeatureKey
 from spin_native.probes.importance import Cut
 
 Scaling = Literal["standard", "none"]
-HeadName = Literal["refit", "frozen", "weighted"]
+HeadName = Literal["best", "dense", "refit", "frozen", "weighted"]
+PUBLISHED = ("refit", "frozen", "weighted")  # heads on salient neurons, chosen by validation rows as their papers do
 Mixing = Literal["apart", "together", "best"]
 PhaseTwo = Literal["seen", "unseen", "both"]
 FinalRows = Literal["all", "training"]
 Source = tuple[str, str]  # (site, pooling)
+Tolerance = float | Literal["one-se"] | None
+
+# What is read where the caller names no sites and poolings.
+PUBLISHED_SOURCES: tuple[Source, ...] = (("activation", "mean"), ("activation", "max"))
+DENSE_SOURCES: tuple[Source, ...] = (("hidden", "mean"), *PUBLISHED_SOURCES)
 
 ETAS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0)  # where the caller gives no etas, top_k or top_share
 
@@ -24,8 +32,7 @@ class Settings:
     """What a fit tries, and how it compares. See SpinClassifier for each."""
 
     task: Task
-    sites: tuple[str, ...]
-    poolings: tuple[str, ...]
+    sources: tuple[Source, ...]
     mixing: Mixing
     head: HeadName
     ranker: str
@@ -38,15 +45,15 @@ class Settings:
     seed: int
 
     @property
-    def sources(self) -> list[Source]:
-        """Each (site, pooling)."""
-        return [(site, pooling) for site in self.sites for pooling in self.poolings]
+    def poolings(self) -> list[str]:
+        """Of any source."""
+        return list(dict.fromkeys(pooling for _, pooling in self.sources))
 
     @property
     def views(self) -> list[list[Source]]:
         """What one head may read of a layer: one source, or all of them."""
         apart = [[source] for source in self.sources]
-        together = [self.sources] if len(self.sources) > 1 or self.mixing == "together" else []
+        together = [list(self.sources)] if len(self.sources) > 1 or self.mixing == "together" else []
         return {"apart": apart, "together": together, "best": apart + together}[self.mixing]
 
     def score(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> float:
@@ -56,3 +63,11 @@ class Settings:
     def worth(self, score: float) -> float:
         """A score such that more is better."""
         return self.task.worth(self.metric, score)
+
+
+def features_below(sources: Sequence[Source], depth: int, n_layers: int) -> list[FeatureKey]:
+    """What a head at a depth may read, layer by layer: at the depth of the whole model also the final hidden state."""
+    below = [FeatureKey(site, pooling, layer) for layer in range(depth) for site, pooling in sources]
+    if depth == n_layers:
+        below += [FeatureKey(site, pooling, depth) for site, pooling in sources if site == "hidden"]
+    return below

@@ -60,10 +60,9 @@ class Selection:
 
 
 def sparsify(
-    train: ExtractedPart, validation: ExtractedPart, max_depth: int, settings: Settings, progress: bool | None
+    train: ExtractedPart, validation: ExtractedPart, wanted: Sequence[FeatureKey], settings: Settings, progress: bool | None
 ) -> dict[FeatureKey, ProbedLayer]:
-    """Probe every layer, and rank its neurons."""
-    wanted = [FeatureKey(site, pooling, layer) for layer in range(max_depth) for site, pooling in settings.sources]
+    """Probe every wanted feature, and rank its neurons."""
     hidden_bar = None if progress is None else not progress
     return {
         feature: _probed(train, validation, feature, settings)

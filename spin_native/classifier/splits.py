@@ -66,10 +66,7 @@ def _held_out(
     """
     random = np.random.default_rng(seed)
     n_rows = np.bincount(text_of)
-    stratum_of = np.empty(len(n_rows), dtype=np.int64)
-    present, counts = np.unique(strata, return_counts=True)
-    for stratum in present[np.argsort(-counts, kind="stable")]:
-        stratum_of[text_of[strata == stratum]] = stratum
+    stratum_of, present = _strata_of_texts(text_of, strata), np.unique(strata)
     is_held_out, lone = np.zeros(len(text_of), dtype=bool), []
     for stratum in present:
         texts = random.permutation(np.flatnonzero(stratum_of == stratum))
@@ -89,3 +86,31 @@ def _held_out(
             chosen = [texts[np.argmin(n_rows[texts])]]
         is_held_out |= np.isin(text_of, chosen)
     return is_held_out, lone
+
+
+def folds(task: Task, texts: Sequence[str], labels: Shaped[Array, "row"], n_folds: int, seed: int) -> Int[Array, "row"]:
+    """The fold that holds each row out, from 0; -1 for a row that no fold holds out.
+
+    Every stratum is spread evenly over the folds, and equal texts are in one fold. The rows of a stratum with one text only are
+    never held out: no other row could teach their class.
+    """
+    text_of = numbered_texts(texts)
+    stratum_of = _strata_of_texts(text_of, task.strata(labels))
+    random = np.random.default_rng(seed)
+    fold_of = np.full(len(stratum_of), -1)
+    n_dealt = 0
+    for stratum in np.unique(stratum_of):
+        members = random.permutation(np.flatnonzero(stratum_of == stratum))
+        if len(members) > 1:
+            fold_of[members] = (n_dealt + np.arange(len(members))) % n_folds
+            n_dealt += len(members)
+    return fold_of[text_of]
+
+
+def _strata_of_texts(text_of: Int[Array, "row"], strata: Int[Array, "row"]) -> Int[Array, "text"]:
+    """The stratum of each text; of a text with several labels the rarest."""
+    stratum_of = np.empty(text_of.max() + 1, dtype=np.int64)
+    present, counts = np.unique(strata, return_counts=True)
+    for stratum in present[np.argsort(-counts, kind="stable")]:
+        stratum_of[text_of[strata == stratum]] = stratum
+    return stratum_of

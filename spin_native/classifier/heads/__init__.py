@@ -1,24 +1,31 @@
 """One object per kind of head: how it is fitted, what it gives, how it is explained and saved, which options it uses."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from spin_native.classifier.fitting import Standardizer
 from spin_native.classifier.heads.base import OPTIONS, Head, checked, checked_neurons, describe, head_tensors
 from spin_native.classifier.heads.constant import ConstantHead
+from spin_native.classifier.heads.dense import DenseHead
 from spin_native.classifier.heads.frozen import FrozenHead
 from spin_native.classifier.heads.refit import RefitHead
 from spin_native.classifier.heads.weighted import WeightedHead
 from spin_native.classifier.records import HeadRecord
+from spin_native.classifier.settings import HeadName
 from spin_native.classifier.tasks import Task
 from spin_native.errors import InputError
 from spin_native.features.store import FeatureKey
 
-HEADS: dict[str, type[Head]] = {head.kind: head for head in (RefitHead, FrozenHead, WeightedHead)}
+HEADS: dict[str, type[Head]] = {head.kind: head for head in (DenseHead, RefitHead, FrozenHead, WeightedHead)}
 
 __all__ = ["HEADS", "ConstantHead", "Head", "RefitHead", "check_options", "describe", "head_tensors", "read_head"]
+
+
+def head_type(name: str) -> type[Head]:
+    """The kind of head; "best" is the best of several dense ones."""
+    return HEADS["dense" if name == "best" else name]
 
 
 def check_options(name: str, given: Mapping[str, Any]) -> None:
@@ -26,11 +33,12 @@ def check_options(name: str, given: Mapping[str, Any]) -> None:
 
     given: the estimator's parameters by name.
     """
+    options = head_type(name).options
     for option, neutral in OPTIONS.items():
         value = given[option]
-        asks_nothing = (value is None or isinstance(value, str)) and value in neutral
-        if option not in HEADS[name].options and not asks_nothing:
-            users = " or ".join(repr(kind) for kind, head in HEADS.items() if option in head.options)
+        asks_nothing = (value is None or isinstance(value, (str, float))) and value in neutral
+        if option not in options and not asks_nothing:
+            users = ", ".join(repr(kind) for kind in get_args(HeadName) if option in head_type(kind).options)
             raise InputError(f"{option}={value!r} is for head={users}; head={name!r} does not use it: leave it out")
 
 
@@ -39,8 +47,11 @@ def read_head(record: HeadRecord, tensors: Mapping[str, np.ndarray], task: Task,
     neurons = {}
     for read in record.reads:
         feature = FeatureKey(read.site, read.pooling, read.layer)
-        if feature in neurons or read.layer >= depth:
-            raise ValueError(f"the head at depth {depth} reads {feature}; expected different features of layers below {depth}")
+        if feature in neurons or read.layer >= depth + (read.site == "hidden"):
+            raise ValueError(
+                f"the head at depth {depth} reads {feature}; expected different features of layers below {depth}, or the hidden "
+                "state after them"
+            )
         neurons[feature] = checked_neurons(tensors, f"neurons.{read.site}.{read.pooling}.{read.layer}", read.salient_neurons)
     width = sum(map(len, neurons.values()))
     kind = HEADS[record.kind] if width else ConstantHead

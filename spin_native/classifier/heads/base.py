@@ -22,7 +22,19 @@ Tensors = Mapping[str, Array]
 AnyHead = TypeVar("AnyHead", bound="Head")
 
 # Options of the estimator that only some kinds of head use, and the values that ask for nothing.
-OPTIONS: dict[str, tuple[str | None, ...]] = {"head_Cs": (None,), "final_rows": (None, "training"), "phase_two": ("seen",)}
+OPTIONS: dict[str, tuple[str | float | None, ...]] = {
+    "head_Cs": (None,),
+    "final_rows": (None, "training"),
+    "phase_two": ("seen",),
+    "mixing": (None,),
+    "ranker": ("squared",),
+    "etas": (None,),
+    "top_k": (None,),
+    "top_share": (None,),
+    "Cs": (None,),
+    "validation_share": (0.2,),
+}
+OF_SELECTION = ("mixing", "ranker", "etas", "top_k", "top_share", "Cs", "validation_share")  # of all heads on salient neurons
 
 
 @dataclass(frozen=True)

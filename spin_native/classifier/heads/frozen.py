@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spin_native.classifier.fitting import BASELINE_C_TIMES, Rows, Standardizer, best_probe
-from spin_native.classifier.heads.base import LinearHead
+from spin_native.classifier.heads.base import OF_SELECTION, LinearHead
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import Selection
 
@@ -19,7 +19,7 @@ class FrozenHead(LinearHead):
 
     kind = saved_kind = "frozen"
     label = "frozen (Liu)"
-    options = ("head_Cs", "final_rows", "phase_two")
+    options = ("head_Cs", "final_rows", "phase_two", *OF_SELECTION)
 
     @classmethod
     def fit(cls, selection: Selection, train: Rows, validation: Rows, settings: Settings) -> tuple["FrozenHead", float]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from spin_native.classifier.fitting import HEAD_C_TIMES, Rows, best_probe
-from spin_native.classifier.heads.base import LinearHead
+from spin_native.classifier.heads.base import OF_SELECTION, LinearHead
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import Selection
 from spin_native.classifier.tasks import Probe
@@ -15,7 +15,7 @@ class RefitHead(LinearHead):
 
     kind = saved_kind = "refit"
     label = "refit (SPIN)"
-    options = ("head_Cs", "final_rows")
+    options = ("head_Cs", "final_rows", *OF_SELECTION)
 
     @classmethod
     def fit(cls, selection: Selection, train: Rows, validation: Rows, settings: Settings) -> tuple["RefitHead", float]:

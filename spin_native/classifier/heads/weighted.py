@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped
 
 from spin_native.classifier.fitting import Rows, Standardizer
-from spin_native.classifier.heads.base import Head, Tensors, checked, no_weights
+from spin_native.classifier.heads.base import OF_SELECTION, Head, Tensors, checked, no_weights
 from spin_native.classifier.parts import Neurons
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import ProbedLayers, Selection
@@ -89,6 +89,7 @@ class WeightedHead(Head):
     kind = saved_kind = "weighted"
     label = "weighted (SIREN)"
     saved_model = "perceptron"
+    options = OF_SELECTION
 
     model: Perceptron
 

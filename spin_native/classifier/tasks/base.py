@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from spin_native.classifier.exits import Exit
 from spin_native.errors import InputError
 from spin_native.given import is_number
 from spin_native.probes.probes import LinearProbe, LogisticProbe
+from spin_native.probes.solver import Loss
 
 Array = np.ndarray
 Probe = LogisticProbe | LinearProbe
@@ -122,6 +123,18 @@ class Task(ABC):
     @abstractmethod
     def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
         """What a neural network is fitted to."""
+
+    @abstractmethod
+    def loss(self, labels: Shaped[Array, "row"]) -> tuple[Loss, Float[Array, "score"]]:
+        """The loss of a linear model's scores, and what to add to these: the mean of values, which the loss subtracts."""
+
+    @abstractmethod
+    def fit_of(self, outputs: Float[Array, "row output"], labels: Shaped[Array, "row"]) -> Float[Array, "row"]:
+        """How well each row's outputs agree with its label, larger for better: the label's probability, or minus the error."""
+
+    @abstractmethod
+    def contradicts(self, outputs: Float[Array, "row output"], labels: Shaped[Array, "row"]) -> Bool[Array, "row"]:
+        """Which rows' outputs speak against their label: another class, or a value two standard errors away."""
 
     @abstractmethod
     def constant(self, labels: Shaped[Array, "row"]) -> Probe:

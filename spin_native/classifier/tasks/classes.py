@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from sklearn.model_selection import train_test_split
@@ -15,6 +16,7 @@ from spin_native.classifier.tasks.base import Array, Indices, NetworkTargets, Ta
 from spin_native.errors import InputError
 from spin_native.given import is_missing, is_unicode, plain, rows_of
 from spin_native.probes.probes import LogisticProbe, probabilities
+from spin_native.probes.solver import Logistic, Loss, Softmax
 
 Label = str | int | bool
 
@@ -123,6 +125,19 @@ class Classes(Task):
 
     def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
         return NetworkTargets(labels, 0, 1, {"classes": np.arange(len(self.classes))})
+
+    def loss(self, labels: Shaped[Array, "row"]) -> tuple[Loss, Float[Array, "score"]]:
+        targets = torch.from_numpy(labels)
+        n_classes = len(self.classes)
+        if n_classes == 2:
+            return Logistic(targets[:, None].double()), np.zeros(1)
+        return Softmax(torch.nn.functional.one_hot(targets, n_classes).double()), np.zeros(n_classes)
+
+    def fit_of(self, outputs: Float[Array, "row class"], labels: Shaped[Array, "row"]) -> Float[Array, "row"]:
+        return outputs[np.arange(len(labels)), labels]
+
+    def contradicts(self, outputs: Float[Array, "row class"], labels: Shaped[Array, "row"]) -> Bool[Array, "row"]:
+        return self.decide(outputs) != labels
 
     def constant(self, labels: Shaped[Array, "row"]) -> LogisticProbe:
         """The share of every class."""

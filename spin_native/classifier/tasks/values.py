@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Shaped
+import torch
+from jaxtyping import Bool, Float, Float64, Shaped
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 from sklearn.model_selection import train_test_split
@@ -16,6 +17,7 @@ from spin_native.classifier.tasks.base import Array, Indices, NetworkTargets, Ta
 from spin_native.errors import InputError
 from spin_native.given import plain, rows_of
 from spin_native.probes.probes import LinearProbe
+from spin_native.probes.solver import Loss, Squared
 
 
 def _correlation(of: Callable[..., tuple[float, float]], truth: Array, predicted: Array) -> float:
@@ -98,6 +100,17 @@ class Values(Task):
     def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
         shift, spread = labels.mean(), labels.std() or 1.0
         return NetworkTargets((labels - shift) / spread, shift, spread, {})
+
+    def loss(self, labels: Shaped[Array, "row"]) -> tuple[Loss, Float[Array, "score"]]:
+        mean = labels.mean()
+        return Squared(torch.from_numpy(labels - mean)[:, None]), np.array([mean])
+
+    def fit_of(self, outputs: Float[Array, "row 1"], labels: Shaped[Array, "row"]) -> Float[Array, "row"]:
+        return -np.abs(outputs[:, 0] - labels)
+
+    def contradicts(self, outputs: Float[Array, "row 1"], labels: Shaped[Array, "row"]) -> Bool[Array, "row"]:
+        errors = outputs[:, 0] - labels
+        return np.abs(errors) > 2 * np.sqrt(np.mean(errors**2))
 
     def constant(self, labels: Shaped[Array, "row"]) -> LinearProbe:
         """The mean value."""

@@ -1,0 +1,213 @@
+"""Dense heads: for every depth an L2 regression on all that lies below it, cross-fitted; and the candidates of head="best".
+
+One pass over the layers: each layer's standardised features are added to the Gram matrices (grown.py), on which the candidates
+of each depth are solved for all folds and all C at once (crossfit.py). The held-out loss, not the score, chooses among
+candidates: it sees every row's margin, so it is less noisy. A second pass turns the chosen solutions into weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Shaped
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from spin_native.classifier.crossfit import CrossFit, Folds
+from spin_native.classifier.curves import CurveRow
+from spin_native.classifier.fitting import Standardizer
+from spin_native.classifier.grown import Grown, grown
+from spin_native.classifier.heads.dense import DenseHead
+from spin_native.classifier.parts import ExtractedPart
+from spin_native.classifier.settings import Settings, Source, features_below
+from spin_native.features.spec import FeatureKey
+from spin_native.probes.solver import Gram
+
+Array = np.ndarray
+View = tuple[Source, ...]  # what one head may read
+
+CS = (1.0, 3.0, 10.0, 30.0)  # prior variances of a score that are tried
+# With fewer rows of the rarest class than this, nothing is chosen: cross-validation would choose by chance.
+FEW_ROWS, FEW_ROWS_C = 150, 3.0
+HIDDEN: Source = ("hidden", "mean")
+ACTIVATION: Source = ("activation", "mean")
+
+
+def views_of(settings: Settings, few: bool) -> list[View]:
+    """The candidates. few: take the whole, without a choice."""
+    hidden = tuple(source for source in settings.sources if source[0] == "hidden")
+    if settings.head == "dense" or few or hidden in ((), settings.sources):
+        return [settings.sources]
+    return [hidden, settings.sources]
+
+
+def has_few_rows(settings: Settings, labels: Shaped[Array, "row *label"]) -> bool:
+    """Whether the rarest class (or the whole, of values) has too few rows for a choice by cross-validation."""
+    counts = np.unique(settings.task.strata(labels), return_counts=True)[1]
+    return bool(counts.min() < FEW_ROWS)
+
+
+class Solved(NamedTuple):
+    """The solution of one candidate at one depth (of single: on one layer alone), and its scores on test rows."""
+
+    sources: View
+    depth: int
+    fit: CrossFit
+    test: Float32[Array, "test score"]
+
+
+@dataclass
+class DenseRows:
+    """The rows of a fit: training rows, then validation rows where some are given; and test rows.
+
+    parts: the extracted features. folds: of training and validation rows. labels: theirs.
+    """
+
+    parts: Mapping[str, ExtractedPart]
+    settings: Settings
+    labels: Shaped[Array, "row *label"]
+    folds: Folds
+    standardizers: dict[FeatureKey, Standardizer] = field(default_factory=dict)
+
+    def read(self, feature: FeatureKey) -> tuple[Float32[Tensor, "row width"], Float32[Tensor, "test width"]]:
+        """Standardised features, of the rows and of the test rows; mean and variance are those of the training rows."""
+        raw = self.parts["training"].whole(feature)
+        if feature not in self.standardizers:
+            self.standardizers[feature] = Standardizer.of(raw, self.settings.scaling)
+        standardizer = self.standardizers[feature]
+        read = [standardizer(raw)]
+        if "validation" in self.parts:
+            read.append(standardizer(self.parts["validation"].whole(feature)))
+        rows = np.concatenate(read) if len(read) > 1 else read[0]
+        test = self.parts.get("test")
+        tested = rows[:0] if test is None else standardizer(test.whole(feature))
+        return torch.from_numpy(rows), torch.from_numpy(tested)
+
+    @property
+    def n_test(self) -> int:
+        return len(self.parts["test"].labels) if "test" in self.parts else 0
+
+
+@dataclass
+class DensePath:
+    """All candidates, solved at every depth; and hidden states alone.
+
+    solved: (view, depth) -> solution. alone: the mean hidden state of one layer alone, by layer.
+    """
+
+    rows: DenseRows
+    n_layers: int
+    solved: dict[tuple[View, int], Solved] = field(default_factory=dict)
+    alone: dict[int, Solved] = field(default_factory=dict)
+
+    def run(
+        self,
+        views: Sequence[View],
+        max_depth: int,
+        *,
+        with_alone: bool,
+        progress: bool | None,
+        depths: Sequence[int] | None = None,
+    ) -> "DensePath":
+        """Solve the candidates at depths 1 to max_depth (or only at `depths`). with_alone: also single hidden states, and the
+        final one."""
+        rows = self.rows
+        sources = list(dict.fromkeys(source for view in views for source in view))
+        keys = features_below(sources, max_depth, self.n_layers)
+        widths = rows.parts["training"].features.widths
+        kept = grown(len(rows.labels), sum(widths[key] for key in keys))
+        hidden_bar = None if progress is None else not progress
+        for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
+            for key in keys:
+                if key.layer == depth - 1 or depth == self.n_layers == key.layer:
+                    self._add(kept, key, with_alone)
+            for view in views if depths is None or depth in depths else ():
+                fit = self._fit(kept.gram(view))
+                self.solved[view, depth] = Solved(view, depth, fit, kept.test_scores(view, torch.from_numpy(fit.a)).numpy())
+        final = FeatureKey(*HIDDEN, self.n_layers)
+        if with_alone and final.layer not in self.alone:
+            self._add(grown(len(rows.labels), widths[final]), final, with_alone)
+        return self
+
+    def _add(self, kept: Grown, key: FeatureKey, with_alone: bool) -> None:
+        """One more feature; and what it gives alone."""
+        source = (key.site, key.pooling)
+        features, test = self.rows.read(key)
+        gram = kept.add(source, features, test)
+        if with_alone and source == HIDDEN:
+            fit = self._fit(gram)
+            w = features.T @ torch.from_numpy(fit.a) / features.shape[1]
+            self.alone[key.layer] = Solved((source,), key.layer, fit, (test @ w).numpy())
+
+    def _fit(self, gram: Gram) -> CrossFit:
+        settings = self.rows.settings
+        loss, _ = settings.task.loss(self.rows.labels)
+        Cs = settings.head_Cs or ((FEW_ROWS_C,) if has_few_rows(settings, self.rows.labels) else CS)
+        return CrossFit.on(gram, loss, self.rows.folds, Cs)
+
+    def best(self, depth: int, views: Sequence[View]) -> Solved:
+        """The candidate with the smallest held-out loss at a depth (the first of equals)."""
+        return min((self.solved[view, depth] for view in views), key=lambda solved: solved.fit.loss)
+
+    def unconverged(self, what: str) -> list[str]:
+        """The names of the models whose solver gave up."""
+        failed = [
+            f"{what} on {'+'.join(map('_'.join, view))} below depth {depth}"
+            for (view, depth), one in self.solved.items()
+            if not one.fit.converged
+        ]
+        return failed + [f"baseline on hidden state {layer}" for layer, one in self.alone.items() if not one.fit.converged]
+
+    # What a solution gives.
+
+    def held_out_outputs(self, solved: Solved) -> Float[Array, "held_out output"]:
+        """What users would see of each held-out row."""
+        return self._outputs(solved.fit.scores[self.rows.folds.held_out])
+
+    def test_outputs(self, solved: Solved) -> Float[Array, "test output"]:
+        return self._outputs(solved.test + solved.fit.intercepts)
+
+    def row(self, solved: Solved) -> CurveRow:
+        """Its row in a table. Of a single hidden state, depth is how many layers lie before it."""
+        sources, features = solved.sources, self.rows.parts["training"].features.widths
+        keys = [FeatureKey(*sources[0], solved.depth)] if solved is self.alone.get(solved.depth) else None
+        keys = keys or features_below(sources, solved.depth, self.n_layers)
+        sites, poolings = ("+".join(dict.fromkeys(names)) for names in zip(*sources, strict=True))
+        held_out = self.score(self.held_out_outputs(solved))
+        assert held_out is not None
+        tested = self.score(self.test_outputs(solved), of_test=True)
+        width = sum(features[key] for key in keys)
+        return CurveRow(solved.depth, held_out, tested, width, poolings, None, solved.fit.C, sites)
+
+    def score(self, outputs: Float[Array, "row output"], of_test: bool = False) -> float | None:
+        """The metric of held-out rows, or of test rows (None where there are none)."""
+        settings = self.rows.settings
+        if of_test and "test" not in self.rows.parts:
+            return None
+        truth = self.rows.parts["test"].labels if of_test else self.rows.labels[self.rows.folds.held_out]
+        return settings.score(truth, settings.task.decide(outputs))
+
+    def _outputs(self, scores: Float[Array, "row score"]) -> Float[Array, "row output"]:
+        _, offset = self.rows.settings.task.loss(self.rows.labels)
+        return self.rows.settings.task.outputs(scores.astype(np.float64) + offset)
+
+    def heads(self, chosen: Mapping[int, Solved]) -> dict[int, DenseHead]:
+        """The heads of some depths: w = X^T a, one pass over the features."""
+        settings = self.rows.settings
+        _, offset = settings.task.loss(self.rows.labels)
+        coefs: dict[int, dict[FeatureKey, Array]] = {depth: {} for depth in chosen}
+        read_by = {depth: features_below(solved.sources, depth, self.n_layers) for depth, solved in chosen.items()}
+        for key in sorted({key for keys in read_by.values() for key in keys}, key=lambda key: key.layer):
+            features, _ = self.rows.read(key)
+            for depth, solved in chosen.items():
+                if key not in read_by[depth]:
+                    continue
+                n_of_source = sum((k.site, k.pooling) == (key.site, key.pooling) for k in read_by[depth])
+                weight = 1 / (len(solved.sources) * n_of_source * features.shape[1])
+                coefs[depth][key] = (weight * (torch.from_numpy(solved.fit.a).T @ features)).numpy()
+        return {
+            depth: DenseHead.of(settings, self.rows.standardizers, coefs[depth], solved.fit.intercepts + offset, solved.fit.C)
+            for depth, solved in chosen.items()
+        }

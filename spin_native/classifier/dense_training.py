@@ -1,0 +1,135 @@
+"""Fits of dense heads: cross-fitted on the training rows, or on validation rows where some are given."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from spin_native.classifier.baselines import BASELINE_VIEWS, measure
+from spin_native.classifier.crossfit import Folds
+from spin_native.classifier.dense import DensePath, DenseRows, Solved, has_few_rows, views_of
+from spin_native.classifier.exits import Exit
+from spin_native.classifier.grown import MAX_MATRIX_ROWS
+from spin_native.classifier.heads import Head
+from spin_native.classifier.parts import ExtractedPart
+from spin_native.classifier.rows import LabelledRows
+from spin_native.classifier.settings import features_below
+from spin_native.classifier.training import Fitted, Training
+
+Array = np.ndarray
+CHOICE_ROWS = 10_000  # where there are too many rows for Gram matrices, so many choose
+
+
+class DenseTraining(Training):
+    """All candidates at every depth, on held-out predictions of the same rows."""
+
+    def run(self, parts: Mapping[str, LabelledRows], store: Path | None) -> Fitted:
+        settings, wanted = self.settings, self.everything | self.of_baselines
+        extraction = self.extraction(wanted, store)
+        sampled = self._sampled(parts)
+        with self.timed("extract"):
+            extracted = extraction(parts if sampled is None else sampled, wanted)
+        with self.timed("integrate"):
+            rows = self._rows(extracted, parts if sampled is None else sampled)
+            few = has_few_rows(settings, rows.labels)
+            views = views_of(settings, few)
+            path = DensePath(rows, self.n_layers).run(
+                list(dict.fromkeys([*views, *(BASELINE_VIEWS if self.with_baseline else ())])),
+                self.max_depth,
+                with_alone=self.with_baseline,
+                progress=self.progress,
+            )
+            best = {depth: path.best(depth, views) for depth in range(1, self.max_depth + 1)}
+            curve = {depth: path.row(solved) for depth, solved in best.items()}
+            outputs = {depth: path.held_out_outputs(solved) for depth, solved in best.items()}
+            truth = rows.labels[rows.folds.held_out]
+            depth = self.max_depth if few else self.depth_of(curve, truth, outputs)
+            chosen = {d: best[d] for d in self.kept(depth, list(best))}
+        with self.timed("baselines"):
+            test = path.test_outputs(best[depth]) if "test" in extracted else None
+            baselines = measure(path, depth, outputs[depth], test) if self.with_baseline else None
+        heads = path.heads(chosen) if sampled is None else self._fitted_on_all(parts, chosen, store)
+        return Fitted(
+            task=settings.task,
+            depth=depth,
+            heads=dict(heads),
+            depth_curve=list(curve.values()),
+            layer_curve=[path.row(solved)._replace(depth=layer + 1) for layer, solved in sorted(path.alone.items())],
+            baselines=baselines,
+            controls=None,
+            unconverged=path.unconverged("head"),
+            exit=Exit("fixed", depth),
+            suspicious_rows=self._suspicious(rows, outputs, parts["training"]),
+            seconds=self.seconds,
+        )
+
+    def _sampled(self, parts: Mapping[str, LabelledRows]) -> dict[str, LabelledRows] | None:
+        """The parts with few enough training rows to choose on; None where all of them are."""
+        n_rows = sum(len(rows.labels) for name, rows in parts.items() if name != "test")
+        limit = self.sample or (CHOICE_ROWS if n_rows > MAX_MATRIX_ROWS else n_rows)
+        if limit >= max(len(rows.labels) for name, rows in parts.items() if name != "test"):
+            return None
+        sampled = {}
+        for name, rows in parts.items():
+            chosen, _ = self.settings.task.sample(rows.labels, limit, self.settings.seed)
+            sampled[f"{name}-sample"] = rows.take(chosen)
+        self.settings.task.check_part(
+            sampled["training-sample"].labels, f"a part of the {len(parts['training'].labels)} training rows"
+        )
+        named = {"training": sampled["training-sample"]}
+        if "validation" in parts:
+            named["validation"] = sampled["validation-sample"]
+        return named | ({"test": parts["test"]} if "test" in parts else {})
+
+    def _rows(self, extracted: Mapping[str, ExtractedPart], parts: Mapping[str, LabelledRows]) -> DenseRows:
+        """The rows, and which of them each fit learns from."""
+        settings, train = self.settings, parts["training"]
+        if "validation" in parts:
+            labels = np.concatenate([train.labels, parts["validation"].labels])
+            sizes, learns_all = (len(train.labels), len(parts["validation"].labels)), settings.final_rows == "all"
+            folds = Folds.given(*sizes, np.ones(len(labels)), learns_all)
+        else:
+            labels = train.labels
+            folds = Folds.crossed(settings.task, train.texts, labels, np.ones(len(labels)), settings.seed)
+        return DenseRows(extracted, settings, labels, folds)
+
+    def _fitted_on_all(
+        self, parts: Mapping[str, LabelledRows], chosen: Mapping[int, Solved], store: Path | None
+    ) -> dict[int, Head]:
+        """What a sample has chosen, fitted on all rows; only what the chosen heads read is extracted of them."""
+        below = {d: features_below(solved.sources, d, self.n_layers) for d, solved in chosen.items()}
+        wanted = dict.fromkeys(sorted({key for keys in below.values() for key in keys}, key=lambda key: key.layer))
+        names = ("training", "validation") if self._learns_all else ("training",)
+        learnt = {name: parts[name] for name in names if name in parts}
+        with self.timed("extract"):
+            extracted = self.extraction(wanted, store)(learnt, wanted)
+        labels = np.concatenate([rows.labels for rows in learnt.values()])
+        folds = Folds(np.full(len(labels), -1), np.ones(len(labels), dtype=bool), np.ones(len(labels)))
+        heads: dict[int, Head] = {}
+        with self.timed("integrate"):
+            for d, solved in chosen.items():
+                settings = replace(self.settings, head_Cs=(solved.fit.C,))
+                path = DensePath(DenseRows(extracted, settings, labels, folds), self.n_layers)
+                path.run([solved.sources], d, depths=[d], with_alone=False, progress=self.progress)
+                heads |= path.heads({d: path.solved[solved.sources, d]})
+        return heads
+
+    @property
+    def _learns_all(self) -> bool:
+        return self.settings.final_rows == "all"
+
+    def _suspicious(
+        self, rows: DenseRows, outputs: Mapping[int, Float[Array, "held_out output"]], training: LabelledRows
+    ) -> Int[Array, "_"] | None:
+        """Training rows whose held-out predictions contradict their label at every depth, the least plausible label first."""
+        if "validation" in rows.parts:
+            return None
+        task, held_out = self.settings.task, rows.folds.held_out
+        truth = rows.labels[held_out]
+        contradicted = np.all([task.contradicts(output, truth) for output in outputs.values()], axis=0)
+        plausibility = np.mean([task.fit_of(output, truth) for output in outputs.values()], axis=0)
+        order = np.argsort(plausibility, kind="stable")
+        found = held_out[order[contradicted[order]]]
+        return found if training.numbers is None else training.numbers[found]

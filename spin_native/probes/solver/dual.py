@@ -1,0 +1,188 @@
+"""L2-penalised models on one Gram matrix: every C and every cross-validation fold side by side.
+
+The solution of an L2 problem is a combination of the rows, w = X^T a (the representer theorem), so the features enter through
+K = X X^T alone. K depends neither on C nor on the rows that a fold holds out (their weight is 0): it is computed once, and grows
+by a sum as features are added. Each iteration multiplies K by the vectors of all problems at once, and gives the scores of all
+rows, those of held-out rows included.
+
+Newton's method in the space of the weights, where X^T u is held as u with K u beside it; the inner product of X^T u and X^T v is
+u^T K v. Its linear systems are solved by preconditioned conjugate gradients, as precisely as the progress asks for.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float32, Float64
+from torch import Tensor
+
+from spin_native.probes.solver.gram import Gram
+from spin_native.probes.solver.losses import Loss
+
+MAX_NEWTON_STEPS, MAX_CONJUGATE_GRADIENTS, MAX_HALVINGS = 30, 60, 30
+FORCING = 0.1  # of the first Newton steps: the residual that a linear system may keep, as a share
+
+
+class DualFits(NamedTuple):
+    """Fitted models, one per problem: w = X^T a, intercepts, and the scores X w + b of all rows, held out or not.
+
+    converged: whether the Newton decrement, an estimate of how far the objective is above its minimum, fell to the tolerance.
+    """
+
+    a: Float32[Tensor, "row problem output"]
+    intercepts: Float32[Tensor, "problem output"]
+    scores: Float32[Tensor, "row problem output"]
+    converged: Bool[Tensor, "problem"]
+
+
+def dual_fits(gram: Gram, loss: Loss, row_weights: Float[Tensor, "row problem"], tol: float = 1e-4) -> DualFits:
+    """Minimise sum_i s_i loss_i(x_i w + b) + |w|^2 / 2 for each problem's row weights s (C times the weight of the row).
+
+    loss: of all rows, once. tol: the estimated distance to the minimum, over the objective, at which a problem is solved.
+    """
+    problems = _Problems(gram, loss, row_weights)
+    at = problems.start()
+    for _ in range(MAX_NEWTON_STEPS):
+        slopes = problems.slopes(at)
+        residual = _Vector(u := -(slopes + at.u), problems.times(u), -slopes.sum(0))
+        precondition = _Preconditioner(problems, at)
+        first = residual.dot(precondition(residual))
+        is_solved = first <= 2 * tol * problems.value(at)
+        if is_solved.all():
+            break
+        step = _newton_step(problems, at, residual, precondition, is_solved)
+        at = _line_search(problems, at, step, -residual.dot(step), is_solved)
+    return DualFits(at.u, at.b, at.scores, is_solved)
+
+
+@dataclass(frozen=True)
+class _Vector:
+    """One vector per problem: X^T u with K u, and the part of the intercepts."""
+
+    u: Float32[Tensor, "row problem output"]
+    ku: Float32[Tensor, "row problem output"]
+    b: Float32[Tensor, "problem output"]
+
+    @property
+    def scores(self) -> Float32[Tensor, "row problem output"]:
+        return self.ku + self.b
+
+    def plus(self, factor: Float[Tensor, "problem"], other: "_Vector") -> "_Vector":
+        """self + factor * other."""
+        f = factor.float()[:, None]
+        return _Vector(
+            *(torch.addcmul(mine, f, its) for mine, its in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
+
+    def dot(self, other: "_Vector") -> Float64[Tensor, "problem"]:
+        """Inner products; the other one's K u is used."""
+        return _sum(self.u * other.ku) + (self.b * other.b).sum(1, dtype=torch.float64)
+
+
+def _sum(entries: Float32[Tensor, "row problem output"]) -> Float64[Tensor, "problem"]:
+    return entries.sum((0, 2), dtype=torch.float64)
+
+
+class _Problems:
+    """The objectives of all problems."""
+
+    def __init__(self, gram: Gram, loss: Loss, row_weights: Float[Tensor, "row problem"]) -> None:
+        self.gram, self.weights = gram, row_weights.float()
+        self.shape = (*row_weights.shape, loss.n_outputs)
+        targets = loss.targets.float()
+        self.one = type(loss)(targets)
+        self._all = type(loss)(targets.repeat_interleave(self.shape[1], 0))  # rows of all problems, as in a flattened vector
+        self._flat_weights = self.weights.reshape(-1)
+
+    def start(self) -> _Vector:
+        return _Vector(torch.zeros(self.shape), torch.zeros(self.shape), torch.zeros(self.shape[1:]))
+
+    def times(self, u: Float32[Tensor, "row problem output"]) -> Float32[Tensor, "row problem output"]:
+        """K u."""
+        return self.gram.times(u.reshape(len(u), -1)).view(self.shape)
+
+    def value(self, at: _Vector) -> Float64[Tensor, "problem"]:
+        losses = self._flat_weights * self._all.value(self._flat(at.scores))
+        return losses.view(self.shape[:2]).sum(0, dtype=torch.float64) + _sum(at.u * at.ku) / 2
+
+    def slopes(self, at: _Vector) -> Float32[Tensor, "row problem output"]:
+        """Of the weighted losses by the scores."""
+        return (self._flat_weights[:, None] * self._all.slope(self._flat(at.scores))).view(self.shape)
+
+    def curvature_product(self, at: _Vector):  # type: ignore[no-untyped-def]
+        """v [row, problem, output] -> each row's weighted Hessian times it."""
+        product = self._all.curvature_product(self._flat(at.scores), self._flat_weights, torch.float32)
+        return lambda v: product(self._flat(v), slice(None)).view(self.shape)
+
+    def _flat(self, v: Float32[Tensor, "row problem output"]) -> Float32[Tensor, "row*problem output"]:
+        return v.reshape(-1, self.shape[2])
+
+
+class _Preconditioner:
+    """An approximate inverse Hessian: exact along the leading directions of X^T X, the identity elsewhere.
+
+    Rows are taken to have the same Hessian over the outputs, the mean over the rows, M; its eigenvectors decouple the outputs.
+    """
+
+    def __init__(self, problems: _Problems, at: _Vector) -> None:
+        self._q, self._kq, values = problems.gram.directions
+        n_rows, n_problems, _ = self._shape = problems.shape
+        means = torch.stack(
+            [problems.one.total_curvature(at.scores[:, p], problems.weights[:, p]) for p in range(n_problems)]
+        ).double()
+        sizes, basis = torch.linalg.eigh(means)
+        # Softmax's smallest eigenvalue is 0 (all margins shifted together): no step goes that way.
+        sizes = sizes.clamp(min=1e-3 * sizes[:, -1:].clamp(min=1e-30))
+        scaled = sizes[:, None] / n_rows * values[:, None]  # [problem, direction, output]
+        self._shrink, self._sizes, self._basis = (scaled / (1 + scaled)).float(), sizes.float()[:, None], basis.float()
+
+    def __call__(self, v: _Vector) -> _Vector:
+        n_rows, n_problems, n_outputs = self._shape
+        along = (self._kq.T @ v.u.reshape(n_rows, -1)).view(-1, n_problems, n_outputs).transpose(0, 1)
+        along = self._shrink * (along @ self._basis) @ self._basis.mT
+        flat = along.transpose(0, 1).reshape(-1, n_problems * n_outputs)
+        b = (v.b[:, None] @ self._basis / self._sizes @ self._basis.mT)[:, 0]
+        return _Vector(v.u - (self._q @ flat).view(self._shape), v.ku - (self._kq @ flat).view(self._shape), b)
+
+
+def _newton_step(
+    problems: _Problems, at: _Vector, residual: _Vector, precondition: _Preconditioner, is_solved: Bool[Tensor, "problem"]
+) -> _Vector:
+    """H^-1 residual, approximately, by conjugate gradients (forcing terms as in conjugate_gradients.py)."""
+    curved = problems.curvature_product(at)
+    direction = preconditioned = precondition(residual)
+    norm = first = residual.dot(preconditioned)
+    enough = first * (first / problems.value(at)).clamp(1e-6, FORCING)
+    step = problems.start()
+    for _ in range(MAX_CONJUGATE_GRADIENTS):
+        is_active = (norm > enough) & ~is_solved
+        if not is_active.any():
+            break
+        bent = curved(direction.scores)
+        product_u, product_b = bent + direction.u, bent.sum(0)  # H times the direction
+        curvature = _sum(product_u * direction.ku) + (product_b * direction.b).sum(1, dtype=torch.float64)
+        length = torch.where(is_active, norm / curvature, 0.0)
+        step = step.plus(length, direction)
+        lengths = length.float()[:, None]
+        u = residual.u - lengths * product_u
+        residual = _Vector(u, problems.times(u), residual.b - lengths * product_b)
+        preconditioned = precondition(residual)
+        previous, norm = norm, torch.where(is_active, residual.dot(preconditioned), norm)
+        direction = preconditioned.plus(torch.where(is_active, norm / previous, 0.0), direction)
+    return step
+
+
+def _line_search(
+    problems: _Problems, at: _Vector, step: _Vector, slope: Float64[Tensor, "problem"], is_solved: Bool[Tensor, "problem"]
+) -> _Vector:
+    """Halve each problem's step until its objective falls enough (Armijo); a solved problem stays."""
+    before = problems.value(at)
+    length = torch.where(is_solved, 0.0, 1.0).double()
+    for _ in range(MAX_HALVINGS):
+        moved = at.plus(length, step)
+        # The last term allows for rounding.
+        is_short = (problems.value(moved) > before + 1e-4 * length * slope + 1e-7 * before.abs()) & (length > 0)
+        if not is_short.any():
+            break
+        length = torch.where(is_short, length / 2, length)
+    return moved
