@@ -75,7 +75,8 @@ class GrownMatrices(Grown):
 
     def test_scores(self, sources: Sequence[Source], a: Float32[Tensor, "row score"]) -> Float32[Tensor, "test score"]:
         weights = self.weights(sources)
-        return sum(weight * (self._tests[source] @ a) for source, weight in zip(sources, weights, strict=True))
+        parts = [weight * (self._tests[source] @ a) for source, weight in zip(sources, weights, strict=True)]
+        return torch.stack(parts).sum(0)
 
 
 class GrownFactors(Grown):
@@ -97,7 +98,7 @@ class GrownFactors(Grown):
             for source, weight in zip(sources, self.weights(sources), strict=True)
             for features in self._features[source]
         ]
-        return GramFactors(*map(list, zip(*parts, strict=True)))  # type: ignore[arg-type]
+        return GramFactors(*map(list, zip(*parts, strict=True)))
 
     def test_scores(self, sources: Sequence[Source], a: Float32[Tensor, "row score"]) -> Float32[Tensor, "test score"]:
         scores = torch.zeros(len(self._tests[sources[0]][0]), a.shape[1])

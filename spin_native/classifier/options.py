@@ -73,9 +73,9 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
     check_options(options["head"], options)
     task.check_ranker(options["ranker"])
     _check_numbers(options)
-    for name, choices in (("sites", get_args(Site)), ("poolings", get_args(Pooling))):
+    for name, offered in (("sites", get_args(Site)), ("poolings", get_args(Pooling))):
         if options[name] is not None:
-            check_choices(options[name], choices, name)
+            check_choices(options[name], offered, name)
     Windows.of(options["windows"])
     cuts_of(options)
     if has_validation and options["validation_share"] != DEFAULT_SHARE:

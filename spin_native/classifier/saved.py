@@ -103,7 +103,7 @@ def pack(
         "settings": {name: value for name, value in parameters.items() if name not in PLACE},
         "scores": {
             "metric": metric,
-            "baselines": fitted.baselines and {name: _described(one) for name, one in fitted.baselines.items()},
+            "baselines": None if fitted.baselines is None else _described(fitted.baselines),
             "depth_curve": [row._asdict() for row in fitted.depth_curve],
             "layer_curve": [row._asdict() for row in fitted.layer_curve],
             "controls": fitted.controls and fitted.controls._asdict(),
@@ -293,10 +293,13 @@ def _promise(description: Description, task: Task, heads: Mapping[int, Head]) ->
     return promise
 
 
-def _described(baseline: Baseline) -> dict[str, Any]:
-    """A baseline for JSON."""
-    comparisons = {name: one and one._asdict() for name, one in (("held_out", baseline.held_out), ("test", baseline.test))}
-    return {"row": baseline.row._asdict(), **comparisons}
+def _described(baselines: Mapping[str, Baseline]) -> dict[str, Any]:
+    """Baselines for JSON."""
+    described = {}
+    for name, one in baselines.items():
+        comparisons = {part: of and of._asdict() for part, of in (("held_out", one.held_out), ("test", one.test))}
+        described[name] = {"row": one.row._asdict(), **comparisons}
+    return described
 
 
 def _baselines(scores: ScoresRecord) -> dict[str, Baseline] | None:
@@ -305,8 +308,8 @@ def _baselines(scores: ScoresRecord) -> dict[str, Baseline] | None:
         return {
             name: Baseline(
                 _numbers(CurveRow, one.row),
-                one.held_out and _numbers(Comparison, one.held_out),
-                one.test and _numbers(Comparison, one.test),
+                None if one.held_out is None else _numbers(Comparison, one.held_out),
+                None if one.test is None else _numbers(Comparison, one.test),
             )
             for name, one in scores.baselines.items()
         }

@@ -49,8 +49,8 @@ def read_head(record: HeadRecord, tensors: Mapping[str, np.ndarray], task: Task,
         feature = FeatureKey(read.site, read.pooling, read.layer)
         if feature in neurons or read.layer >= depth + (read.site == "hidden"):
             raise ValueError(
-                f"the head at depth {depth} reads {feature}; expected different features of layers below {depth}, or the hidden "
-                "state after them"
+                f"the head at depth {depth} reads {feature}; expected different features of layers below {depth}, or the "
+                "hidden state after them"
             )
         neurons[feature] = checked_neurons(tensors, f"neurons.{read.site}.{read.pooling}.{read.layer}", read.salient_neurons)
     width = sum(map(len, neurons.values()))

@@ -1,14 +1,15 @@
 """L2-penalised models on one Gram matrix: every C and every cross-validation fold side by side.
 
-The solution of an L2 problem is a combination of the rows, w = X^T a (the representer theorem), so the features enter through
-K = X X^T alone. K depends neither on C nor on the rows that a fold holds out (their weight is 0): it is computed once, and grows
-by a sum as features are added. Each iteration multiplies K by the vectors of all problems at once, and gives the scores of all
-rows, those of held-out rows included.
+The solution of an L2 problem is a combination of the rows, w = X^T a (the representer theorem), so the features enter only
+through K = X X^T. K depends neither on C nor on the rows that a fold holds out (their weight is 0): it is computed once, and
+grows by a sum as features are added. Each iteration multiplies K by the vectors of all problems at once, and gives the scores
+of all rows, those of held-out rows included.
 
-Newton's method in the space of the weights, where X^T u is held as u with K u beside it; the inner product of X^T u and X^T v is
-u^T K v. Its linear systems are solved by preconditioned conjugate gradients, as precisely as the progress asks for.
+Newton's method in the space of the weights, where X^T u is held as u with K u beside it; the inner product of X^T u and X^T v
+is u^T K v. Its linear systems are solved by preconditioned conjugate gradients, as precisely as the progress asks for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,7 +110,7 @@ class _Problems:
         """Of the weighted losses by the scores."""
         return (self._flat_weights[:, None] * self._all.slope(self._flat(at.scores))).view(self.shape)
 
-    def curvature_product(self, at: _Vector):  # type: ignore[no-untyped-def]
+    def curvature_product(self, at: _Vector) -> Callable[[Tensor], Tensor]:
         """v [row, problem, output] -> each row's weighted Hessian times it."""
         product = self._all.curvature_product(self._flat(at.scores), self._flat_weights, torch.float32)
         return lambda v: product(self._flat(v), slice(None)).view(self.shape)

@@ -84,7 +84,7 @@ class GramMatrix(Gram):
 
 
 class GramFactors(Gram):
-    """K = sum weight X X^T by its features: for more rows than features. Nothing is summed up, each product passes over them."""
+    """K = sum weight X X^T by its features, over which every product passes: for more rows than features."""
 
     def __init__(self, features: Sequence[Float32[Tensor, "row _"]], weights: Sequence[float]) -> None:
         self.n_rows, self._features, self._weights = len(features[0]), features, weights
