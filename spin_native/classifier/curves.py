@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spin_native.classifier.fitting import BASELINE_C_TIMES, Rows, Standardizer, best_probe
+from spin_native.classifier.fitting import BASELINE_C_TIMES, Rows, Standardizer, best_probe, fitted_probes
 from spin_native.classifier.heads import Head, RefitHead
 from spin_native.classifier.heads.refit import refit
 from spin_native.classifier.parts import ExtractedPart, Neurons, Part
@@ -64,7 +64,7 @@ def controls(head: Head, layers: ProbedLayers, train: Part, validation: Part, se
         rows = []
         for part in (train, validation):
             labels = control_task(part.labels, settings.seed) if shuffle else part.labels
-            rows.append(Rows(standardizer(part.side_by_side(neurons)), labels))
+            rows.append(Rows(standardizer(part.side_by_side(neurons)), labels, part.weights))
         return refit(rows[0], rows[1], settings)[1]
 
     sizes = {feature: len(chosen) for feature, chosen in head.neurons.items()}
@@ -126,9 +126,9 @@ def baseline(
         feature = FeatureKey("hidden", pooling, layer)
         raw = train.whole(feature)
         standardizer = Standardizer.of(raw, settings.scaling)
-        rows = Rows(standardizer(raw), train.labels)
+        rows = Rows(standardizer(raw), train.labels, train.weights)
         del raw
-        held_out = Rows(standardizer(validation.whole(feature)), validation.labels)
+        held_out = Rows(standardizer(validation.whole(feature)), validation.labels, validation.weights)
         Cs = [times / rows.features.shape[1] for times in BASELINE_C_TIMES]
         probe, score = best_probe(rows, held_out, Cs, 0.0, settings)
         if best is None or settings.worth(score) > settings.worth(best[1]):
@@ -136,8 +136,7 @@ def baseline(
     assert best is not None
     probe, score, feature, standardizer, rows, held_out = best
     if settings.final_rows == "all":
-        both = rows.joined(held_out)
-        (probe,) = probe.fit_path(both.features, both.labels, [probe.C])
+        (probe,) = fitted_probes(probe, rows.joined(held_out), [probe.C], settings)
     tested = None
     if test is not None:
         tested = settings.score(test.labels, probe.predict(standardizer(test.whole(feature))))

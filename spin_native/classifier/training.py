@@ -22,6 +22,7 @@ from spin_native.classifier.curves import (
     layer_curve,
 )
 from spin_native.classifier.exits import Exit, Promise, shallowest_within
+from spin_native.classifier.fitting import Rows
 from spin_native.classifier.heads import ConstantHead, Head
 from spin_native.classifier.heads.base import no_neurons
 from spin_native.classifier.integrate import integrate
@@ -95,7 +96,7 @@ class Extraction:
             store = None if self.store is None else self.store / name
             with rows.named_in_errors():
                 features = extractor.run(rows.texts, store, self.progress)
-            extracted[name] = ExtractedPart(rows.labels, features, columns or None)
+            extracted[name] = ExtractedPart(rows.labels, features, columns or None, weights=rows.weights)
         return extracted
 
     def _taken(self, given: Features, parts: Mapping[str, LabelledRows], wanted: Wanted) -> dict[str, ExtractedPart]:
@@ -132,7 +133,7 @@ class Extraction:
         for name, rows in parts.items():
             with rows.named_in_errors():
                 features = Selection(given, everything, rows_of_texts(given, rows.texts))
-            taken[name] = ExtractedPart(rows.labels, features)
+            taken[name] = ExtractedPart(rows.labels, features, weights=rows.weights)
         return taken
 
 
@@ -290,8 +291,10 @@ class Training:
             stacklevel=4,
         )
         settings = self.settings
-        learnt_from = [train.labels] + [validation.labels] * (settings.final_rows == "all")
-        head = ConstantHead.of(np.concatenate(learnt_from), settings)
+        seen, held_out = (
+            Rows(np.empty((len(part.labels), 0), np.float32), part.labels, part.weights) for part in (train, validation)
+        )
+        head = ConstantHead.of(seen.joined(held_out) if settings.final_rows == "all" else seen, settings)
         tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
         score = settings.score(validation.labels, head.predict(head.read(validation)))
         return head, CurveRow.of_head(self.max_depth, score, tested, head)

@@ -124,8 +124,8 @@ class Task(ABC):
         """What a neural network is fitted to."""
 
     @abstractmethod
-    def constant(self, labels: Shaped[Array, "row"]) -> Probe:
-        """A probe without features that gives the best constant answer."""
+    def constant(self, labels: Shaped[Array, "row"], weights: Float[Array, "row"] | None = None) -> Probe:
+        """A probe without features that gives the best constant answer. weights: how many times each row counts."""
 
     @classmethod
     def check_ranker(cls, ranker: str) -> None:

@@ -124,9 +124,10 @@ class Classes(Task):
     def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
         return NetworkTargets(labels, 0, 1, {"classes": np.arange(len(self.classes))})
 
-    def constant(self, labels: Shaped[Array, "row"]) -> LogisticProbe:
+    def constant(self, labels: Shaped[Array, "row"], weights: Float[Array, "row"] | None = None) -> LogisticProbe:
         """The share of every class."""
-        shares = np.bincount(labels, minlength=len(self.classes)) / len(labels)
+        counts = np.bincount(labels, weights=weights, minlength=len(self.classes))
+        shares = counts / counts.sum()
         scores = np.log(shares[1:] / shares[:1]) if len(shares) == 2 else np.log(np.maximum(shares, 1e-300))
         return LogisticProbe.from_weights(np.zeros((len(scores), 0)), scores)
 
@@ -162,6 +163,12 @@ class Classes(Task):
     def _details(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
         confusion = confusion_matrix(truth, predicted, labels=range(len(self.classes)))
         return {"confusion": confusion.tolist(), "labels": self.classes.tolist()}
+
+
+def balanced_weights(labels: Int[Array, "row"]) -> Float[Array, "class"]:
+    """A weight for each class that gives all classes the same total: n rows / (n classes present * rows of the class)."""
+    counts = np.bincount(labels)
+    return len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
 
 
 def _as_array(classes: Sequence[Label], what: str) -> Shaped[Array, "class"]:
