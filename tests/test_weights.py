@@ -156,11 +156,11 @@ def test_a_weighted_regression_is_scikit_learns_ridge(tiny_model, texts, exact):
 
 
 def test_a_constant_answer_is_the_weighted_share():
-    rows = Rows(np.empty((4, 0), np.float32), np.array([0, 0, 1, 2]), np.array([1.0, 1.0, 2.0, 4.0]))
-    outputs = ConstantHead.of(rows, settings_of()).output(np.empty((1, 0), np.float32))
-    np.testing.assert_allclose(outputs, [[0.25, 0.25, 0.5]])
-    balanced = ConstantHead.of(Rows(rows.features, rows.labels), settings_of(class_weight="balanced"))
-    np.testing.assert_allclose(balanced.output(np.empty((1, 0), np.float32)), [[1 / 3] * 3])
+    labels, nothing = np.array([0, 0, 1, 2]), np.empty((1, 0), np.float32)
+    weighted = ConstantHead.of(labels, settings_of(), np.array([1.0, 1.0, 2.0, 4.0]))
+    np.testing.assert_allclose(weighted.output(nothing), [[0.25, 0.25, 0.5]])
+    balanced = ConstantHead.of(labels, settings_of(class_weight="balanced"))
+    np.testing.assert_allclose(balanced.output(nothing), [[1 / 3] * 3])
     assert Values().constant(np.array([1.0, 4.0]), np.array([2.0, 1.0])).intercept_ == pytest.approx([2.0])
 
 

@@ -294,7 +294,8 @@ class Training:
         seen, held_out = (
             Rows(np.empty((len(part.labels), 0), np.float32), part.labels, part.weights) for part in (train, validation)
         )
-        head = ConstantHead.of(seen.joined(held_out) if settings.final_rows == "all" else seen, settings)
+        learnt_from = seen.joined(held_out) if settings.final_rows == "all" else seen
+        head = ConstantHead.of(learnt_from.labels, settings, learnt_from.weights)
         tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
         score = settings.score(validation.labels, head.predict(head.read(validation)))
         return head, CurveRow.of_head(self.max_depth, score, tested, head)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from spin_native.classifier.fitting import Rows, Standardizer
 from spin_native.classifier.heads.base import LinearHead, no_neurons
@@ -20,18 +21,20 @@ class ConstantHead(LinearHead):
     label = "constant"
 
     @classmethod
-    def of(cls, rows: Rows, settings: Settings) -> "ConstantHead":
-        """The best constant answer to the labels of these rows, as often as they count."""
+    def of(
+        cls, labels: Shaped[np.ndarray, "row"], settings: Settings, weights: Float[np.ndarray, "row"] | None = None
+    ) -> "ConstantHead":
+        """The best constant answer to these labels. weights: how many times each row counts; None means once."""
         site, pooling = settings.sources[0]
         empty = np.empty(0, dtype=np.float32)
-        constant = settings.task.constant(rows.labels, settings.row_weights(rows.labels, rows.weights))
+        constant = settings.task.constant(labels, settings.row_weights(labels, weights))
         neurons = {FeatureKey(site, pooling, 0): no_neurons()}
         return cls(settings.task, settings.cuts[0], neurons, Standardizer(empty, empty), constant)
 
     @classmethod
     def fit(cls, selection: Selection, train: Rows, validation: Rows, settings: Settings) -> tuple["ConstantHead", float]:
-        head = cls.of(train, settings)
+        head = cls.of(train.labels, settings, train.weights)
         return head, settings.score(validation.labels, head.predict(validation.features))
 
     def fit_again(self, layers: ProbedLayers, rows: Rows, settings: Settings) -> "ConstantHead":
-        return self.of(rows, settings)
+        return self.of(rows.labels, settings, rows.weights)

@@ -190,6 +190,18 @@ class Task(ABC):
         """What an evaluation shows beside the metrics."""
         return {}
 
+    def beside_accuracy(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
+        """What accuracy does not say of encoded predictions, for JSON; nothing for a task without classes.
+
+        "majority_share": the accuracy of always answering the most frequent class of these rows; "macro_f1"; and
+        "hidden_classes": {"label", "rows", "recognised"} of each class that accuracy hides (see classes.hidden_classes).
+        """
+        return {}
+
+    def hidden_class_warnings(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"], what: str) -> list[str]:
+        """A sentence for each class that accuracy hides. what: the rows' name in it, such as "validation rows"."""
+        return []
+
 
 def check_share(share: float) -> None:
     if not is_number(share) or not 0 < share < 1:
