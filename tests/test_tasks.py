@@ -6,6 +6,7 @@ from scipy.stats import pearsonr, spearmanr
 
 import spin_native as sn
 from spin_native.classifier.tasks import TASKS, Classes, Values
+from spin_native.classifier.tasks.classes import hidden_classes
 
 TWO = np.array([[0.9, 0.1], [0.25, 0.75], [0.4, 0.6]])
 NUMBERS = np.array([[1.5], [-2.0], [0.25]])
@@ -51,6 +52,45 @@ def test_a_classification_is_evaluated_by_hand(classes):
         classes.evaluate(TWO, ["no", "maybe", "yes"], "data.csv")
     with pytest.raises(sn.InputError, match=r"data.csv: 3 texts but 2 labels"):
         classes.evaluate(TWO, ["no", "yes"], "data.csv")
+
+
+def test_a_class_with_ten_rows_that_is_nearly_never_recognised_is_hidden():
+    truth = np.repeat([0, 1, 2, 3], [900, 40, 9, 20])
+    predicted = np.zeros_like(truth)
+    predicted[900:902] = 1  # 2 of 40 rows: .05
+    predicted[-2:] = 3  # 2 of 20 rows: .10
+    predicted[:30] = 3  # wrong answers do not count
+    assert hidden_classes(truth, predicted, 5) == [(1, 40, 2)]  # class 2 has 9 rows, class 4 none
+    predicted[902] = 1
+    assert hidden_classes(truth, predicted, 5) == []
+
+
+def test_a_class_that_is_answered_in_the_wrong_rows_only_is_hidden():
+    truth, predicted = np.repeat([0, 1], [50, 10]), np.repeat([1, 0], [10, 50])
+    assert hidden_classes(truth, predicted, 2) == [(1, 10, 0)]
+
+
+def test_no_class_is_hidden_where_all_rows_are_right():
+    truth = np.repeat([0, 1, 2], 30)
+    assert hidden_classes(truth, truth, 3) == []
+
+
+def test_what_accuracy_does_not_say_is_calculated_by_hand(classes):
+    truth, predicted = np.repeat([0, 1], [90, 10]), np.zeros(100, dtype=int)
+    assert classes.beside_accuracy(truth, predicted) == {
+        "majority_share": 0.9,
+        "macro_f1": pytest.approx((2 * 90 / (2 * 90 + 10)) / 2),  # of "yes" it is 0
+        "hidden_classes": [{"label": "yes", "rows": 10, "recognised": 0}],
+    }
+    (warning,) = classes.hidden_class_warnings(truth, predicted, "validation rows")
+    assert warning.startswith("class 'yes' is recognised in 0 of its 10 validation rows, which the accuracy of 0.9000 hides")
+    assert classes.hidden_class_warnings(truth, truth, "validation rows") == []
+
+
+def test_a_regression_hides_no_class():
+    numbers = np.arange(20.0)
+    assert Values().beside_accuracy(numbers, numbers) == {}
+    assert Values().hidden_class_warnings(numbers, numbers, "validation rows") == []
 
 
 def test_what_a_regression_answers_prints_and_scores():

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, TypeVar
@@ -68,6 +68,9 @@ class SpinEstimator(Ablating):
         C stays; the probes stay, too.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
         the first of them.
+    class_weight: how many times a row of each class counts in every fit: "balanced" (rows / (classes * rows of the class), so
+        that rare classes count as much as frequent ones), {label: weight} (1 where a label is not named), or None: all rows
+        count once. For classes only. Scores count every row once; so do scaling, and rankers that need no probe.
     validation_share: of the training rows, split off (by class, equal texts on one side) where no validation rows are given.
     sample: fit probes and selection on at most so many training (and validation) rows, and extract of all rows the salient
         neurons only: kilobytes for each row instead of megabytes. None: on all rows.
@@ -107,6 +110,7 @@ class SpinEstimator(Ablating):
         scaling: Scaling = "standard",
         final_rows: FinalRows | None = None,
         metric: Metric | None = None,
+        class_weight: Literal["balanced"] | Mapping[Any, float | int] | None = None,
         validation_share: float = options.DEFAULT_SHARE,
         sample: int | None = None,
         exits: Sequence[int] | Literal["all"] | None = None,
@@ -135,6 +139,7 @@ class SpinEstimator(Ablating):
         self.scaling = scaling
         self.final_rows = final_rows
         self.metric = metric
+        self.class_weight = class_weight
         self.validation_share = validation_share
         self.sample = sample
         self.exits = exits
@@ -160,6 +165,7 @@ class SpinEstimator(Ablating):
         self: Spin,
         texts: Iterable[str],
         labels: Iterable[Any],
+        sample_weight: Iterable[Any] | None = None,
         *,
         validation: TextsAndLabels | None = None,
         test: TextsAndLabels | None = None,
@@ -171,6 +177,8 @@ class SpinEstimator(Ablating):
 
         texts, labels: one text (str) and one label (all str, or all int; for a regression numbers) per row, in lists, arrays
             or Series.
+        sample_weight: how many times each row counts in every fit, a positive number per row; None: once. Weights of classes
+            are multiplied with it. Rows split off for validation keep theirs for the last fit; scores count every row once.
         validation, test: (texts, labels) of other rows. Validation chooses everything, and the last fit learns from it if
             final_rows is "all"; test is scored once per depth.
         store: a folder that keeps the features on disk; a fit with the same store resumes after an interruption.
@@ -192,7 +200,8 @@ class SpinEstimator(Ablating):
         windows = Windows.checked(self.windows, checkpoint.tokenizer)
         share, seed = self.validation_share, int(self.seed)
         is_published = self.head in PUBLISHED
-        task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share if is_published else None, seed)
+        share = share if is_published else None
+        task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share, seed, sample_weight)
         if self.final_rows is None and validation is None and self.phase_two == "seen":
             given["final_rows"] = "all"
         training = (PublishedTraining if is_published else DenseTraining)(

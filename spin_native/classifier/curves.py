@@ -64,7 +64,7 @@ def controls(head: Head, layers: ProbedLayers, train: Part, validation: Part, se
         rows = []
         for part in (train, validation):
             labels = control_task(part.labels, settings.seed) if shuffle else part.labels
-            rows.append(Rows(standardizer(part.side_by_side(neurons)), labels))
+            rows.append(Rows(standardizer(part.side_by_side(neurons)), labels, part.weights))
         return refit(rows[0], rows[1], settings)[1]
 
     sizes = {feature: len(chosen) for feature, chosen in head.neurons.items()}

@@ -49,6 +49,14 @@ def has_few_rows(settings: Settings, labels: Shaped[Array, "row *label"]) -> boo
     return bool(counts.min() < FEW_ROWS)
 
 
+def row_weights(settings: Settings, labels: Shaped[Array, "row *label"], *parts: ExtractedPart) -> Float[Array, "row"]:
+    """How many times each row of these parts, one after the other, counts in a fit."""
+    given = [np.ones(len(part.labels)) if part.weights is None else part.weights for part in parts]
+    weights = settings.row_weights(labels, np.concatenate(given))
+    assert weights is not None  # sample weights were given
+    return weights
+
+
 class Solved(NamedTuple):
     """The solution of one candidate at one depth (of single: on one layer alone), and its scores on test rows."""
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from spin_native.classifier.baselines import BASELINE_VIEWS, measure
 from spin_native.classifier.crossfit import Folds
-from spin_native.classifier.dense import DensePath, DenseRows, Solved, has_few_rows, views_of
+from spin_native.classifier.dense import DensePath, DenseRows, Solved, has_few_rows, row_weights, views_of
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.grown import MAX_MATRIX_ROWS
 from spin_native.classifier.heads import Head
@@ -89,10 +89,12 @@ class DenseTraining(Training):
         if "validation" in parts:
             labels = np.concatenate([train.labels, parts["validation"].labels])
             sizes, learns_all = (len(train.labels), len(parts["validation"].labels)), settings.final_rows == "all"
-            folds = Folds.given(*sizes, np.ones(len(labels)), learns_all)
+            weights = row_weights(settings, labels, extracted["training"], extracted["validation"])
+            folds = Folds.given(*sizes, weights, learns_all)
         else:
             labels = train.labels
-            folds = Folds.crossed(settings.task, train.texts, labels, np.ones(len(labels)), settings.seed)
+            weights = row_weights(settings, labels, extracted["training"])
+            folds = Folds.crossed(settings.task, train.texts, labels, weights, settings.seed)
         return DenseRows(extracted, settings, labels, folds)
 
     def _fitted_on_all(
@@ -106,7 +108,8 @@ class DenseTraining(Training):
         with self.timed("extract"):
             extracted = self.extraction(wanted, store)(learnt, wanted)
         labels = np.concatenate([rows.labels for rows in learnt.values()])
-        folds = Folds(np.full(len(labels), -1), np.ones(len(labels), dtype=bool), np.ones(len(labels)))
+        weights = row_weights(self.settings, labels, *extracted.values())
+        folds = Folds(np.full(len(labels), -1), np.ones(len(labels), dtype=bool), weights)
         heads: dict[int, Head] = {}
         with self.timed("integrate"):
             for d, solved in chosen.items():

@@ -55,7 +55,7 @@ class Extraction:
             store = None if self.store is None else self.store / name
             with rows.named_in_errors():
                 features = extractor.run(rows.texts, store, self.progress)
-            extracted[name] = ExtractedPart(rows.labels, features, columns or None)
+            extracted[name] = ExtractedPart(rows.labels, features, columns or None, weights=rows.weights)
         return extracted
 
     def _taken(self, given: Features, parts: Mapping[str, LabelledRows], wanted: Wanted) -> dict[str, ExtractedPart]:
@@ -93,5 +93,5 @@ class Extraction:
         for name, rows in parts.items():
             with rows.named_in_errors():
                 features = Selection(given, everything, rows_of_texts(given, rows.texts))
-            taken[name] = ExtractedPart(rows.labels, features)
+            taken[name] = ExtractedPart(rows.labels, features, weights=rows.weights)
         return taken

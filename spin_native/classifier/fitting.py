@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int, Shaped
+from jaxtyping import Float, Float32, Int, Shaped
 
 from spin_native.classifier.settings import Scaling, Settings
 from spin_native.classifier.tasks import Probe
@@ -22,14 +22,19 @@ TOL = 1e-4  # of the objective: a hundred times below what a validation score ca
 
 @dataclass(frozen=True)
 class Rows:
-    """Features and labels of the same rows."""
+    """Features and labels of the same rows. weights: how many times each row counts in a fit; None means once."""
 
     features: Float32[Array, "row feature"]
     labels: Shaped[Array, "row"]
+    weights: Float[Array, "row"] | None = None
 
     def joined(self, other: "Rows") -> "Rows":
         """These rows, then the others."""
-        return Rows(np.concatenate([self.features, other.features]), np.concatenate([self.labels, other.labels]))
+        features, labels = (np.concatenate([getattr(rows, of) for rows in (self, other)]) for of in ("features", "labels"))
+        if self.weights is None and other.weights is None:
+            return Rows(features, labels)
+        weights = [np.ones(len(rows.labels)) if rows.weights is None else rows.weights for rows in (self, other)]
+        return Rows(features, labels, np.concatenate(weights))
 
 
 @dataclass(frozen=True)
@@ -65,17 +70,36 @@ class Standardizer:
 
 
 def best_probe(train: Rows, validation: Rows, Cs: Sequence[float], l1_ratio: float, settings: Settings) -> tuple[Probe, float]:
-    """The probe whose C has the best validation score (of equals, the smallest C), and its score."""
-    probes = settings.task.probe_type(l1_ratio=l1_ratio, tol=TOL).fit_path(train.features, train.labels, sorted(Cs))
+    """The probe whose C has the best validation score (of equals, the smallest C), and its score.
+
+    The training rows count by their weights and class weights; every validation row counts once in the score.
+    """
+    probes = fitted_probes(settings.task.probe_type(l1_ratio=l1_ratio, tol=TOL), train, sorted(Cs), settings)
     scores = [settings.score(validation.labels, probe.predict(validation.features)) for probe in probes]
     best = int(np.argmax([settings.worth(score) for score in scores]))  # the first of equals
     return probes[best], scores[best]
 
 
-def smallest_useful_C(features: Float32[Array, "row feature"], targets: Sequence[Shaped[Array, "row"]]) -> float:
+def fitted_probes(unfitted: Probe, rows: Rows, Cs: Sequence[float], settings: Settings) -> list[Probe]:
+    """A probe for each C, fitted on the rows with their weights times their class weights."""
+    weights = settings.row_weights(rows.labels, rows.weights)
+    return unfitted.fit_path(rows.features, rows.labels, Cs, weights)
+
+
+def smallest_useful_C(
+    features: Float32[Array, "row feature"],
+    targets: Sequence[Shaped[Array, "row"]],
+    weights: Float[Array, "row"] | None = None,
+) -> float:
     """The C below which an L1 probe has no weight: one over the largest slope of the summed loss at w = 0.
 
-    targets: of each score (`Task.one_against_rest`).
+    targets: of each score (`Task.one_against_rest`). weights: how many times each row counts; None means once.
     """
-    slopes = [float(np.abs((target - target.mean()).astype(np.float32) @ features).max()) for target in targets]
+    slopes = []
+    for target in targets:
+        if weights is None:
+            slope = target - target.mean()
+        else:
+            slope = weights * (target - np.average(target, weights=weights))
+        slopes.append(float(np.abs(slope.astype(np.float32) @ features).max()))
     return 1 / max(*slopes, float(np.finfo(np.float32).tiny))

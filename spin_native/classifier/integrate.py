@@ -77,7 +77,8 @@ def _heads_of_view(tried: Sequence[Selection], train: Part, validation: Part, se
             [starts[f] + np.searchsorted(widest.neurons[f], chosen) for f, chosen in selection.neurons.items()]
         )
         seen, held_out = (
-            Rows(features.take(columns, axis=1), part.labels) for features, part in zip(wide, (train, validation), strict=True)
+            Rows(features.take(columns, axis=1), part.labels, part.weights)
+            for features, part in zip(wide, (train, validation), strict=True)
         )
         fitted.append(HEADS[settings.head].fit(selection, seen, held_out, settings))
     return fitted
@@ -97,5 +98,5 @@ def _last_fit(head: Head, layers: ProbedLayers, train: Part, validation: Part, s
     """The chosen head, fitted on the validation rows as well: nothing is left for them to choose."""
     if settings.final_rows == "training":
         return head
-    seen, held_out = (Rows(head.standardizer(head.read(part)), part.labels) for part in (train, validation))
+    seen, held_out = (Rows(head.standardizer(head.read(part)), part.labels, part.weights) for part in (train, validation))
     return head.fit_again(layers, seen.joined(held_out), settings)

@@ -25,13 +25,14 @@ from spin_native.classifier.settings import (
     Settings,
     Source,
     Tolerance,
+    class_weights_of,
 )
 from spin_native.classifier.tasks import Metric, Task
 from spin_native.classifier.tasks.base import check_share
 from spin_native.errors import InputError
 from spin_native.features.extract import Site, check_choices
 from spin_native.features.pooling import Pooling
-from spin_native.given import is_whole, numbers_of
+from spin_native.given import is_number, is_whole, numbers_of
 from spin_native.models import ModelConfig, checked_depth
 from spin_native.probes.importance import RANKERS, WEIGHTINGS, Cut, CutBy
 from spin_native.text.documents import Windows
@@ -71,6 +72,7 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
         raise InputError(f"revision is {options['revision']!r}; expected the name of a branch, tag or commit, or None")
     check_place(options["dtype"], options["device"], options["allow_pickle"])
     check_options(options["head"], options)
+    _check_class_weight(options["class_weight"], task)
     task.check_ranker(options["ranker"])
     _check_numbers(options)
     for name, offered in (("sites", get_args(Site)), ("poolings", get_args(Pooling))):
@@ -187,7 +189,22 @@ def settings_of(options: Options, task: Task) -> Settings:
         final_rows=options["final_rows"] or "training",
         metric=metric_of(options, task),
         seed=int(options["seed"]),
+        class_weight=class_weights_of(options["class_weight"], task),
     )
+
+
+def _check_class_weight(given: Any, task: type[Task]) -> None:
+    """InputError for what are no weights of classes, and for a task that has none."""
+    if given is None:
+        return
+    if task.name != "classification":
+        raise InputError(f"class_weight={given!r} is for classes; a {task.name} has none: leave it out, or use sample_weight")
+    if isinstance(given, Mapping):
+        for label, weight in given.items():
+            if not is_number(weight) or not weight > 0:
+                raise InputError(f"class_weight: the weight of class {label!r} is {weight!r}; expected a positive number")
+    if not (isinstance(given, str) and given == "balanced") and not (isinstance(given, Mapping) and given):
+        raise InputError(f"class_weight is {given!r}; expected None, 'balanced', or a weight for each label: {{label: weight}}")
 
 
 def metric_of(options: Options, task: Task | type[Task]) -> Metric:

@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float32, Int, Shaped
+from jaxtyping import Float, Float32, Int, Shaped
 
 from spin_native.features.store import FeatureKey, Features
 
@@ -15,9 +15,13 @@ Neurons = dict[FeatureKey, Int[Array, "_"]]  # of each feature, some of its colu
 
 @dataclass(frozen=True)
 class Part(ABC):
-    """Some rows (training, validation or test): their encoded labels, and columns of their features."""
+    """Some rows (training, validation or test): their encoded labels, and columns of their features.
+
+    weights: how many times each row counts in a fit; None means once.
+    """
 
     labels: Shaped[Array, "_"]
+    weights: Float[Array, "_"] | None = field(default=None, kw_only=True)
 
     @abstractmethod
     def take(self, feature: FeatureKey, neurons: Int[Array, "neuron"]) -> Float32[Array, "row neuron"]:
@@ -59,7 +63,9 @@ class ExtractedPart(Part):
 
     def only(self, rows: Int[Array, "_"]) -> "ExtractedPart":
         """Some of the rows."""
-        return ExtractedPart(self.labels[rows], self.features, self.columns, rows if self.rows is None else self.rows[rows])
+        of_features = rows if self.rows is None else self.rows[rows]
+        weights = None if self.weights is None else self.weights[rows]
+        return ExtractedPart(self.labels[rows], self.features, self.columns, of_features, weights=weights)
 
     def gathered(self, neurons: Neurons) -> "GatheredPart":
         """Only these columns, each array read once, and freed if it is in memory."""
@@ -67,7 +73,7 @@ class ExtractedPart(Part):
         for feature, chosen in neurons.items():
             arrays[feature] = self.take(feature, chosen)
             self.features.drop(feature)
-        return GatheredPart(self.labels, neurons, arrays)
+        return GatheredPart(self.labels, neurons, arrays, weights=self.weights)
 
 
 @dataclass(frozen=True)

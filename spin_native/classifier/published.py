@@ -10,9 +10,10 @@ from jaxtyping import Int
 from spin_native.classifier.baselines import BASELINE_VIEWS, measure
 from spin_native.classifier.crossfit import Folds
 from spin_native.classifier.curves import CurveRow, columns_of_heads, columns_of_test, controls, layer_curve
-from spin_native.classifier.dense import DensePath, DenseRows
+from spin_native.classifier.dense import DensePath, DenseRows, row_weights
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.extraction import Wanted
+from spin_native.classifier.fitting import Rows
 from spin_native.classifier.heads import ConstantHead, Head
 from spin_native.classifier.heads.base import no_neurons
 from spin_native.classifier.integrate import Integrated, integrate
@@ -124,7 +125,8 @@ class PublishedTraining(Training):
         named |= {"test": extracted["test"]} if "test" in extracted else {}
         labels = np.concatenate([named["training"].labels, named["validation"].labels])
         sizes = len(named["training"].labels), len(named["validation"].labels)
-        folds = Folds.given(*sizes, np.ones(len(labels)), learns_all=self.settings.final_rows == "all")
+        weights = row_weights(self.settings, labels, named["training"], named["validation"])
+        folds = Folds.given(*sizes, weights, learns_all=self.settings.final_rows == "all")
         path = DensePath(DenseRows(named, self.settings, labels, folds), self.n_layers)
         views = BASELINE_VIEWS if self.sample is None else ()
         return path.run(views, self.max_depth, with_alone=True, progress=self.progress)
@@ -150,8 +152,11 @@ class PublishedTraining(Training):
             stacklevel=4,
         )
         settings = self.settings
-        learnt_from = [train.labels] + [validation.labels] * (settings.final_rows == "all")
-        head: Head = ConstantHead.of(np.concatenate(learnt_from), settings)
+        seen, held_out = (
+            Rows(np.empty((len(part.labels), 0), np.float32), part.labels, part.weights) for part in (train, validation)
+        )
+        learnt_from = seen.joined(held_out) if settings.final_rows == "all" else seen
+        head: Head = ConstantHead.of(learnt_from.labels, settings, learnt_from.weights)
         tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
         outputs = head.output(head.read(validation))
         score = settings.score(validation.labels, settings.task.decide(outputs))

@@ -8,12 +8,12 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt64
+from jaxtyping import Float, Int, Shaped, UInt64
 
 from spin_native.classifier.splits import split
 from spin_native.classifier.tasks import Task
 from spin_native.errors import InputError, LeakWarning, TextError
-from spin_native.given import checked_texts, rows_of
+from spin_native.given import checked_texts, is_number, plain, rows_of
 
 TextsAndLabels = tuple[Iterable[str], Iterable[Any]]
 
@@ -23,17 +23,20 @@ class LabelledRows:
     """Texts and their encoded labels.
 
     what: their name in errors. numbers: the number of each row among those that the caller gave (None: they are all of them).
+    weights: how many times each row counts in a fit; None means once.
     """
 
     texts: list[str]
     labels: Shaped[np.ndarray, "row"]
     what: str = "rows"
     numbers: Int[np.ndarray, "row"] | None = None
+    weights: Float[np.ndarray, "row"] | None = None
 
     def take(self, rows: Int[np.ndarray, "chosen"]) -> "LabelledRows":
         """Some of the rows."""
         numbers = rows if self.numbers is None else self.numbers[rows]
-        return LabelledRows([self.texts[row] for row in rows], self.labels[rows], self.what, numbers)
+        weights = None if self.weights is None else self.weights[rows]
+        return LabelledRows([self.texts[row] for row in rows], self.labels[rows], self.what, numbers, weights)
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
@@ -52,16 +55,19 @@ def labelled_parts(
     test: TextsAndLabels | None,
     validation_share: float | None,
     seed: int,
+    sample_weight: Iterable[Any] | None = None,
 ) -> tuple[Task, dict[str, LabelledRows]]:
     """The task that the training labels describe, and the rows by part: "training", "validation", and "test" if given.
 
-    Without validation rows, `validation_share` of the training rows is split off, equal texts on one side
-    (None: nothing is). Raises InputError
-    for texts and labels that cannot be used, naming the row. LeakWarning if a text is in two parts.
+    Without validation rows, `validation_share` of the training rows is split off, equal texts on one side (None: nothing is).
+    sample_weight: a weight for each training row, which goes where the row goes; given validation rows count once.
+
+    Raises InputError for texts and labels that cannot be used, naming the row. LeakWarning if a text is in two parts.
     """
     texts, labels = checked_texts(training[0], "training rows"), _kept(training[1])
     task = task_type.learn(labels, len(texts), "training rows")
-    rows = LabelledRows(texts, task.encode(labels, len(texts), "training rows"), "training rows")
+    weights = None if sample_weight is None else checked_weights(sample_weight, len(texts))
+    rows = LabelledRows(texts, task.encode(labels, len(texts), "training rows"), "training rows", weights=weights)
     leaks: list[str] = []
     if validation_share is None:
         parts = {"training": rows}
@@ -115,6 +121,20 @@ def checked_pair(given: Any, what: str) -> TextsAndLabels:
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise InputError(f"{what}: got a {type(given).__name__}; expected (texts, labels)")
     return given[0], given[1]
+
+
+def checked_weights(sample_weight: Iterable[Any], n_rows: int) -> Float[np.ndarray, "row"]:
+    """One weight per training row; InputError, naming the row, for what is no positive number."""
+    weights = [plain(weight) for weight in rows_of(sample_weight, "sample_weight", "weight")]
+    if len(weights) != n_rows:
+        raise InputError(f"sample_weight: {n_rows} texts but {len(weights)} weights; expected one weight per text")
+    for row, weight in enumerate(weights):
+        if not is_number(weight) or not weight > 0:
+            raise InputError(
+                f"sample_weight: the weight of row {row} is {weight!r}; expected a positive number: drop rows that should not "
+                "count"
+            )
+    return np.array(weights, dtype=np.float64)
 
 
 def _kept(labels: Iterable[Any]) -> Iterable[Any]:

@@ -25,6 +25,7 @@ from spin_native.classifier.curves import Controls, CurveRow
 from spin_native.classifier.exits import Exit, Promise, checked_exit
 from spin_native.classifier.heads import Head, describe, head_tensors, read_head
 from spin_native.classifier.records import Description, FormatRecord, ScoresRecord, TensorsRecord
+from spin_native.classifier.settings import class_weights_of
 from spin_native.classifier.tasks import TASKS, Task
 from spin_native.classifier.training import Fitted
 from spin_native.disk import check_header, decode_record, flush, json_bytes, read_record, record_bytes, write_bytes
@@ -100,7 +101,7 @@ def pack(
         "heads": {str(depth): describe(head) for depth, head in fitted.heads.items()},
         "exit": str(fitted.exit),
         "promise": fitted.promise and {**vars(fitted.promise), "exit": str(fitted.promise.exit)},
-        "settings": {name: value for name, value in parameters.items() if name not in PLACE},
+        "settings": _settings_for_json(parameters, fitted.task),
         "scores": {
             "metric": metric,
             "baselines": None if fitted.baselines is None else _described(fitted.baselines),
@@ -121,6 +122,14 @@ def pack(
             f"{error.object[max(0, error.start - 20) : error.end + 20]!r} holds half a character (a lone surrogate), which no "
             "JSON file can: correct the label or the name of the base model's folder"
         ) from error
+
+
+def _settings_for_json(parameters: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The parameters but for PLACE. Weights of classes become a list in the order of the labels: JSON's keys are text only."""
+    settings = {name: value for name, value in parameters.items() if name not in PLACE}
+    if isinstance(settings.get("class_weight"), Mapping):
+        settings["class_weight"] = list(class_weights_of(settings["class_weight"], task) or ())
+    return settings
 
 
 def _write(folder: Path, description: bytes, tensors: bytes) -> None:
@@ -206,11 +215,13 @@ def parameters_of(saved: Saved, base_model: str | Path | None) -> dict[str, Any]
     with refuse_edited(saved):
         base = saved.description.base_model
         given = {"final_rows": "training"} | saved.description.settings  # the only choice when it was not saved yet
-        parameters = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        parameters: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         if not parameters.keys().isdisjoint(PLACE):
             raise ValueError(f"settings name {', '.join(parameters.keys() & set(PLACE))}")
         if parameters.get("top_k") is not None or parameters.get("top_share") is not None:
             parameters["etas"] = None  # once saved with their default beside what replaced them
+        if isinstance(weights := parameters.get("class_weight"), tuple):  # one for each label, in their order
+            parameters["class_weight"] = dict(zip(saved.description.labels, weights, strict=True))
         if parameters["depth"] != "best":
             parameters["tolerance"] = 0.0  # once saved, but never used, with a fixed depth
         place = {"model": base_model, "revision": None} if base_model else {"model": base.name, "revision": base.revision}

@@ -1,14 +1,18 @@
 """What a fit tries, and how it compares: the estimator's parameters, checked and in one place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from jaxtyping import Shaped
+import numpy as np
+from jaxtyping import Float, Shaped
 
 from spin_native.classifier.tasks import Metric, Task
 from spin_native.classifier.tasks.base import Array
+from spin_native.classifier.tasks.classes import balanced_weights
+from spin_native.errors import InputError
 from spin_native.features.spec import FeatureKey
+from spin_native.given import plain
 from spin_native.probes.importance import Cut
 
 Scaling = Literal["standard", "none"]
@@ -23,6 +27,7 @@ Tolerance = float | Literal["one-se"] | None
 # What is read where the caller names no sites and poolings.
 PUBLISHED_SOURCES: tuple[Source, ...] = (("activation", "mean"), ("activation", "max"))
 DENSE_SOURCES: tuple[Source, ...] = (("hidden", "mean"), *PUBLISHED_SOURCES)
+ClassWeights = Literal["balanced"] | tuple[float, ...] | None  # a tuple: one weight per class, in the order of the classes
 
 ETAS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0)  # where the caller gives no etas, top_k or top_share
 
@@ -43,6 +48,7 @@ class Settings:
     final_rows: FinalRows
     metric: Metric
     seed: int
+    class_weight: ClassWeights = None
 
     @property
     def poolings(self) -> list[str]:
@@ -55,6 +61,18 @@ class Settings:
         apart = [[source] for source in self.sources]
         together = [list(self.sources)] if len(self.sources) > 1 or self.mixing == "together" else []
         return {"apart": apart, "together": together, "best": apart + together}[self.mixing]
+
+    def row_weights(
+        self, labels: Shaped[Array, "row"], sample_weight: Float[Array, "row"] | None = None
+    ) -> Float[Array, "row"] | None:
+        """How many times each row counts in a fit on these rows: its own weight times its class's. None: every row once.
+
+        "balanced": n rows / (n classes * rows of the class), counted among these rows, as in scikit-learn.
+        """
+        if self.class_weight is None:
+            return sample_weight
+        of_class = np.array(self.class_weight) if self.class_weight != "balanced" else balanced_weights(labels)
+        return of_class[labels] if sample_weight is None else of_class[labels] * sample_weight
 
     def score(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> float:
         """The metric of encoded predictions."""
@@ -71,3 +89,20 @@ def features_below(sources: Sequence[Source], depth: int, n_layers: int) -> list
     if depth == n_layers:
         below += [FeatureKey(site, pooling, depth) for site, pooling in sources if site == "hidden"]
     return below
+
+
+def class_weights_of(given: Any, task: Task) -> ClassWeights:
+    """The weight of each class in the order of the classes; a class that is not named has weight 1, as in scikit-learn.
+
+    InputError for a label that the training rows do not have.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    labels = task.to_json()
+    weights = [1.0] * len(labels)
+    for label, weight in ((plain(label), weight) for label, weight in given.items()):
+        places = [place for place, known in enumerate(labels) if known == label and type(known) is type(label)]
+        if not places:  # for Python, True is 1
+            raise InputError(f"class_weight: no training row has the label {label!r}; known are {', '.join(map(repr, labels))}")
+        weights[places[0]] = float(weight)
+    return tuple(weights)

@@ -74,9 +74,10 @@ def _probed(train: ExtractedPart, validation: ExtractedPart, feature: FeatureKey
     """One layer's L1 probe; validation chooses C."""
     raw = train.whole(feature)
     standardizer = Standardizer.of(raw, settings.scaling)
-    fitted = Rows(standardizer(raw), train.labels)
+    fitted = Rows(standardizer(raw), train.labels, train.weights)
     held_out = Rows(standardizer(validation.whole(feature)), validation.labels)
-    smallest = smallest_useful_C(fitted.features, settings.task.one_against_rest(train.labels))
+    weights = settings.row_weights(train.labels, train.weights)
+    smallest = smallest_useful_C(fitted.features, settings.task.one_against_rest(train.labels), weights)
     Cs = settings.Cs or [smallest * times for times in PROBE_C_TIMES]
     probe, score = best_probe(fitted, held_out, Cs, 1.0, settings)
     if settings.ranker in RANKERS:

@@ -105,6 +105,12 @@ def _option_type(annotation: Any) -> Any:
 )
 @setting("metric", "Model", "Score that validation compares.  [default: accuracy; for a regression pearson]")
 @setting(
+    "class_weight",
+    "Model",
+    "balanced: rows of rare classes count more, so that every class has the same total. For classes only.",
+    type=click.Choice(["balanced"]),
+)
+@setting(
     "depth",
     "How deep",
     "Layers to run: a number, the best on the validation rows, or all.",

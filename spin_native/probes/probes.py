@@ -81,20 +81,28 @@ class _LinearModel(BaseEstimator):
         return self
 
     def fit_path(
-        self: Probe, design: Design | Shaped[Array, "row feature"], y: Shaped[Array, "row *output"], Cs: Sequence[float | int]
+        self: Probe,
+        design: Design | Shaped[Array, "row feature"],
+        y: Shaped[Array, "row *output"],
+        Cs: Sequence[float | int],
+        sample_weight: Float[Array, "row"] | None = None,
     ) -> list[Probe]:
         """A fitted probe for each C, in the order of `Cs`; solving them together is faster than one by one.
 
         design: the features [row, feature] as an array, or a Design, whose blocks may be larger than memory.
+        sample_weight: how many times each row counts, 0 or more; None means once.
         No ConvergenceWarning is given: check `converged_` of each probe.
         InputError as for `fit`.
         """
         design = design if isinstance(design, Design) else Design([design])
         unfitted = clone(self)
         loss = unfitted._loss(np.asarray(y))  # this also sets classes_, which the copies below take over
+        with self._input_errors():
+            like = np.empty((len(y), 0))
+            weights = _check_sample_weight(sample_weight, like, dtype=np.float64, ensure_non_negative=True)
         ascending = np.sort(Cs).tolist()
         probes = {}
-        for C, solution in zip(ascending, self._solve(design, loss, np.ones(len(y)), ascending), strict=True):
+        for C, solution in zip(ascending, self._solve(design, loss, weights, ascending), strict=True):
             probes[C] = probe = copy(unfitted)
             probe.C, probe.n_features_in_ = C, design.n_features
             probe._set_solution(solution)

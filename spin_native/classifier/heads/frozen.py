@@ -32,7 +32,9 @@ class FrozenHead(LinearHead):
             start += len(neurons)
         # The products are taken in float32: a float64 factor would copy all features to float64.
         frozen /= Standardizer.of(train.features @ frozen.astype(np.float32), "standard").scale
-        below, held_out = (Rows(rows.features @ frozen.astype(np.float32), rows.labels) for rows in (train, validation))
+        below, held_out = (
+            Rows(rows.features @ frozen.astype(np.float32), rows.labels, rows.weights) for rows in (train, validation)
+        )
         width = frozen.shape[1]
         Cs = settings.head_Cs or [times / width for times in BASELINE_C_TIMES]
         dense, score = best_probe(below, held_out, Cs, 0.0, settings)

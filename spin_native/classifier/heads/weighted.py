@@ -36,9 +36,15 @@ class Perceptron:
         worth: Callable[["Perceptron"], float],
         task: Task,
         seed: int,
+        sample_weight: Float[Array, "row"] | None = None,
     ) -> tuple["Perceptron", float]:
-        """Adam, epoch by epoch, until `worth` (more is better) has not risen for PATIENCE epochs; the best one, its worth."""
+        """Adam, epoch by epoch, until `worth` (more is better) has not risen for PATIENCE epochs; the best one, its worth.
+
+        sample_weight: how many times each row counts; None means once.
+        """
         targets, shift, spread, arguments = task.network_targets(labels)
+        if sample_weight is not None:
+            arguments = {**arguments, "sample_weight": sample_weight}
         best: tuple[Perceptron, float] | None = None
         for alpha in ALPHAS:
             random = np.random.RandomState(seed)  # a number would shuffle every epoch alike
@@ -101,7 +107,8 @@ class WeightedHead(Head):
         def worth(model: Perceptron) -> float:
             return settings.worth(settings.score(validation.labels, task.decide(task.outputs(model.scores(held_out)))))
 
-        model, best = Perceptron.fit(train.features * weights, train.labels, worth, task, settings.seed)
+        counts = settings.row_weights(train.labels, train.weights)
+        model, best = Perceptron.fit(train.features * weights, train.labels, worth, task, settings.seed, counts)
         head = cls(task, selection.cut, selection.neurons, selection.standardizer, model.scaled(weights))
         return head, settings.worth(best)
 

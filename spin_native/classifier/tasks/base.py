@@ -137,8 +137,8 @@ class Task(ABC):
         """Which rows' outputs speak against their label: another class, or a value two standard errors away."""
 
     @abstractmethod
-    def constant(self, labels: Shaped[Array, "row"]) -> Probe:
-        """A probe without features that gives the best constant answer."""
+    def constant(self, labels: Shaped[Array, "row"], weights: Float[Array, "row"] | None = None) -> Probe:
+        """A probe without features that gives the best constant answer. weights: how many times each row counts."""
 
     @classmethod
     def check_ranker(cls, ranker: str) -> None:
@@ -202,6 +202,18 @@ class Task(ABC):
     def _details(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
         """What an evaluation shows beside the metrics."""
         return {}
+
+    def beside_accuracy(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
+        """What accuracy does not say of encoded predictions, for JSON; nothing for a task without classes.
+
+        "majority_share": the accuracy of always answering the most frequent class of these rows; "macro_f1"; and
+        "hidden_classes": {"label", "rows", "recognised"} of each class that accuracy hides (see classes.hidden_classes).
+        """
+        return {}
+
+    def hidden_class_warnings(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"], what: str) -> list[str]:
+        """A sentence for each class that accuracy hides. what: the rows' name in it, such as "validation rows"."""
+        return []
 
 
 def check_share(share: float) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from spin_native.probes.probes import LogisticProbe, probabilities
 from spin_native.probes.solver import Logistic, Loss, Softmax
 
 Label = str | int | bool
+HIDDEN_MIN_ROWS, HIDDEN_RECALL = 10, 0.05  # see hidden_classes
 
 
 def accuracy(truth: Int[Array, "row"], predicted: Int[Array, "row"]) -> float:
@@ -155,9 +156,10 @@ class Classes(Task):
     def contradicts(self, outputs: Float[Array, "row class"], labels: Shaped[Array, "row"]) -> Bool[Array, "row"]:
         return self.decide(outputs) != labels
 
-    def constant(self, labels: Shaped[Array, "row"]) -> LogisticProbe:
+    def constant(self, labels: Shaped[Array, "row"], weights: Float[Array, "row"] | None = None) -> LogisticProbe:
         """The share of every class."""
-        shares = np.bincount(labels, minlength=len(self.classes)) / len(labels)
+        counts = np.bincount(labels, weights=weights, minlength=len(self.classes))
+        shares = counts / counts.sum()
         scores = np.log(shares[1:] / shares[:1]) if len(shares) == 2 else np.log(np.maximum(shares, 1e-300))
         return LogisticProbe.from_weights(np.zeros((len(scores), 0)), scores)
 
@@ -193,6 +195,58 @@ class Classes(Task):
     def _details(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
         confusion = confusion_matrix(truth, predicted, labels=range(len(self.classes)))
         return {"confusion": confusion.tolist(), "labels": self.classes.tolist()}
+
+    def beside_accuracy(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
+        hidden = hidden_classes(truth, predicted, len(self.classes))
+        return {
+            "majority_share": majority_share(truth),
+            "macro_f1": self.score("macro_f1", truth, predicted),
+            "hidden_classes": [
+                {"label": self.name_of(one.place), "rows": one.n_rows, "recognised": one.n_found} for one in hidden
+            ],
+        }
+
+    def hidden_class_warnings(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"], what: str) -> list[str]:
+        accuracy, macro_f1 = (self.score(metric, truth, predicted) for metric in ("accuracy", "macro_f1"))
+        return [
+            f"class {self.name_of(one.place)!r} is recognised in {one.n_found} of its {one.n_rows} {what}, which the accuracy "
+            f"of {accuracy:.4f} hides (always answering the most frequent class: {majority_share(truth):.4f}; macro-F1: "
+            f"{macro_f1:.4f}); try class_weight='balanced' (--class-weight balanced) or metric='macro_f1' (--metric macro_f1)"
+            for one in hidden_classes(truth, predicted, len(self.classes))
+        ]
+
+
+def balanced_weights(labels: Int[Array, "row"]) -> Float[Array, "class"]:
+    """A weight for each class that gives all classes the same total: n rows / (n classes present * rows of the class)."""
+    counts = np.bincount(labels)
+    return len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+
+
+class HiddenClass(NamedTuple):
+    """A class that accuracy hides: there are many rows of it, and (nearly) none of them is recognised.
+
+    place: the class's place among the classes. n_rows: how many rows are of it. n_found: how many of these are predicted so.
+    """
+
+    place: int
+    n_rows: int
+    n_found: int
+
+
+def hidden_classes(truth: Int[Array, "row"], predicted: Int[Array, "row"], n_classes: int) -> list[HiddenClass]:
+    """The classes with HIDDEN_MIN_ROWS rows or more of which at most HIDDEN_RECALL are predicted, in the order of the classes.
+
+    truth, predicted: places of classes. A model that always answers the frequent class can have a high accuracy all the same.
+    """
+    n_rows = np.bincount(truth, minlength=n_classes)
+    n_found = np.bincount(truth[truth == predicted], minlength=n_classes)
+    is_hidden = (n_rows >= HIDDEN_MIN_ROWS) & (n_found <= HIDDEN_RECALL * n_rows)
+    return [HiddenClass(int(place), int(n_rows[place]), int(n_found[place])) for place in np.flatnonzero(is_hidden)]
+
+
+def majority_share(truth: Int[Array, "row"]) -> float:
+    """The share of the most frequent class: the accuracy of always answering it."""
+    return float(np.bincount(truth).max() / len(truth))
 
 
 def _as_array(classes: Sequence[Label], what: str) -> Shaped[Array, "class"]:

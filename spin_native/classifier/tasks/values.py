@@ -112,9 +112,10 @@ class Values(Task):
         errors = outputs[:, 0] - labels
         return np.abs(errors) > 2 * np.sqrt(np.mean(errors**2))
 
-    def constant(self, labels: Shaped[Array, "row"]) -> LinearProbe:
+    def constant(self, labels: Shaped[Array, "row"], weights: Float[Array, "row"] | None = None) -> LinearProbe:
         """The mean value."""
-        return LinearProbe.from_weights(np.zeros((1, 0)), np.array([labels.mean()]))
+        mean = labels.mean() if weights is None else np.average(labels, weights=weights)
+        return LinearProbe.from_weights(np.zeros((1, 0)), np.array([mean]))
 
     def check_exit(self, exit_: Exit) -> None:
         if exit_.by != "fixed":

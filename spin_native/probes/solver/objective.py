@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spin_native.errors import InputError
 from spin_native.probes.solver.design import Design
+from spin_native.probes.solver.eigen import pseudo_inverse
 from spin_native.probes.solver.losses import Loss, Softmax
 
 Array = np.ndarray
@@ -120,7 +121,7 @@ class Objective:
                 return
             hessian = self.loss.total_curvature(self.z, self.row_weights)
             # A pseudo-inverse: softmax's Hessian is singular, as adding one number to all intercepts changes nothing.
-            step = -torch.linalg.pinv(hessian, hermitian=True, rtol=1e-12) @ slope
+            step = -pseudo_inverse(hessian, rtol=1e-12) @ slope
             if not self.line_search(step.expand_as(self.z), torch.zeros_like(self.weights), step, float(slope @ step)):
                 return
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spin_native.probes.solver.conjugate_gradients import conjugate_gradients
 from spin_native.probes.solver.design import CurvatureProduct, Design
+from spin_native.probes.solver.eigen import eigenbasis
 from spin_native.probes.solver.losses import Loss
 from spin_native.probes.solver.objective import (
     MAX_FLOAT32_ITERATIONS,
@@ -45,6 +46,7 @@ def ridge_path(
     states[0].require_finite_features()
     preconditioner = _BlockPreconditioner(design, row_weights, loss.n_outputs)
     solutions: dict[int, Solution] = {}  # index of C -> solution
+    in_float64: set[int] = set()  # indices of the C whose linear systems are solved in float64
     for n_iter in range(1, max_iter + 1):
         for state in states:
             state.start_iteration()
@@ -60,12 +62,14 @@ def ridge_path(
                 solutions[index] = states[index].solution(gap, n_iter)
             else:
                 gradient_of[index] = gradient
-        for index in _newton_steps(states, gradient_of, preconditioner):
-            state = states[index]
-            if state.precision == torch.float64:  # rounding allows no further progress
-                solutions[index] = state.solution(state.relative_gap(gradient_of[index]), n_iter)
-            else:
-                switch_to_float64([state])
+        coarse, fine = ({i: g for i, g in gradient_of.items() if (i in in_float64) is fine} for fine in (False, True))
+        for index in _newton_steps(states, coarse, preconditioner, design.dtype):
+            if states[index].precision != torch.float64:
+                switch_to_float64([states[index]])
+            else:  # float32 gives no direction that lowers F
+                in_float64.add(index)
+        for index in _newton_steps(states, fine, preconditioner, torch.float64):  # rounding allows no further progress
+            solutions[index] = states[index].solution(states[index].relative_gap(gradient_of[index]), n_iter)
     return [solutions[index] for index in range(len(states))]
 
 
@@ -73,13 +77,17 @@ def _newton_steps(
     states: Sequence[Objective],
     gradient_of: Mapping[int, Float64[Tensor, "feature output"]],
     preconditioner: "_BlockPreconditioner",
+    dtype: torch.dtype,
 ) -> list[int]:
-    """Take a Newton step for each state that has a gradient; return the indices of those that could not lower F."""
+    """Take a Newton step for each state that has a gradient; return the indices of those that could not lower F.
+
+    dtype: of the linear systems.
+    """
     if not gradient_of:
         return []
     moving = [states[index] for index in gradient_of]
     design, n_outputs = moving[0].design, moving[0].loss.n_outputs
-    steps = _newton_directions(moving, list(gradient_of.values()), preconditioner)
+    steps = _newton_directions(moving, list(gradient_of.values()), preconditioner, dtype)
     weights = torch.cat([step[:-1] for step in steps], 1).to(widest_precision(moving))
     dzs = design.times(weights).double().split(n_outputs, 1)
     stuck = []
@@ -92,19 +100,22 @@ def _newton_steps(
 
 
 def _newton_directions(
-    states: Sequence[Objective], gradients: Sequence[Float64[Tensor, "feature output"]], preconditioner: "_BlockPreconditioner"
+    states: Sequence[Objective],
+    gradients: Sequence[Float64[Tensor, "feature output"]],
+    preconditioner: "_BlockPreconditioner",
+    dtype: torch.dtype,
 ) -> list[Float64[Tensor, "feature_1 output"]]:
     """The Newton direction -H^-1 g of each state, for the weights and (last row) the intercepts."""
     design, n_outputs = states[0].design, states[0].loss.n_outputs
-    curvature_products = [state.loss.curvature_product(state.z, state.row_weights, design.dtype) for state in states]
+    curvature_products = [state.loss.curvature_product(state.z, state.row_weights, dtype) for state in states]
     right_side = torch.cat(
         [torch.cat([-g, -s.slopes().sum(0, keepdim=True)]) for s, g in zip(states, gradients, strict=True)], 1
     )
     values = torch.tensor([state.value(state.z, state.weights) for state in states], dtype=torch.float64)
     step = conjugate_gradients(
         lambda v: _hessian_product(design, curvature_products, v),
-        preconditioner.inverse_at(states),
-        right_side.to(design.dtype),
+        preconditioner.inverse_at(states, dtype),
+        right_side.to(dtype),
         len(states),
         values,
     )
@@ -146,30 +157,33 @@ class _BlockPreconditioner:
         for columns in torch.arange(design.n_features).tensor_split(n_blocks):
             gram = design.gram(columns, (row_weights / row_weights.sum())[:, None]).lower_square()
             means.append(gram[-1, :-1].clone())
-            eigenvalues, basis = torch.linalg.eigh(gram[:-1, :-1].addr_(means[-1], means[-1], alpha=-1))
+            eigenvalues, basis = eigenbasis(gram[:-1, :-1].addr_(means[-1], means[-1], alpha=-1))
             self._blocks.append((slice(int(columns[0]), int(columns[-1]) + 1), eigenvalues.clamp_(min=0), basis))
         self._means = torch.cat(means)[:, None]
 
-    def inverse_at(self, states: Sequence[Objective]) -> Callable[[Float[Tensor, "feature_1 column"]], Tensor]:
-        """v -> approximate H^-1 v at the states' current points; their outputs stand side by side in v's columns."""
+    def inverse_at(
+        self, states: Sequence[Objective], dtype: torch.dtype
+    ) -> Callable[[Float[Tensor, "feature_1 column"]], Tensor]:
+        """v -> approximate H^-1 v at the states' current points, in `dtype`.
+
+        The outputs of the states stand side by side in v's columns.
+        """
         curvatures = [state.loss.total_curvature(state.z, state.row_weights) for state in states]
-        output_eigenvalues, output_bases = zip(*map(torch.linalg.eigh, curvatures), strict=True)
-        dtype = self._means.dtype
+        output_eigenvalues, output_bases = zip(*map(eigenbasis, curvatures), strict=True)
         # Softmax's smallest eigenvalue is 0 (all margins shifted together); no step goes that way, so any positive value does.
         sizes = torch.cat([values.clamp(min=1e-3 * float(values[-1])) for values in output_eigenvalues]).to(dtype)
         output_basis = torch.block_diag(*output_bases).to(dtype)
+        means = self._means.to(dtype)
+        blocks = [(columns, eigenvalues.to(dtype), basis.to(dtype)) for columns, eigenvalues, basis in self._blocks]
 
-        return lambda v: self._apply(v, sizes, output_basis)
+        def inverse(v: Float[Tensor, "feature_1 column"]) -> Float[Tensor, "feature_1 column"]:
+            rotated = (v[:-1] - means * v[-1]) @ output_basis
+            parts = [
+                basis @ ((basis.T @ rotated[columns]) / (eigenvalues[:, None] * sizes + 1))
+                for columns, eigenvalues, basis in blocks
+            ]
+            weights = torch.cat(parts) @ output_basis.T
+            intercepts = (v[-1:] @ output_basis / sizes) @ output_basis.T - (means * weights).sum(0, keepdim=True)
+            return torch.cat([weights, intercepts])
 
-    def _apply(
-        self, v: Float[Tensor, "feature_1 column"], sizes: Float[Tensor, "column"], output_basis: Float[Tensor, "column column"]
-    ) -> Float[Tensor, "feature_1 column"]:
-        """The approximate inverse, given the eigenvalues and eigenvectors of M."""
-        rotated = (v[:-1] - self._means * v[-1]) @ output_basis
-        parts = [
-            basis @ ((basis.T @ rotated[columns]) / (eigenvalues[:, None] * sizes + 1))
-            for columns, eigenvalues, basis in self._blocks
-        ]
-        weights = torch.cat(parts) @ output_basis.T
-        intercepts = (v[-1:] @ output_basis / sizes) @ output_basis.T - (self._means * weights).sum(0, keepdim=True)
-        return torch.cat([weights, intercepts])
+        return inverse
