@@ -23,6 +23,7 @@ from spin_native.classifier.learnt import LEARNT, Place
 from spin_native.classifier.options import DTYPES
 from spin_native.classifier.rows import TextsAndLabels, digests, evaluation_rows, labelled_parts
 from spin_native.classifier.settings import FinalRows, HeadName, Mixing, PhaseTwo, Scaling, Settings
+from spin_native.classifier.shift import ShiftWatch
 from spin_native.classifier.tasks import TASKS, Metric, Task, TaskName
 from spin_native.classifier.training import Fitted, Training
 from spin_native.errors import InputError
@@ -73,7 +74,8 @@ class SpinEstimator(Ablating):
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
     depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
     (linear models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
-    {phase: seconds}, task_ (what the labels mean).
+    {phase: seconds}, task_ (what the labels mean), shift_reference_ (quantiles of neurons, with which the texts that are read
+    later are compared).
     """
 
     task: ClassVar[TaskName]
@@ -234,15 +236,33 @@ class SpinEstimator(Ablating):
         return explain.salient_neurons(self.head_)
 
     def output_blocks(
-        self, texts: Iterable[str], progress: bool | None = None, exit: str | Exit | None = None
+        self,
+        texts: Iterable[str],
+        progress: bool | None = None,
+        exit: str | Exit | None = None,
+        watch: ShiftWatch | None = None,
     ) -> Iterator[tuple[Float[Array, "row _"], Int[Array, "row"]]]:
         """Probabilities [row, class] (or values [row, 1]) of a stream of texts, and the depth where each row exited, in blocks.
 
         exit: when a row exits, such as "fixed:4", "confidence:0.9" or "patience:2" (see Exit); None: exit_.
+        watch: what `shift_watch` gave, to watch several streams as one; the caller then calls its `finish`. None: this stream
+            alone. At the end, a ShiftWarning if 100 texts or more differ from those of the fit.
         """
         check_is_fitted(self, "heads_")
         given = Exit.of(self.exit_ if exit is None else exit)
-        yield from self._deployed.blocks(texts, given, progress)
+        own = self.shift_watch() if watch is None else None
+        yield from self._deployed.blocks(texts, given, progress, watch or own)
+        if own is not None:
+            own.finish()
+
+    def shift_watch(self) -> ShiftWatch | None:
+        """What compares the texts that are read with those of the fit; None where the classifier does not know these."""
+        check_is_fitted(self, "heads_")
+        reference = self.shift_reference_
+        if reference is None:
+            return None
+        places = self.heads_[min(self.heads_)].places
+        return ShiftWatch(reference, [places[column] for column in reference.columns.tolist()])
 
     def _outputs(
         self, texts: str | Iterable[str], progress: bool | None, exit: str | Exit | None

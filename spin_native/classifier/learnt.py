@@ -18,9 +18,11 @@ from sklearn.utils.validation import check_is_fitted
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier import options, saved
 from spin_native.classifier.deployed import Deployed
-from spin_native.classifier.exits import Exit, Promise
+from spin_native.classifier.exits import Exit
 from spin_native.classifier.heads import Head
 from spin_native.classifier.options import DTYPES
+from spin_native.classifier.risk import AnyPromise
+from spin_native.classifier.shift import Reference
 from spin_native.classifier.tasks import TASKS, Task, TaskName
 from spin_native.classifier.training import Fitted
 from spin_native.errors import InputError
@@ -90,7 +92,8 @@ class Learnt(BaseEstimator):
     dtype: str
     device: str
     depth_: int
-    promise_: Promise | None
+    promise_: AnyPromise | None
+    shift_reference_: Reference | None
     _heads: dict[int, Head]
     _place: Place  # of the base model
     _content: Content | None  # of a copy that was unpickled; None once its heads are others
@@ -151,7 +154,8 @@ class Learnt(BaseEstimator):
         if others := {head.task.name for head in heads.values()} - {self.task}:
             raise InputError(f"heads_ holds heads of a {min(others)}; expected those of a {self.task}")
         deployed = self._place.deploy(heads, self._deployed.checkpoint)
-        changed = {"_heads": deployed.heads, "depth_": deployed.depth, "exit_": Exit("fixed", deployed.depth), "promise_": None}
+        changed = {"_heads": deployed.heads, "depth_": deployed.depth, "exit_": Exit("fixed", deployed.depth)}
+        changed |= {"promise_": None, "shift_reference_": None}
         self.__dict__.update(changed, _deployed=deployed, _content=None)
 
     @property

@@ -21,13 +21,15 @@ from spin_native.classifier.curves import (
     controls,
     layer_curve,
 )
-from spin_native.classifier.exits import Exit, Promise, shallowest_within
+from spin_native.classifier.exits import Exit, shallowest_within
 from spin_native.classifier.heads import ConstantHead, Head
 from spin_native.classifier.heads.base import no_neurons
 from spin_native.classifier.integrate import integrate
 from spin_native.classifier.parts import ExtractedPart, GatheredPart, Part
+from spin_native.classifier.risk import AnyPromise
 from spin_native.classifier.rows import LabelledRows
 from spin_native.classifier.settings import PhaseTwo, Settings
+from spin_native.classifier.shift import Reference
 from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, sparsify
 from spin_native.classifier.splits import halves
 from spin_native.classifier.tasks import Task
@@ -47,7 +49,8 @@ class Fitted:
     """All that a fit learns, or a saved classifier holds; the estimator has each field under its name with a _ at the end.
 
     heads: {depth: head}, at `depth` and at the exits. controls: None where only the salient neurons were extracted, or there
-    are none. unconverged: linear models whose solver gave up. seconds: of each phase.
+    are none. unconverged: linear models whose solver gave up. seconds: of each phase. shift_reference: what `predict` compares
+    the texts that it reads with (None where the head at the smallest depth reads no neuron, and in earlier versions' files).
     """
 
     task: Task
@@ -59,8 +62,9 @@ class Fitted:
     controls: Controls | None
     unconverged: list[str]
     exit: Exit
-    promise: Promise | None = None
+    promise: AnyPromise | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    shift_reference: Reference | None = None
 
 
 @dataclass
@@ -183,10 +187,11 @@ class Training:
             f"probe on {f.site} {f.pooling} of layer {f.layer}" for f, layer in layers.items() if not layer.probe.converged_
         ]
         unconverged += [f"head at depth {depth}" for depth, head in heads.items() if not head.converged]
+        kept = {d: head for d, head in sorted(heads.items()) if d == depth or (d < depth and d in self.exits)}
         return Fitted(
             task=settings.task,
             depth=depth,
-            heads={d: head for d, head in sorted(heads.items()) if d == depth or (d < depth and d in self.exits)},
+            heads=kept,
             depth_curve=[curve[depth] for depth in sorted(curve)],
             layer_curve=layer_curve(layers, tested, settings),
             baseline=baseline_row,
@@ -194,6 +199,7 @@ class Training:
             unconverged=unconverged,
             exit=Exit("fixed", depth),
             seconds=self.seconds,
+            shift_reference=Reference.of_heads(kept, train),
         )
 
     def _whole(
