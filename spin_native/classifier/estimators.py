@@ -14,7 +14,7 @@ from spin_native.checkpoints import Location
 from spin_native.classifier.base import SpinEstimator
 from spin_native.classifier.exits import Exit, ExitBy, calibrate, check_calibration, rows_needed
 from spin_native.classifier.options import DTYPES, name_of
-from spin_native.classifier.risk import ErrorPromise, bounded_error, check_error_calibration, is_answered
+from spin_native.classifier.risk import ErrorPromise, answered_only, bounded_error, check_error_calibration, is_answered
 from spin_native.classifier.rows import evaluation_rows, warn_of_seen
 from spin_native.classifier.saved import read_saved
 from spin_native.classifier.splits import numbered_texts
@@ -59,8 +59,8 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
     ) -> Any:
         """The most probable class of each text; a single label for a single str.
 
-        return_depth: with the depth of its exit. abstain: True, or the largest error to accept: answer only where the promise of
-        calibrate(max_error=...) holds; texts that are not answered get None (in an object array). InputError if there is no
+        return_depth: with the depth of its exit. abstain: True, or the largest error to accept: answer only where the promise
+        of calibrate(max_error=...) holds; texts that are not answered get None (in an object array). InputError if there is no
         promise, or one of a larger error.
         """
         if rule := self.abstention(abstain, exit):
@@ -68,7 +68,7 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         probabilities, depths = self._outputs(texts, False, exit)
         labels = self.task_.answers(probabilities)
         if rule:
-            labels = np.where(is_answered(probabilities, rule), labels.astype(object), None)
+            labels = answered_only(labels, is_answered(probabilities, rule))
         if isinstance(texts, str):
             labels, depths = labels[0], depths[0]
         return (labels, depths) if return_depth else labels

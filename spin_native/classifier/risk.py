@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from spin_native.classifier.exits import Exit, Limited, Promise, harm_bound, rows_needed
 from spin_native.errors import InputError
@@ -54,6 +54,13 @@ AnyPromise = Promise | ErrorPromise
 def is_answered(outputs: Float[Array, "row class"], exit_: Exit) -> Bool[Array, "row"]:
     """Which rows are answered under a promise's exit. outputs: of the head where each row exited."""
     return outputs.max(1, initial=0.0) >= exit_.value
+
+
+def answered_only(labels: Shaped[Array, "row"], answered: Bool[Array, "row"]) -> Shaped[Array, "row"]:
+    """The labels as Python values, None where a row is not answered."""
+    values = labels.astype(object)
+    values[~answered] = None
+    return values
 
 
 def bounded_error(

@@ -201,7 +201,8 @@ class ShiftWatch:
             f"{shift.first_text} to {shift.first_text + shift.n_texts - 1}{others}, {shift.n_different} of {shift.n_neurons} "
             f"neurons have other values; most of all neuron {neuron} ({feature.site}, {feature.pooling}) of layer "
             f"{feature.layer}: {shift.share:.1%} of its values are at most {shift.quantile:.3g}, in the fit "
-            f"{shift.expected:.1%} were; the classifier's scores and promises may not hold for such texts: evaluate it on labelled ones, or fit it on them"
+            f"{shift.expected:.1%} were; the classifier's scores and promises may not hold for such texts: evaluate it on "
+            "labelled ones, or fit it on them"
         )
 
 

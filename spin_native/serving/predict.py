@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from spin_native import tables
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.classifier.exits import Exit
-from spin_native.classifier.risk import is_answered
+from spin_native.classifier.risk import answered_only, is_answered
 from spin_native.classifier.shift import ShiftWatch
 from spin_native.errors import InputError
 from spin_native.given import is_unicode
@@ -145,7 +145,7 @@ def _new_columns(
         new = {**clf.task_.columns(outputs), "exit_depth": depths}
         if rule is not None:
             new[ANSWERED] = is_answered(outputs, rule)
-            new[LABEL] = np.where(new[ANSWERED], new[LABEL].astype(object), None)
+            new[LABEL] = answered_only(new[LABEL], new[ANSWERED])
         for name, values in new.items():
             if name in columns:
                 for row, value in zip(rows, values.tolist(), strict=True):
