@@ -1,6 +1,6 @@
 """Answers with a bounded error: a threshold below which a classifier abstains, under one promise with early exit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -99,8 +99,10 @@ def bounded_error(
     certainty = np.stack([probabilities[depth].max(1) for depth in depths])
     is_right = np.stack([probabilities[depth].argmax(1) == labels for depth in depths])
     tests = _Counts(certainty, is_right, numbers)
+    surest = np.sort(certainty.max(0)[np.unique(numbers, return_index=True)[1]][~is_tested])
+    n_sure = n_pilot - np.searchsorted(surest, THRESHOLDS)
     n_needed = rows_needed(max_error, confidence)
-    start = _start([tests.counts(threshold, ~is_tested)[0] for threshold in THRESHOLDS], int(is_tested.sum()), n_needed)
+    start = _start(n_sure / max(1, n_pilot), n_texts - n_pilot, n_needed)
     passed: tuple[float, int, int] | None = None
     for threshold in THRESHOLDS[start:]:
         n_answered, n_wrong = tests.counts(threshold, is_tested)
@@ -156,12 +158,11 @@ class _Counts:
         return n_answered, n_wrong
 
 
-def _start(pilot: Sequence[int], n_tested: int, n_needed: int) -> int:
+def _start(shares: Float[Array, "threshold"], n_tested: int, n_needed: int) -> int:
     """The threshold to test first: the strictest one that leaves room for a few wrong answers among the texts that it answers.
 
     It should answer twice `n_needed`, the number of texts that prove the promise if all are right; of few texts, two thirds.
-    pilot: how many pilot texts each threshold answers. n_tested: how many other texts there are.
+    shares: of the pilot texts that each threshold answers. n_tested: how many other texts there are.
     """
     enough = min(2 * n_needed, max(n_needed, 2 * n_tested / 3)) / n_tested
-    shares = np.array(pilot) / max(1, pilot[-1])  # at the loosest threshold, 0, every pilot text is answered
-    return int(np.argmax(shares >= min(1.0, enough)))
+    return int(np.argmax(shares >= enough)) if shares[-1] >= enough else len(shares) - 1
