@@ -254,8 +254,8 @@ def test_an_abstention_that_was_not_promised_is_refused(exiting, abstaining, row
         calibrated(exiting, rows, max_accuracy_drop=0.3).predict(["good"], abstain=True)
     with pytest.raises(sn.InputError, match=r"abstain is 0\.2, and the promised error is 0\.35; calibrate with max_error=0\.2"):
         abstaining.predict(["good"], abstain=0.2)
-    with pytest.raises(sn.InputError, match="abstain is 7; expected True, or the largest error to accept"):
-        abstaining.predict(["good"], abstain=7)
+    with pytest.raises(sn.InputError, match=r"abstain is 7\.0; expected True, or the largest error to accept"):
+        abstaining.predict(["good"], abstain=7.0)
     with pytest.raises(sn.InputError, match="exit fixed:1 beside abstain"):
         abstaining.predict(["good"], abstain=True, exit="fixed:1")
     assert abstaining.predict(["good"], abstain=False).tolist() == abstaining.predict(["good"]).tolist()

@@ -161,8 +161,9 @@ class _Counts:
 def _start(shares: Float[Array, "threshold"], n_tested: int, n_needed: int) -> int:
     """The threshold to test first: the strictest one that leaves room for a few wrong answers among the texts that it answers.
 
-    It should answer twice `n_needed`, the number of texts that prove the promise if all are right; of few texts, two thirds.
+    It should answer twice `n_needed`, the number of texts that prove the promise if all are right; and at least 30 texts and a
+    tenth of them, so that one wrong answer does not decide the first test; but of few texts no more than two thirds.
     shares: of the pilot texts that each threshold answers. n_tested: how many other texts there are.
     """
-    enough = min(2 * n_needed, max(n_needed, 2 * n_tested / 3)) / n_tested
+    enough = min(max(2 * n_needed, 30, n_tested / 10), max(n_needed, 2 * n_tested / 3)) / n_tested
     return int(np.argmax(shares >= enough)) if shares[-1] >= enough else len(shares) - 1
