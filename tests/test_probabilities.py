@@ -112,9 +112,9 @@ def test_a_temperature_lowers_the_calibration_error_of_an_overconfident_model():
     assert after < 0.03
 
 
-def test_a_scaled_linear_head_gives_the_scores_over_the_temperature_plus_the_shift(fitted, reviews):
-    features = fitted._deployed.salient_features(reviews[0][0], fitted.depth_)
-    head = fitted.head_
+def test_a_scaled_linear_head_gives_the_scores_over_the_temperature_plus_the_shift(clf, reviews):
+    features = clf._deployed.salient_features(reviews[0][0], clf.depth_)
+    head = clf.head_
     assert isinstance(head, RefitHead)
     score = head.scores(head.standardizer(features))[0, 0]
     again = scaled(head, 2.5, np.array([0.75]))
@@ -139,8 +139,8 @@ def test_a_scaled_perceptron_gives_the_scores_over_the_temperature_plus_the_shif
     assert scaled(head, 3.0, np.array([-1.0])).output(features)[0, 1] == pytest.approx(expit(score / 3 - 1), rel=1e-5)
 
 
-def test_a_scaled_constant_head_is_a_constant_head(tiny_model, fitted):
-    head = ConstantHead.of(np.array([0, 1, 1, 1]), sn.SpinClassifier(str(tiny_model))._settings(fitted.task_))
+def test_a_scaled_constant_head_is_a_constant_head(tiny_model, clf):
+    head = ConstantHead.of(np.array([0, 1, 1, 1]), sn.SpinClassifier(str(tiny_model))._settings(clf.task_))
     again = scaled(head, 2.0)
     assert isinstance(again, ConstantHead)
     assert again.output(np.empty((1, 0), np.float32))[0, 1] == pytest.approx(expit(np.log(3) / 2))
