@@ -65,10 +65,18 @@ def test_rows_of_another_source_raise_the_alarm_and_name_the_neuron():
     rng = np.random.default_rng(1)
     reference = Reference.of(correlated(2000, rng), np.arange(100, 164))
     features = correlated(300, rng)
-    features[:, 9] += 3
+    features[:, [5, 6, 7]] += 2
+    features[:, 9] += 4
     (shift,) = watched(reference, features).shifts
-    assert (shift.first_text, shift.n_texts, shift.n_different, shift.n_neurons, shift.worst) == (0, 300, 1, 64, 9)
+    assert (shift.first_text, shift.n_texts, shift.n_different, shift.n_neurons, shift.worst) == (0, 300, 4, 64, 9)
     assert shift.share == pytest.approx((features[:, 9] <= np.float32(shift.quantile)).mean())
+
+
+def test_a_few_neurons_that_differ_raise_no_alarm():
+    rng = np.random.default_rng(1)
+    reference, features = Reference.of(correlated(2000, rng), np.arange(64)), correlated(300, rng)
+    features[:, [5, 6, 7]] += 5  # of 64 neurons 4.7 %
+    assert not watched(reference, features).shifts
 
 
 def test_quantiles_and_shares_are_those_of_numpy():

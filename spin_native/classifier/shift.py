@@ -23,7 +23,9 @@ MAX_NEURONS = 256
 # So many different texts are judged together; fewer than MIN_TEXTS are not judged.
 BLOCK_TEXTS, MIN_TEXTS = 10_000, 100
 FALSE_ALARMS = 0.01  # per block, whatever the neurons' dependence
-MIN_INDEX = 0.1  # population stability index below which a difference is too small to matter, however certain it is
+# Below these a difference is too small to matter, however certain it is: the population stability index of a neuron, and the
+# share of the neurons that differ. The official test rows of a data set differ from its training rows in a few neurons.
+MIN_INDEX, MIN_SHARE = 0.1, 0.05
 PREFIX = "shift."
 
 
@@ -125,6 +127,8 @@ class Shift:
 class ShiftWatch:
     """Counts the features of the texts that a classifier reads, and judges them in blocks of about BLOCK_TEXTS.
 
+    A block differs if MIN_SHARE of the neurons do (see `different`).
+
     places: (feature, neuron) of each column of the reference. After `finish`: shifts, one Shift per block that differs.
     """
 
@@ -173,7 +177,7 @@ class ShiftWatch:
         """Compare the texts that were counted, and count anew."""
         reference = self.reference
         is_different = different(reference, self._at_most, self._below, self._n_rows)
-        if is_different.any():
+        if is_different.sum() >= max(1, MIN_SHARE * len(is_different)):
             shares, expected = self._at_most / self._n_rows, np.cumsum(reference.shares, axis=1)[:, :-1]
             distance = np.where(is_different[:, None], np.abs(shares - expected), -1)
             worst, level = (int(index) for index in np.unravel_index(distance.argmax(), distance.shape))
