@@ -255,15 +255,6 @@ class SpinEstimator(Ablating):
         if own is not None:
             own.finish()
 
-    def shift_watch(self) -> ShiftWatch | None:
-        """What compares the texts that are read with those of the fit; None where the classifier does not know these."""
-        check_is_fitted(self, "heads_")
-        reference = self.shift_reference_
-        if reference is None:
-            return None
-        places = self.heads_[min(self.heads_)].places
-        return ShiftWatch(reference, [places[column] for column in reference.columns.tolist()])
-
     def _outputs(
         self, texts: str | Iterable[str], progress: bool | None, exit: str | Exit | None
     ) -> tuple[Float[Array, "row _"], Int[Array, "row"]]:

@@ -22,7 +22,7 @@ from spin_native.classifier.exits import Exit
 from spin_native.classifier.heads import Head
 from spin_native.classifier.options import DTYPES
 from spin_native.classifier.risk import AnyPromise
-from spin_native.classifier.shift import Reference
+from spin_native.classifier.shift import Reference, ShiftWatch
 from spin_native.classifier.tasks import TASKS, Task, TaskName
 from spin_native.classifier.training import Fitted
 from spin_native.errors import InputError
@@ -168,6 +168,15 @@ class Learnt(BaseEstimator):
     def task_(self) -> Task:
         """What the labels mean."""
         return self.head_.task
+
+    def shift_watch(self) -> ShiftWatch | None:
+        """What compares the texts that are read with those of the fit; None where the classifier does not know these."""
+        check_is_fitted(self, "heads_")
+        reference = self.shift_reference_
+        if reference is None:
+            return None
+        places = self.heads_[min(self.heads_)].places
+        return ShiftWatch(reference, [places[column] for column in reference.columns.tolist()])
 
     def _learnt(self) -> tuple[Fitted, str, dict[str, Any]]:
         """All that a fit learnt, what its scores are, and the parameters of that fit."""

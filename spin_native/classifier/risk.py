@@ -101,8 +101,7 @@ def bounded_error(
     tests = _Counts(certainty, is_right, numbers)
     surest = np.sort(certainty.max(0)[np.unique(numbers, return_index=True)[1]][~is_tested])
     n_sure = n_pilot - np.searchsorted(surest, THRESHOLDS)
-    n_needed = rows_needed(max_error, confidence)
-    start = _start(n_sure / max(1, n_pilot), n_texts - n_pilot, n_needed)
+    start = _start(n_sure / max(1, n_pilot), n_texts - n_pilot, rows_needed(max_error, confidence))
     passed: tuple[float, int, int] | None = None
     for threshold in THRESHOLDS[start:]:
         n_answered, n_wrong = tests.counts(threshold, is_tested)
@@ -110,12 +109,7 @@ def bounded_error(
             break
         passed = threshold, n_answered, n_wrong
     if passed is None:
-        raise InputError(
-            f"rows to calibrate on: of {is_tested.sum()} different texts, {n_answered} have a confidence of at least "
-            f"{threshold:g}, and {n_wrong} of their answers are wrong, which does not prove an error of at most {max_error:g} "
-            f"with confidence {confidence:g}; calibrate on more rows (at the very least "
-            f"{int(np.ceil(n_needed / (1 - PILOT_SHARE)))} different texts), or promise a larger error"
-        )
+        raise _unproven(threshold, n_texts - n_pilot, n_answered, n_wrong, max_error, confidence)
     threshold, n_answered, n_wrong = passed
     return ErrorPromise(
         exit=Exit("confidence", threshold),
@@ -127,6 +121,18 @@ def bounded_error(
         n_wrong=n_wrong,
         mean_depth=float(np.array(depths)[tests.exits(threshold)].mean()),
         dtype=dtype,
+    )
+
+
+def _unproven(
+    threshold: float, n_tested: int, n_answered: int, n_wrong: int, max_error: float, confidence: float
+) -> InputError:
+    """The error of a calibration whose first threshold fails already."""
+    needed = int(np.ceil(rows_needed(max_error, confidence) / (1 - PILOT_SHARE)))
+    return InputError(
+        f"rows to calibrate on: of {n_tested} different texts, {n_answered} have a confidence of at least {threshold:g}, and "
+        f"{n_wrong} of their answers are wrong, which does not prove an error of at most {max_error:g} with confidence "
+        f"{confidence:g}; calibrate on more rows (at the very least {needed} different texts), or promise a larger error"
     )
 
 
