@@ -36,6 +36,10 @@ class NoNeuronWarning(UserWarning):
     """No neuron is salient: every text gets the same answer."""
 
 
+class ShiftWarning(UserWarning):
+    """The texts that a classifier reads differ from those it was fitted on, so its scores and promises may not hold."""
+
+
 @contextmanager
 def as_input_error(where: object, problem: str, remedy: str) -> Iterator[None]:
     """Turn whatever a library raises about a file into one InputError: where, the problem and what the library said, remedy.

@@ -69,7 +69,7 @@ def test_evaluate_scores_as_scikit_learn_does(spin, saved, fitted, data, reviews
     code, out, _ = spin("evaluate", saved, data, "--json")
     result = json.loads(out)
     assert code == 0
-    assert list(result) == ["accuracy", "macro_f1", "confusion", "labels", "rows"]
+    assert list(result) == ["accuracy", "macro_f1", "ece", "log_loss", "reliability", "confusion", "labels", "rows"]
     assert result["accuracy"] == pytest.approx((predicted == labels).mean())
     assert result["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
     assert result["confusion"] == confusion_matrix(labels, predicted).tolist()

@@ -47,6 +47,13 @@ def test_a_classification_is_evaluated_by_hand(classes):
     result = classes.evaluate(TWO, ["no", "no", "yes"], "data.csv")
     f1 = (2 / 3 + 2 / 3) / 2  # of each class: one right, one row too many or too few
     expected = {"confusion": [[1, 1], [0, 1]], "labels": ["no", "yes"], "rows": 3}
+    assert result.pop("ece") == pytest.approx(((1 - 0.9) + 0.75 + (1 - 0.6)) / 3)  # each row is alone in its bin
+    assert result.pop("log_loss") == pytest.approx(-np.log([0.9, 0.25, 0.6]).mean())
+    assert [(row["n"], row["confidence"], row["accuracy"]) for row in result.pop("reliability")] == [
+        (1, 0.6, 1.0),
+        (1, 0.75, 0.0),
+        (1, 0.9, 1.0),
+    ]
     assert result == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx(f1), **expected}
     with pytest.raises(sn.InputError, match=r"data.csv: row 1 has the label 'maybe'; known are 'no', 'yes'"):
         classes.evaluate(TWO, ["no", "maybe", "yes"], "data.csv")

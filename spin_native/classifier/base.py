@@ -27,6 +27,7 @@ from spin_native.classifier.options import DTYPES
 from spin_native.classifier.published import PublishedTraining
 from spin_native.classifier.rows import TextsAndLabels, digests, evaluation_rows, labelled_parts
 from spin_native.classifier.settings import PUBLISHED, FinalRows, HeadName, Mixing, PhaseTwo, Scaling, Settings
+from spin_native.classifier.shift import ShiftWatch
 from spin_native.classifier.tasks import TASKS, Metric, Task, TaskName
 from spin_native.classifier.training import Fitted
 from spin_native.errors import InputError
@@ -83,7 +84,8 @@ class SpinEstimator(Ablating):
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
     depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
     (linear models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
-    {phase: seconds}, task_ (what the labels mean).
+    {phase: seconds}, task_ (what the labels mean), shift_reference_ (quantiles of neurons, with which the texts that are read
+    later are compared).
     """
 
     task: ClassVar[TaskName]
@@ -198,9 +200,9 @@ class SpinEstimator(Ablating):
         checkpoint = Checkpoint(Location(options.name_of(self.model, "model"), self.revision), self.allow_pickle)
         max_depth, exits = options.check_model(given, checkpoint.config)
         windows = Windows.checked(self.windows, checkpoint.tokenizer)
-        share, seed = self.validation_share, int(self.seed)
+        seed = int(self.seed)
         is_published = self.head in PUBLISHED
-        share = share if is_published else None
+        share = self.validation_share if is_published else None
         task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share, seed, sample_weight)
         if self.final_rows is None and validation is None and self.phase_two == "seen":
             given["final_rows"] = "all"
@@ -263,15 +265,24 @@ class SpinEstimator(Ablating):
         return explain.salient_neurons(self.head_)
 
     def output_blocks(
-        self, texts: Iterable[str], progress: bool | None = None, exit: str | Exit | None = None
+        self,
+        texts: Iterable[str],
+        progress: bool | None = None,
+        exit: str | Exit | None = None,
+        watch: ShiftWatch | None = None,
     ) -> Iterator[tuple[Float[Array, "row _"], Int[Array, "row"]]]:
         """Probabilities [row, class] (or values [row, 1]) of a stream of texts, and the depth where each row exited, in blocks.
 
         exit: when a row exits, such as "fixed:4", "confidence:0.9" or "patience:2" (see Exit); None: exit_.
+        watch: what `shift_watch` gave, to watch several streams as one; the caller then calls its `finish`. None: this stream
+            alone. At the end, a ShiftWarning if 100 texts or more differ from those of the fit.
         """
         check_is_fitted(self, "heads_")
         given = Exit.of(self.exit_ if exit is None else exit)
-        yield from self._deployed.blocks(texts, given, progress)
+        own = self.shift_watch() if watch is None else None
+        yield from self._deployed.blocks(texts, given, progress, watch or own)
+        if own is not None:
+            own.finish()
 
     def _outputs(
         self, texts: str | Iterable[str], progress: bool | None, exit: str | Exit | None

@@ -16,6 +16,7 @@ from spin_native.classifier.heads import Head
 from spin_native.classifier.parts import ExtractedPart
 from spin_native.classifier.rows import LabelledRows
 from spin_native.classifier.settings import features_below
+from spin_native.classifier.shift import Reference
 from spin_native.classifier.training import Fitted, Training
 
 Array = np.ndarray
@@ -63,6 +64,7 @@ class DenseTraining(Training):
             exit=Exit("fixed", depth),
             suspicious_rows=self._suspicious(rows, outputs, parts["training"]),
             seconds=self.seconds,
+            shift_reference=Reference.of_heads(heads, extracted["training"]),
         )
 
     def _sampled(self, parts: Mapping[str, LabelledRows]) -> dict[str, LabelledRows] | None:

@@ -10,6 +10,7 @@ from spin_native.checkpoints import Checkpoint, Dtype
 from spin_native.classifier.exits import Exit, ExitDecision, checked_exit
 from spin_native.classifier.heads import Head
 from spin_native.classifier.parts import Neurons
+from spin_native.classifier.shift import ShiftWatch
 from spin_native.features.extract import Block, Extractor, Pooled
 from spin_native.features.store import FeatureKey
 from spin_native.models import Edit
@@ -61,22 +62,30 @@ class Deployed:
         return checked_exit(exit_, list(self.heads))
 
     def blocks(
-        self, texts: Iterable[str], exit_: Exit, progress: bool | None
+        self, texts: Iterable[str], exit_: Exit, progress: bool | None, watch: ShiftWatch | None = None
     ) -> Iterator[tuple[Float[Array, "row output"], Int[Array, "row"]]]:
-        """The outputs of a stream of texts, and the depth at which each row exited, block by block."""
+        """The outputs of a stream of texts, and the depth at which each row exited, block by block.
+
+        watch: what counts the features for the shift alarm; the caller finishes it.
+        """
         exit_ = self.checked(exit_)
         for block in self.extractor.encoded(texts, progress):
-            yield self.run(block, exit_)
+            yield self.run(block, exit_, watch=watch)
 
-    def run(self, block: Block, exit_: Exit, edit: Edit | None = None) -> tuple[Float[Array, "row output"], Int[Array, "row"]]:
+    def run(
+        self, block: Block, exit_: Exit, edit: Edit | None = None, watch: ShiftWatch | None = None
+    ) -> tuple[Float[Array, "row output"], Int[Array, "row"]]:
         """The outputs of a block of texts, and the depth at which each row exited.
 
         exit_: as `checked` gives it. edit: changes neurons while the model runs, in its own columns (see `columns_of`).
+        watch: as in `blocks`.
         """
         outputs = np.empty((len(block.ids), self.task.n_outputs))
         depths = np.zeros(len(block.ids), dtype=np.int64)
-        for depth, rows, output in self._heads_of(block, exit_, edit):
+        for depth, rows, output in self._heads_of(block, exit_, edit, watch):
             outputs[rows], depths[rows] = output, depth  # a deeper head overwrites this for the rows that run on
+        if watch is not None:
+            watch.end_block(len(block.row_of))
         return block.per_text(outputs), block.per_text(depths)
 
     @property
@@ -110,7 +119,7 @@ class Deployed:
         return self._salient(features, depth)
 
     def _heads_of(
-        self, block: Block, exit_: Exit | None, edit: Edit | None = None
+        self, block: Block, exit_: Exit | None, edit: Edit | None = None, watch: ShiftWatch | None = None
     ) -> Iterator[tuple[int, Int[Array, "row"], Float[Array, "row output"]]]:
         """Run a block: each head's depth, the rows that reached it, and its outputs for them.
 
@@ -118,11 +127,14 @@ class Deployed:
         """
         asked = {int(exit_.value or 0)} if exit_ is not None and exit_.by == "fixed" else set(self.heads)
         deepest = max(asked)
+        first_layer, (first_depth, *_) = next(iter(self._heads_at.items()))
         for rows, batch in self.extractor.batches(block):
             decision = None if exit_ is None else ExitDecision(exit_, len(rows))
             known: Pooled = {}  # of the rows that still run
             for layer, pooled in self.extractor.pooled(block, rows, batch, edit=edit):
                 known |= pooled
+                if watch is not None and layer.index == first_layer:  # before any row exits
+                    watch.add(self._salient(known, first_depth).take(watch.reference.columns, axis=1))
                 running = np.arange(len(rows))  # which of the layer's rows run on
                 for depth in (depth for depth in self._heads_at.get(layer.index, ()) if depth in asked):
                     output = self.heads[depth].output(self._salient(known, depth))

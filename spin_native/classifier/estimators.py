@@ -14,11 +14,13 @@ from spin_native.checkpoints import Location
 from spin_native.classifier.base import SpinEstimator
 from spin_native.classifier.exits import Exit, ExitBy, calibrate, check_calibration, rows_needed
 from spin_native.classifier.options import DTYPES, name_of
+from spin_native.classifier.risk import ErrorPromise, answered_only, bounded_error, check_error_calibration, is_answered
 from spin_native.classifier.rows import evaluation_rows, warn_of_seen
 from spin_native.classifier.saved import read_saved
 from spin_native.classifier.splits import numbered_texts
 from spin_native.classifier.tasks import Classes
 from spin_native.errors import InputError
+from spin_native.given import is_number
 
 Array = np.ndarray
 __all__ = ["DTYPES", "SpinClassifier", "SpinRegressor", "load_pretrained"]
@@ -47,31 +49,83 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         probabilities, _ = self._outputs(texts, progress, exit)
         return probabilities[0] if isinstance(texts, str) else probabilities
 
-    def predict(self, texts: str | Iterable[str], *, exit: str | Exit | None = None, return_depth: bool = False) -> Any:
-        """The most probable class of each text; a single label for a single str. return_depth: with the depth of its exit."""
+    def predict(
+        self,
+        texts: str | Iterable[str],
+        *,
+        exit: str | Exit | None = None,
+        return_depth: bool = False,
+        abstain: bool | float | None = None,
+    ) -> Any:
+        """The most probable class of each text; a single label for a single str.
+
+        return_depth: with the depth of its exit. abstain: True, or the largest error to accept: answer only where the promise
+        of calibrate(max_error=...) holds; texts that are not answered get None (in an object array). InputError if there is no
+        promise, or one of a larger error.
+        """
+        if rule := self.abstention(abstain, exit):
+            exit = rule
         probabilities, depths = self._outputs(texts, False, exit)
         labels = self.task_.answers(probabilities)
+        if rule:
+            labels = answered_only(labels, is_answered(probabilities, rule))
         if isinstance(texts, str):
             labels, depths = labels[0], depths[0]
         return (labels, depths) if return_depth else labels
+
+    def abstention(self, abstain: bool | float | None, exit: str | Exit | None = None) -> Exit | None:
+        """The exit of the promised error, below whose confidence rows are not answered; None where `abstain` is not asked for.
+
+        abstain: as of `predict`. InputError if there is no promise, if it is of a larger error, or beside another `exit`.
+        """
+        check_is_fitted(self, "heads_")
+        if abstain is None or abstain is False:
+            return None
+        if abstain is not True and not (is_number(abstain) and 0 < abstain < 1):
+            raise InputError(f"abstain is {abstain!r}; expected True, or the largest error to accept, a share between 0 and 1")
+        promise = self.promise_
+        if not isinstance(promise, ErrorPromise):
+            raise InputError(
+                "abstain: no error is promised; calibrate with max_error first (--max-error), in the dtype that the base model "
+                "runs in"
+            )
+        if abstain is not True and promise.max_error > abstain:
+            raise InputError(
+                f"abstain is {abstain}, and the promised error is {promise.max_error:g}; calibrate with max_error={abstain}"
+            )
+        if exit is not None and Exit.of(exit) != promise.exit:
+            raise InputError(
+                f"exit {exit} beside abstain: the promised error holds for exit {promise.exit} only; leave one of them out"
+            )
+        return promise.exit
 
     def calibrate(
         self,
         texts: Iterable[str],
         labels: Iterable[Any],
         *,
-        max_accuracy_drop: float = 0.01,
+        max_accuracy_drop: float | None = None,
+        max_error: float | None = None,
         confidence: float = 0.95,
         by: ExitBy = "confidence",
     ) -> "SpinClassifier":
         """Let rows exit as early as the promise allows: sets exit_ and promise_, which are saved.
 
-        texts, labels: rows that neither fit nor its validation saw; a text that occurs several times counts once. The promise:
-        with `confidence`, accuracy on rows like these drops by at most `max_accuracy_drop` against the deepest head, as long as
-        the base model runs in the same dtype. Needs a classifier that was fitted with `exits`. LeakWarning for texts that fit
-        saw, where they are known: in the session of the fit.
+        texts, labels: rows that neither fit nor its validation saw; a text that occurs several times counts once. The promise
+        holds with `confidence` on rows like these, as long as the base model runs in the same dtype. It is one of two:
+
+        max_accuracy_drop (.01, if neither is given): accuracy drops by at most so much against the deepest head. by: rows exit
+            by the "confidence" of a head, or by "patience". Needs a classifier that was fitted with `exits`.
+        max_error: of the rows that `predict(abstain=True)` answers, at most so many are wrong (see `risk.bounded_error`). Rows
+            exit at the first head that is confident enough to answer; a row for which no head is, is not answered.
+
+        Raises InputError for unusable rows and settings, and if no threshold keeps max_error; the classifier is then as before.
+        LeakWarning for texts that fit saw, where they are known: in the session of the fit.
         """
         check_is_fitted(self, "heads_")
+        if max_error is not None:
+            return self._calibrate_error(texts, labels, max_accuracy_drop, max_error, confidence, by)
+        max_accuracy_drop = 0.01 if max_accuracy_drop is None else max_accuracy_drop
         if len(self.heads_) < 2:
             raise InputError("calibrate: there is one head only; fit with exits='all' (--exits all), or with a list of depths")
         check_calibration(by, max_accuracy_drop, confidence)
@@ -90,6 +144,28 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
             )
         else:
             warn_of_seen(rows, self._seen)
+        self.exit_, self.promise_ = promise.exit, promise
+        return self
+
+    def _calibrate_error(
+        self,
+        texts: Iterable[str],
+        labels: Iterable[Any],
+        max_accuracy_drop: float | None,
+        max_error: float,
+        confidence: float,
+        by: ExitBy,
+    ) -> "SpinClassifier":
+        if max_accuracy_drop is not None or by != "confidence":
+            other = f"max_accuracy_drop={max_accuracy_drop}" if max_accuracy_drop is not None else f"by={by!r}"
+            raise InputError(f"calibrate: max_error={max_error} beside {other}; a bounded error needs max_error alone")
+        check_error_calibration(max_error, confidence)
+        rows = evaluation_rows(self.task_, texts, labels, "rows to calibrate on")
+        with rows.named_in_errors():
+            outputs = self._deployed.all_outputs(rows.texts)
+        text_of, dtype = numbered_texts(rows.texts), self._deployed.dtype
+        promise = bounded_error(outputs, rows.labels, max_error, confidence, text_of, dtype)
+        warn_of_seen(rows, self._seen)
         self.exit_, self.promise_ = promise.exit, promise
         return self
 

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -117,14 +117,38 @@ def replay(exit_: Exit, probabilities: Mapping[int, Float[Array, "row class"]]) 
     return depths
 
 
+AnyLimited = TypeVar("AnyLimited", bound="Limited")
+
+
+class Limited:
+    """A promise that holds for a base model in one dtype. promised: what it limits."""
+
+    promised: ClassVar[str]
+    exit: Exit
+    dtype: str | None
+
+    def in_dtype(self: AnyLimited, dtype: str) -> AnyLimited | None:
+        """The promise for a base model that runs in a dtype: itself; or None, with a warning, if it was made in another one."""
+        if self.dtype in (None, dtype):
+            return self
+        warnings.warn(
+            f"the {self.promised} was promised for {self.dtype}, and the base model runs in {dtype}: promise_ is None, rows "
+            f"still exit by {self.exit}; calibrate again",
+            stacklevel=4,
+        )
+        return None
+
+
 @dataclass(frozen=True)
-class Promise:
+class Promise(Limited):
     """The result of a calibration: with `confidence`, accuracy drops by at most `max_accuracy_drop` when rows exit by `exit`.
 
     n_rows: rows of the calibration. n_texts: different texts among them, which the bound counts (None: as many as rows).
     n_harmed: those of these texts that are right at the deepest head and wrong where they exited. mean_depth: layers run per
     row. dtype: what the base model ran in; the promise says nothing about another one (None: not known).
     """
+
+    promised: ClassVar[str] = "accuracy"
 
     exit: Exit
     max_accuracy_drop: float
@@ -134,17 +158,6 @@ class Promise:
     mean_depth: float
     n_texts: int | None = None
     dtype: str | None = None
-
-    def in_dtype(self, dtype: str) -> "Promise | None":
-        """The promise for a base model that runs in a dtype: itself; or None, with a warning, if it was made in another one."""
-        if self.dtype in (None, dtype):
-            return self
-        warnings.warn(
-            f"the accuracy was promised for {self.dtype}, and the base model runs in {dtype}: promise_ is None, rows still "
-            f"exit by {self.exit}; calibrate again",
-            stacklevel=4,
-        )
-        return None
 
     def is_kept(self, deepest: int) -> bool:
         """Whether its counts support it. An exit at the deepest head, where every row ends anyway, needs no support."""

@@ -18,9 +18,11 @@ from sklearn.utils.validation import check_is_fitted
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier import options, saved
 from spin_native.classifier.deployed import Deployed
-from spin_native.classifier.exits import Exit, Promise
+from spin_native.classifier.exits import Exit
 from spin_native.classifier.heads import Head
 from spin_native.classifier.options import DTYPES
+from spin_native.classifier.risk import AnyPromise
+from spin_native.classifier.shift import Reference, ShiftWatch
 from spin_native.classifier.tasks import TASKS, Task, TaskName
 from spin_native.classifier.training import Fitted
 from spin_native.errors import InputError
@@ -91,7 +93,8 @@ class Learnt(BaseEstimator):
     dtype: str
     device: str
     depth_: int
-    promise_: Promise | None
+    promise_: AnyPromise | None
+    shift_reference_: Reference | None
     _heads: dict[int, Head]
     _place: Place  # of the base model
     _content: Content | None  # of a copy that was unpickled; None once its heads are others
@@ -152,7 +155,8 @@ class Learnt(BaseEstimator):
         if others := {head.task.name for head in heads.values()} - {self.task}:
             raise InputError(f"heads_ holds heads of a {min(others)}; expected those of a {self.task}")
         deployed = self._place.deploy(heads, self._deployed.checkpoint)
-        changed = {"_heads": deployed.heads, "depth_": deployed.depth, "exit_": Exit("fixed", deployed.depth), "promise_": None}
+        changed = {"_heads": deployed.heads, "depth_": deployed.depth, "exit_": Exit("fixed", deployed.depth)}
+        changed |= {"promise_": None, "shift_reference_": None}
         self.__dict__.update(changed, _deployed=deployed, _content=None)
 
     @property
@@ -165,6 +169,15 @@ class Learnt(BaseEstimator):
     def task_(self) -> Task:
         """What the labels mean."""
         return self.head_.task
+
+    def shift_watch(self) -> ShiftWatch | None:
+        """What compares the texts that are read with those of the fit; None where the classifier does not know these."""
+        check_is_fitted(self, "heads_")
+        reference = self.shift_reference_
+        if reference is None:
+            return None
+        places = self.heads_[min(self.heads_)].places
+        return ShiftWatch(reference, [places[column] for column in reference.columns.tolist()])
 
     def _learnt(self) -> tuple[Fitted, str, dict[str, Any]]:
         """All that a fit learnt, what its scores are, and the parameters of that fit."""

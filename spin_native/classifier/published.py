@@ -19,6 +19,7 @@ from spin_native.classifier.heads.base import no_neurons
 from spin_native.classifier.integrate import Integrated, integrate
 from spin_native.classifier.parts import ExtractedPart, GatheredPart, Part
 from spin_native.classifier.rows import LabelledRows
+from spin_native.classifier.shift import Reference
 from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, sparsify
 from spin_native.classifier.splits import halves
 from spin_native.classifier.training import Fitted, Training
@@ -69,6 +70,7 @@ class PublishedTraining(Training):
             ],
             exit=Exit("fixed", depth),
             seconds=self.seconds,
+            shift_reference=Reference.of_heads({d: found[d].head for d in kept}, train),
         )
 
     def _whole(

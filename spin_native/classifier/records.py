@@ -94,6 +94,20 @@ class PromiseRecord(msgspec.Struct):
     dtype: str | None = None
 
 
+class ErrorPromiseRecord(msgspec.Struct):
+    """The result of a calibration with max_error; see risk.ErrorPromise."""
+
+    exit: str
+    max_error: Share
+    confidence: Share
+    n_rows: Count
+    n_texts: Count
+    n_answered: Count
+    n_wrong: Count
+    mean_depth: Annotated[float, Meta(ge=0)]
+    dtype: str | None = None
+
+
 class ScoresRecord(msgspec.Struct):
     """What the fit measured."""
 
@@ -119,3 +133,4 @@ class Description(msgspec.Struct):
     promise: PromiseRecord | None
     settings: dict[str, Setting | list[Setting]]
     scores: ScoresRecord
+    error_promise: ErrorPromiseRecord | None = None

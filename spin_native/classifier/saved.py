@@ -24,8 +24,10 @@ from spin_native.classifier.comparisons import Comparison
 from spin_native.classifier.curves import Controls, CurveRow
 from spin_native.classifier.exits import Exit, Promise, checked_exit
 from spin_native.classifier.heads import Head, describe, head_tensors, read_head
-from spin_native.classifier.records import Description, FormatRecord, ScoresRecord, TensorsRecord
+from spin_native.classifier.records import Description, ErrorPromiseRecord, FormatRecord, ScoresRecord, TensorsRecord
+from spin_native.classifier.risk import AnyPromise, ErrorPromise
 from spin_native.classifier.settings import class_weights_of
+from spin_native.classifier.shift import PREFIX, Reference
 from spin_native.classifier.tasks import TASKS, Task
 from spin_native.classifier.training import Fitted
 from spin_native.disk import check_header, decode_record, flush, json_bytes, read_record, record_bytes, write_bytes
@@ -100,7 +102,7 @@ def pack(
         "labels": fitted.task.to_json(),
         "heads": {str(depth): describe(head) for depth, head in fitted.heads.items()},
         "exit": str(fitted.exit),
-        "promise": fitted.promise and {**vars(fitted.promise), "exit": str(fitted.promise.exit)},
+        **_described_promise(fitted.promise),
         "settings": _settings_for_json(parameters, fitted.task),
         "scores": {
             "metric": metric,
@@ -113,6 +115,7 @@ def pack(
         },
     }
     tensors = {f"{depth}.{name}": t for depth, head in fitted.heads.items() for name, t in head_tensors(head).items()}
+    tensors |= fitted.shift_reference.tensors() if fitted.shift_reference else {}
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     described = {name: _plain(value) for name, value in description.items()}
     try:
@@ -250,6 +253,7 @@ def restored(saved: Saved) -> Fitted:
             unconverged=scores.unconverged,
             exit=exit_,
             promise=_promise(description, task, heads),
+            shift_reference=Reference.from_tensors(saved.tensors, heads[min(heads)].n_neurons),
         )
 
 
@@ -270,7 +274,7 @@ def _heads(saved: Saved, task: Task) -> dict[int, Head]:
     if depths != sorted(set(depths)) or depths[0] < 1:
         raise ValueError(f"its heads are at depths {', '.join(saved.description.heads)}; expected ascending numbers from 1")
     heads = {}
-    unread = set(saved.tensors)
+    unread = {name for name in saved.tensors if not name.startswith(PREFIX)}
     for depth, record in zip(depths, saved.description.heads.values(), strict=True):
         prefix = f"{depth}."
         tensors = {name.removeprefix(prefix): t for name, t in saved.tensors.items() if name.startswith(prefix)}
@@ -287,9 +291,17 @@ def _exit(written: str, task: Task, heads: Mapping[int, Head]) -> Exit:
     return checked_exit(exit_, list(heads))
 
 
-def _promise(description: Description, task: Task, heads: Mapping[int, Head]) -> Promise | None:
+def _described_promise(promise: AnyPromise | None) -> dict[str, Any]:
+    """The result of a calibration under the name of its kind; no promise is a "promise" of null."""
+    described = promise and {**vars(promise), "exit": str(promise.exit)}
+    return {"promise": None, "error_promise": described} if isinstance(promise, ErrorPromise) else {"promise": described}
+
+
+def _promise(description: Description, task: Task, heads: Mapping[int, Head]) -> AnyPromise | None:
     """The result of a calibration; ValueError unless its own counts support it."""
     record = description.promise
+    if description.error_promise is not None:
+        return _error_promise(description.error_promise, description, task, heads)
     if record is None:
         return None
     promise = Promise(**{**msgspec.structs.asdict(record), "exit": _exit(record.exit, task, heads)})
@@ -325,6 +337,19 @@ def _baselines(scores: ScoresRecord) -> dict[str, Baseline] | None:
             for name, one in scores.baselines.items()
         }
     return scores.baseline and {"final_hidden": Baseline(_numbers(CurveRow, scores.baseline), None, None)}
+
+
+def _error_promise(record: ErrorPromiseRecord, description: Description, task: Task, heads: Mapping[int, Head]) -> ErrorPromise:
+    """The result of a calibration with max_error; ValueError unless its own counts support it."""
+    if description.promise is not None:
+        raise ValueError("it has a promise and an error_promise; expected one of them")
+    promise = ErrorPromise(**{**msgspec.structs.asdict(record), "exit": _exit(record.exit, task, heads)})
+    if not promise.is_kept(deepest=max(heads)):
+        raise ValueError(
+            f"{promise.n_wrong} wrong of {promise.n_answered} answered of {promise.n_texts} texts are too many to promise an "
+            f"error of at most {promise.max_error:g} with confidence {promise.confidence:g} under exit {promise.exit}"
+        )
+    return promise
 
 
 def _numbers(kind: Any, record: msgspec.Struct) -> Any:

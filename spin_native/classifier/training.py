@@ -15,11 +15,13 @@ from spin_native.classifier.baselines import Baseline
 from spin_native.classifier.comparisons import standard_error
 from spin_native.classifier.curves import Controls, CurveRow
 from spin_native.classifier.dense import ACTIVATION, HIDDEN
-from spin_native.classifier.exits import Exit, Promise, shallowest_within
+from spin_native.classifier.exits import Exit, shallowest_within
 from spin_native.classifier.extraction import Extraction, Wanted
 from spin_native.classifier.heads import Head
+from spin_native.classifier.risk import AnyPromise
 from spin_native.classifier.rows import LabelledRows
 from spin_native.classifier.settings import PhaseTwo, Settings, Tolerance, features_below
+from spin_native.classifier.shift import Reference
 from spin_native.classifier.tasks import Task
 from spin_native.features.spec import FeatureKey
 from spin_native.features.store import Features
@@ -33,7 +35,9 @@ class Fitted:
 
     heads: {depth: head}, at `depth` and at the exits. baselines: by name; None where none were wanted. controls: None where
     only the salient neurons were extracted, or there are none. unconverged: linear models whose solver gave up. seconds: of
-    each phase.
+    each phase. suspicious_rows: training rows that look mislabelled (None: not cross-validated). shift_reference: what `predict`
+    compares the texts that it reads with (None where the head at the smallest depth reads no neuron, and in earlier versions'
+    files).
     """
 
     task: Task
@@ -45,9 +49,10 @@ class Fitted:
     controls: Controls | None
     unconverged: list[str]
     exit: Exit
-    promise: Promise | None = None
+    promise: AnyPromise | None = None
     suspicious_rows: Int[Array, "_"] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    shift_reference: Reference | None = None
 
 
 @dataclass

@@ -8,6 +8,7 @@ import click
 
 import spin_native as sn
 from spin_native import tables
+from spin_native.classifier.risk import ErrorPromise
 from spin_native.cli.options import (
     as_json,
     base_option,
@@ -29,7 +30,8 @@ from spin_native.errors import InputError
 @label_column
 @delimiter_option
 @encoding_option
-@click.option("--max-accuracy-drop", default=0.01, show_default=True, help="Largest loss of accuracy against the deepest head.")
+@click.option("--max-accuracy-drop", type=float, help="Largest loss of accuracy against the deepest head (default 0.01).")
+@click.option("--max-error", type=float, help="Instead: largest share of wrong answers among the texts that are answered.")
 @click.option("--confidence", default=0.95, show_default=True, help="Probability that this bound holds.")
 @click.option(
     "--by",
@@ -49,7 +51,8 @@ def calibrate(
     label: str,
     delimiter: str | None,
     encoding: str | None,
-    max_accuracy_drop: float,
+    max_accuracy_drop: float | None,
+    max_error: float | None,
     confidence: float,
     by: Literal["confidence", "patience"],
     base_model: str | None,
@@ -61,7 +64,8 @@ def calibrate(
 
     Reads the folder CLASSIFIER, fitted with --exits, and DATA: a CSV, JSONL or Parquet file (or a folder of them, or a glob in
     quotes) of labelled texts that `fit` did not see. Prints the rule it chose and saves it in the folder, where `predict` uses
-    it.
+    it. With --max-error, texts that no head is confident enough about are not answered (`predict --abstain`), and the bound is
+    on the error among the others; --exits are then not needed.
     """
     if not Path(classifier).is_dir():
         raise InputError(f"{classifier}: not a folder; calibrate changes the classifier, so save it to a folder first")
@@ -70,16 +74,23 @@ def calibrate(
     texts, labels = tables.read_labelled(
         data, text, label, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
     )
-    clf.calibrate(texts, labels, max_accuracy_drop=max_accuracy_drop, confidence=confidence, by=by)
+    clf.calibrate(texts, labels, max_accuracy_drop=max_accuracy_drop, max_error=max_error, confidence=confidence, by=by)
     clf.save_pretrained(classifier)
     promise = clf.promise_
     assert promise is not None
     if as_json:
         click.echo(json.dumps({**vars(promise), "exit": str(promise.exit)}))
         return
+    if isinstance(promise, ErrorPromise):
+        click.echo(
+            f"exit {promise.exit}: {promise.mean_depth:.2f} of {clf.depth_} layers per text; of {promise.n_texts} different "
+            f"texts that were tested, {promise.n_answered} are answered, {promise.n_wrong} of them wrongly; with confidence "
+            f"{confidence:g}, at most {max_error:g} of the answers of predict --abstain are wrong"
+        )
+        return
     repeated = "" if promise.n_texts in (None, promise.n_rows) else f" ({promise.n_texts} different texts)"
     click.echo(
         f"exit {promise.exit}: {promise.mean_depth:.2f} of {clf.depth_} layers per text; of {promise.n_rows} rows{repeated}, "
         f"{promise.n_harmed} were right at the deepest head and are wrong now; with confidence {confidence:g}, accuracy drops "
-        f"by at most {max_accuracy_drop:g}"
+        f"by at most {promise.max_accuracy_drop:g}"
     )

@@ -54,8 +54,9 @@ def evaluate(
     """Score a saved CLASSIFIER on the labelled texts in DATA.
 
     CLASSIFIER is a folder or a Hub name, DATA a CSV, JSONL or Parquet file (or a folder of them, or a glob in quotes). Prints
-    accuracy, macro-F1 and the confusion matrix; for a regressor Pearson and Spearman correlation, mean squared and mean
-    absolute error. Writes no file.
+    accuracy, macro-F1, how far off the probabilities are (expected calibration error, log-loss) and the confusion matrix;
+    --json adds the reliability of the probabilities in 15 bins. For a regressor Pearson and Spearman correlation, mean squared
+    and mean absolute error. Writes no file.
     """
     tables.open_source(data, delimiter=delimiter, encoding=encoding).check([text, label])  # before the model is loaded
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)

@@ -12,6 +12,9 @@ import click
 
 from spin_native import tables
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor, load_pretrained
+from spin_native.classifier.exits import Exit
+from spin_native.classifier.risk import is_answered
+from spin_native.classifier.shift import ShiftWatch
 from spin_native.cli.options import (
     as_json,
     base_option,
@@ -26,7 +29,7 @@ from spin_native.cli.options import (
     utf8_text,
 )
 from spin_native.errors import InputError
-from spin_native.serving.predict import Predicted, predict_files
+from spin_native.serving.predict import Predicted, abstention, predict_files
 from spin_native.text.tokenizer import TruncationWarning
 
 REJECTED = 3  # exit code: finished, but some rows had no text
@@ -39,6 +42,7 @@ REJECTED = 3  # exit code: finished, but some rows had no text
 @click.option("--out", type=file_path, help="File to write: the rows of --in with the predictions as new columns.")
 @click.option("--overwrite", is_flag=True, help="Replace the file --out if it exists.")
 @exit_option
+@click.option("--abstain", is_flag=True, help="Answer only where the error promised by `calibrate --max-error` holds.")
 @text_column
 @delimiter_option
 @encoding_option
@@ -54,6 +58,7 @@ def predict(
     out: Path | None,
     overwrite: bool,
     exit_: str | None,
+    abstain: bool,
     text: str,
     delimiter: str | None,
     encoding: str | None,
@@ -69,7 +74,8 @@ def predict(
     one JSON object each). If TEXTS is "-", each line of standard input is a text (an empty line is an empty text), labelled as
     it arrives. A file (--in) is copied to another one (--out) with new columns: predicted_label and
     probability_<label>, or predicted_value; and exit_depth if texts can stop early. Rows without a text get empty columns, and
-    the exit code is 3.
+    the exit code is 3. With --abstain, texts that are not answered are printed as "-" (label null in JSON), or have an empty
+    predicted_label and false in the column answered.
     """
     if bool(texts) == bool(source) or bool(source) != bool(out):
         raise click.UsageError("give either TEXTS, or --in FILE and --out FILE")
@@ -84,35 +90,66 @@ def predict(
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
     if source and out:
         written = predict_files(
-            clf, source, out, text=text, exit=exit_, overwrite=overwrite, delimiter=delimiter, encoding=encoding
+            clf,
+            source,
+            out,
+            text=text,
+            exit=exit_,
+            abstain=abstain,
+            overwrite=overwrite,
+            delimiter=delimiter,
+            encoding=encoding,
         )
         _report(written, source, text)
         sys.exit(REJECTED if written.n_rejected else 0)
+    rule = abstention(clf, abstain, exit_)
     if texts == ("-",):
-        _print_lines(clf, encoding, exit_, as_json)
+        _print_lines(clf, encoding, exit_, rule, as_json)
     else:
-        _print(clf, texts, exit_, as_json)
+        _report_unanswered(_print(clf, texts, exit_, rule, as_json), len(texts))
 
 
-def _print(clf: SpinClassifier | SpinRegressor, texts: Sequence[str], exit_: str | None, as_json: bool) -> None:
-    """One line for each text."""
-    task, rows = clf.task_, iter(texts)
-    for outputs, depths in clf.output_blocks(texts, False, exit_):
-        for output, depth in zip(outputs, depths.tolist(), strict=True):
+def _print(
+    clf: SpinClassifier | SpinRegressor,
+    texts: Sequence[str],
+    exit_: str | None,
+    rule: Exit | None,
+    as_json: bool,
+    watch: ShiftWatch | None = None,
+) -> int:
+    """One line for each text; how many were not answered.
+
+    rule: the exit below whose confidence texts are not answered.
+    """
+    task, rows, n_unanswered = clf.task_, iter(texts), 0
+    for outputs, depths in clf.output_blocks(texts, False, rule or exit_, watch):
+        answered = [True] * len(outputs) if rule is None else is_answered(outputs, rule).tolist()
+        n_unanswered += answered.count(False)
+        for output, depth, is_given in zip(outputs, depths.tolist(), answered, strict=True):
             line = {"text": next(rows), **task.described(output), "depth": depth}
-            click.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{task.shown(output)}\t{line['text']}")
+            shown = task.shown(output)
+            if rule is not None:
+                line |= {"label": line["label"] if is_given else None, "answered": is_given}
+                shown = shown if is_given else f"-\t{output.max():.4f}"
+            click.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{shown}\t{line['text']}")
+    return n_unanswered
 
 
-def _print_lines(clf: SpinClassifier | SpinRegressor, encoding: str | None, exit_: str | None, as_json: bool) -> None:
+def _print_lines(
+    clf: SpinClassifier | SpinRegressor, encoding: str | None, exit_: str | None, rule: Exit | None, as_json: bool
+) -> None:
     """One line for each line of standard input, as soon as it is there."""
     if sys.stdin is None:
         raise InputError("standard input is closed; give texts, or --in FILE and --out FILE")
-    n_texts, truncated_before = 0, clf.n_truncated_
+    n_texts, n_unanswered, truncated_before, watch = 0, 0, clf.n_truncated_, clf.shift_watch()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # one warning at the end
         for lines in tables.arriving_lines(cast(BufferedIOBase, sys.stdin.buffer), "standard input", encoding):
-            _print(clf, lines, exit_, as_json)
+            n_unanswered += _print(clf, lines, exit_, rule, as_json, watch)
             n_texts += len(lines)
+    if watch is not None:
+        watch.finish()
+    _report_unanswered(n_unanswered, n_texts)
     _warn_truncated(clf.n_truncated_ - truncated_before, n_texts)
 
 
@@ -121,8 +158,14 @@ def _report(written: Predicted, source: Path, text: str) -> None:
     for row in written.rejected_rows:
         click.echo(f"rejected: {source}: row {row} (the first is 0) has no text in column {text!r}", err=True)
     _warn_truncated(written.n_truncated, written.n_rows)
+    _report_unanswered(written.n_unanswered, written.n_rows)
     rejected = f", {written.n_rejected} of them rejected" if written.n_rejected else ""
     click.echo(f"{written.n_rows} rows written to {written.out}{rejected}", err=True)
+
+
+def _report_unanswered(n_unanswered: int, n_texts: int) -> None:
+    if n_unanswered:
+        click.echo(f"{n_unanswered} of {n_texts} texts were not answered", err=True)
 
 
 def _warn_truncated(n_truncated: int, n_texts: int) -> None:

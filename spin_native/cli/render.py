@@ -10,6 +10,7 @@ from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.models import ModelConfig
 
 METRIC_NAMES = {"macro_f1": "macro-F1"}  # where the printed name is not the one in JSON
+PROBABILITY_NAMES = {"ece": "expected calibration error", "log_loss": "log-loss"}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -55,11 +56,14 @@ def layers(clf: SpinClassifier | SpinRegressor) -> str:
 
 
 def scores(result: Mapping[str, Any]) -> str:
-    """The scores of an evaluation on one line, and the confusion matrix if it has one."""
-    metrics = {METRIC_NAMES.get(name, name): value for name, value in result.items() if isinstance(value, float)}
-    line = "  ".join([f"rows {result['rows']}", *(f"{name} {value:.4f}" for name, value in metrics.items())])
+    """The scores of an evaluation on one line; those of its probabilities and the confusion matrix below, if it has them."""
+    metrics = {name: value for name, value in result.items() if isinstance(value, float) and name not in PROBABILITY_NAMES}
+    line = "  ".join(
+        [f"rows {result['rows']}", *(f"{METRIC_NAMES.get(name, name)} {value:.4f}" for name, value in metrics.items())]
+    )
     if "confusion" not in result:
         return line
+    line += "\nprobabilities: " + "  ".join(f"{shown} {result[name]:.4f}" for name, shown in PROBABILITY_NAMES.items())
     rows = [[str(label), *counts] for label, counts in zip(result["labels"], result["confusion"], strict=True)]
     return line + "\n\n" + table(["true \\ predicted", *map(str, result["labels"])], rows)
 

@@ -12,10 +12,13 @@ from tqdm.auto import tqdm
 from spin_native import tables
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.classifier.exits import Exit
+from spin_native.classifier.risk import answered_only, is_answered
+from spin_native.classifier.shift import ShiftWatch
+from spin_native.errors import InputError
 from spin_native.given import is_unicode
 from spin_native.text.tokenizer import TruncationWarning
 
-LABEL = "predicted_label"
+LABEL, ANSWERED = "predicted_label", "answered"
 LISTED_ROWS = 5  # how many rejected rows are listed by number
 
 
@@ -25,7 +28,8 @@ class Predicted:
 
     out: the file. n_rows: rows written. n_rejected: rows without a text, whose new columns are empty. rejected_rows: numbers of
     the first of them (0 is the first row of all files together). n_truncated: texts that the base model could not read to
-    their end.
+    their end. n_unanswered: rows with a text whose label is empty, because the classifier abstained. n_shifted: texts in blocks
+    of about 10,000 that differ from the texts of the fit (see ShiftWarning).
     """
 
     out: Path
@@ -33,6 +37,8 @@ class Predicted:
     n_rejected: int
     rejected_rows: tuple[int, ...]
     n_truncated: int
+    n_unanswered: int = 0
+    n_shifted: int = 0
 
 
 def predict_files(
@@ -42,6 +48,7 @@ def predict_files(
     *,
     text: str = "text",
     exit: str | Exit | None = None,
+    abstain: bool | float | None = None,
     overwrite: bool = False,
     delimiter: str | None = None,
     encoding: str | None = None,
@@ -58,22 +65,26 @@ def predict_files(
     text: the column that holds the texts. A row without a text (also a number, or half a character) is rejected: its new
         columns are empty.
     exit: when a row stops, such as "fixed:4", "confidence:0.9" or "patience:2" (see Exit); None: as saved in the classifier.
+    abstain: True, or the largest error to accept: answer only where the promise of calibrate(max_error=...) holds. The label of
+        other rows is empty, their probabilities stay; the column `answered` tells them apart.
     overwrite: replace `out` if it exists. It is replaced only after all rows are predicted; an error leaves it as it was.
     delimiter: of CSV cells in `source`, one character or "tab". encoding: of CSV and JSONL files (None: UTF-8).
     progress: show a bar on stderr (None: only on a terminal).
 
     Raises InputError if `source` cannot be read, has no column `text` or already has one of the new columns, and if `out` is
-    one of the files of `source`, exists (without `overwrite`), was written by another run meanwhile, or cannot be written.
+    one of the files of `source`, exists (without `overwrite`), was written by another run meanwhile, or cannot be written; also
+    for `abstain` without such a promise. ShiftWarning if texts differ from those of the fit.
     """
     table, out = tables.open_source(source, delimiter=delimiter, encoding=encoding), Path(out)
     tables.check_output(out, overwrite, table)
     table.check([text])
-    chosen = Exit.of(clf.exit_ if exit is None else exit)
-    truncated_before = clf.n_truncated_
-    n_rows = n_rejected = 0
+    rule = abstention(clf, abstain, exit)
+    chosen = rule or Exit.of(clf.exit_ if exit is None else exit)
+    truncated_before, watch = clf.n_truncated_, clf.shift_watch()
+    n_rows = n_rejected = n_unanswered = 0
     rejected_rows: list[int] = []
     with (
-        tables.open_writer(out, table, _new_types(clf, chosen), overwrite) as writer,
+        tables.open_writer(out, table, _new_types(clf, chosen, rule), overwrite) as writer,
         tqdm(unit=" rows", disable=None if progress is None else not progress) as bar,
         warnings.catch_warnings(),
     ):
@@ -81,13 +92,27 @@ def predict_files(
         for block in table.blocks([text]):
             texts = block.values(text)
             is_usable = [_is_text(value) for value in texts]
-            writer.write(block, _new_columns(clf, texts, np.flatnonzero(is_usable).tolist(), chosen))
+            columns = _new_columns(clf, texts, np.flatnonzero(is_usable).tolist(), chosen, rule, watch)
+            writer.write(block, columns)
+            n_unanswered += columns.get(ANSWERED, []).count(False)
             rejected = [row for row, usable in enumerate(is_usable, n_rows) if not usable]
             rejected_rows += rejected[: LISTED_ROWS - len(rejected_rows)]
             n_rejected += len(rejected)
             n_rows += block.n_rows
             bar.update(block.n_rows)
-    return Predicted(out, n_rows, n_rejected, tuple(rejected_rows), clf.n_truncated_ - truncated_before)
+    if watch is not None:
+        watch.finish()
+    n_truncated, n_shifted = clf.n_truncated_ - truncated_before, 0 if watch is None else watch.n_shifted
+    return Predicted(out, n_rows, n_rejected, tuple(rejected_rows), n_truncated, n_unanswered, n_shifted)
+
+
+def abstention(clf: SpinClassifier | SpinRegressor, abstain: bool | float | None, exit_: str | Exit | None) -> Exit | None:
+    """The exit below whose confidence rows are not answered, if any; InputError for a regressor, and as of its method."""
+    if isinstance(clf, SpinClassifier):
+        return clf.abstention(abstain, exit_)
+    if abstain:
+        raise InputError("abstain: a regressor gives a value for every text; leave it out")
+    return None
 
 
 def _is_text(value: object) -> bool:
@@ -95,23 +120,33 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and (value.isascii() or is_unicode(value))
 
 
-def _new_types(clf: SpinClassifier | SpinRegressor, exit_: Exit) -> dict[str, type]:
+def _new_types(clf: SpinClassifier | SpinRegressor, exit_: Exit, rule: Exit | None) -> dict[str, type]:
     """The names of the new columns, and the types of their values."""
     columns = clf.task_.columns(np.empty((0, clf.task_.n_outputs)))
     types = {name: clf.task_.label_type if name == LABEL else float for name in columns}
-    return types if exit_.by == "fixed" else {**types, "exit_depth": int}
+    types |= {} if exit_.by == "fixed" else {"exit_depth": int}
+    return types if rule is None else {**types, ANSWERED: bool}
 
 
 def _new_columns(
-    clf: SpinClassifier | SpinRegressor, texts: Sequence[Any], usable: Sequence[int], exit_: Exit
+    clf: SpinClassifier | SpinRegressor,
+    texts: Sequence[Any],
+    usable: Sequence[int],
+    exit_: Exit,
+    rule: Exit | None,
+    watch: ShiftWatch | None,
 ) -> dict[str, list[Any]]:
     """The values to add to one block of rows: of the usable rows the predictions, of the others None."""
-    columns: dict[str, list[Any]] = {name: [None] * len(texts) for name in _new_types(clf, exit_)}
+    columns: dict[str, list[Any]] = {name: [None] * len(texts) for name in _new_types(clf, exit_, rule)}
     position = 0
-    for outputs, depths in clf.output_blocks([texts[row] for row in usable], False, exit_) if usable else ():
+    for outputs, depths in clf.output_blocks([texts[row] for row in usable], False, exit_, watch) if usable else ():
         rows = usable[position : position + len(outputs)]
         position += len(outputs)
-        for name, values in {**clf.task_.columns(outputs), "exit_depth": depths}.items():
+        new = {**clf.task_.columns(outputs), "exit_depth": depths}
+        if rule is not None:
+            new[ANSWERED] = is_answered(outputs, rule)
+            new[LABEL] = answered_only(new[LABEL], new[ANSWERED])
+        for name, values in new.items():
             if name in columns:
                 for row, value in zip(rows, values.tolist(), strict=True):
                     columns[name][row] = value

@@ -98,6 +98,16 @@ class Head(ABC):
         """The raw features that it reads."""
         return part.side_by_side(self.neurons)
 
+    def read_columns(self, part: Part, columns: Int[Array, "column"]) -> Float32[Array, "row column"]:
+        """Some of the raw features that it reads; columns: ascending places among all of them."""
+        starts = np.cumsum([0, *map(len, self.neurons.values())])
+        return part.side_by_side(
+            {
+                feature: neurons[columns[(columns >= start) & (columns < start + len(neurons))] - start]
+                for (feature, neurons), start in zip(self.neurons.items(), starts, strict=False)
+            }
+        )
+
     # What it gives.
 
     @property

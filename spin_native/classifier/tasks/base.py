@@ -197,9 +197,9 @@ class Task(ABC):
         """Every metric of the outputs of labelled rows, and "rows"; InputError for unusable labels of `what`."""
         truth, predicted = self.encode(labels, len(outputs), what), self.decide(outputs)
         scores: dict[str, Any] = {name: float(metric(truth, predicted)) for name, metric in self.metrics.items()}
-        return {**scores, **self._details(truth, predicted), "rows": len(truth)}
+        return {**scores, **self._details(truth, outputs), "rows": len(truth)}
 
-    def _details(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
+    def _details(self, truth: Shaped[Array, "row"], outputs: Float[Array, "row output"]) -> dict[str, Any]:
         """What an evaluation shows beside the metrics."""
         return {}
 

@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
+from spin_native.classifier.probabilities import ece, log_loss, reliability
 from spin_native.classifier.tasks.base import Array, Indices, NetworkTargets, Task, check_share
 from spin_native.errors import InputError
 from spin_native.given import is_missing, is_unicode, plain, rows_of
@@ -192,9 +193,16 @@ class Classes(Task):
     def shown(self, output: Float[Array, "class"]) -> str:
         return f"{self.classes[output.argmax()]}\t{output.max():.4f}"
 
-    def _details(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
-        confusion = confusion_matrix(truth, predicted, labels=range(len(self.classes)))
-        return {"confusion": confusion.tolist(), "labels": self.classes.tolist()}
+    def _details(self, truth: Shaped[Array, "row"], outputs: Float[Array, "row class"]) -> dict[str, Any]:
+        """How far off the probabilities are (see classifier/probabilities.py), and the confusion matrix."""
+        confusion = confusion_matrix(truth, self.decide(outputs), labels=range(len(self.classes)))
+        return {
+            "ece": ece(outputs, truth),
+            "log_loss": log_loss(outputs, truth),
+            "reliability": [row._asdict() for row in reliability(outputs, truth)],
+            "confusion": confusion.tolist(),
+            "labels": self.classes.tolist(),
+        }
 
     def beside_accuracy(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
         hidden = hidden_classes(truth, predicted, len(self.classes))
