@@ -13,6 +13,7 @@ from spin_native.classifier.parts import Neurons
 from spin_native.features.extract import Block, Extractor, Pooled
 from spin_native.features.store import FeatureKey
 from spin_native.models import Edit
+from spin_native.text.pairs import GivenText
 
 Array = np.ndarray
 
@@ -20,10 +21,12 @@ Array = np.ndarray
 class Deployed:
     """The first layers of a base model under one or several heads, {depth: head}.
 
-    Where no later layer reads it, the last layer keeps its salient neurons only.
+    Where no later layer reads it, the last layer keeps its salient neurons only. reads_pairs: each text must be a pair.
     """
 
-    def __init__(self, checkpoint: Checkpoint, heads: Mapping[int, Head], dtype: Dtype, device: str) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, heads: Mapping[int, Head], dtype: Dtype, device: str, *, reads_pairs: bool = False
+    ) -> None:
         self.checkpoint, self.heads = checkpoint, dict(sorted(heads.items()))
         self.depth = max(heads)
         self.task = self.heads[self.depth].task
@@ -42,6 +45,7 @@ class Deployed:
         self._kept, wanted = _without_unread_neurons(read, self.depth, checkpoint.config.n_layers)
         model = checkpoint.load(self.depth, dtype, device, last_neurons=self._kept)
         self.extractor = Extractor(model, checkpoint.tokenizer, wanted)
+        self.extractor.reads_pairs = reads_pairs
 
     @property
     def dtype(self) -> str:
@@ -54,7 +58,7 @@ class Deployed:
         return checked_exit(exit_, list(self.heads))
 
     def blocks(
-        self, texts: Iterable[str], exit_: Exit, progress: bool | None
+        self, texts: Iterable[GivenText], exit_: Exit, progress: bool | None
     ) -> Iterator[tuple[Float[Array, "row output"], Int[Array, "row"]]]:
         """The outputs of a stream of texts, and the depth at which each row exited, block by block."""
         exit_ = self.checked(exit_)
@@ -86,7 +90,7 @@ class Deployed:
             columns[self.depth - 1] = np.flatnonzero(np.isin(self._kept, columns[self.depth - 1]))
         return {layer: chosen for layer, chosen in columns.items() if len(chosen)}
 
-    def all_outputs(self, texts: Sequence[str]) -> dict[int, Float[Array, "row output"]]:
+    def all_outputs(self, texts: Sequence[GivenText]) -> dict[int, Float[Array, "row output"]]:
         """The outputs of every head for every text."""
         blocks: dict[int, list[Array]] = {depth: [] for depth in self.heads}
         for block in self.extractor.encoded(texts, False):
@@ -97,7 +101,7 @@ class Deployed:
                 blocks[depth].append(block.per_text(values))
         return {depth: np.concatenate(values) for depth, values in blocks.items()}
 
-    def salient_features(self, text: str, depth: int) -> Float[Array, "1 salient"]:
+    def salient_features(self, text: GivenText, depth: int) -> Float[Array, "1 salient"]:
         """What the head at a depth reads of one text."""
         (features,) = self.extractor.blocks([text], False)
         return self._salient(features, depth)

@@ -19,6 +19,7 @@ from spin_native.classifier.saved import read_saved
 from spin_native.classifier.splits import numbered_texts
 from spin_native.classifier.tasks import Classes
 from spin_native.errors import InputError
+from spin_native.text.pairs import GivenText
 
 Array = np.ndarray
 __all__ = ["DTYPES", "SpinClassifier", "SpinRegressor", "load_pretrained"]
@@ -38,26 +39,27 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         return cast(Classes, self.task_).classes
 
     def predict_proba(
-        self, texts: str | Iterable[str], progress: bool | None = False, *, exit: str | Exit | None = None
+        self, texts: str | Iterable[GivenText], progress: bool | None = False, *, exit: str | Exit | None = None
     ) -> Float[Array, "*row class"]:
         """Probability of each class, in the order of classes_; one row per text, or a single row for a single str.
 
         exit: when a row exits (see output_blocks).
         """
         probabilities, _ = self._outputs(texts, progress, exit)
-        return probabilities[0] if isinstance(texts, str) else probabilities
+        return probabilities[0] if self._is_one_row(texts) else probabilities
 
-    def predict(self, texts: str | Iterable[str], *, exit: str | Exit | None = None, return_depth: bool = False) -> Any:
-        """The most probable class of each text; a single label for a single str. return_depth: with the depth of its exit."""
+    def predict(self, texts: str | Iterable[GivenText], *, exit: str | Exit | None = None, return_depth: bool = False) -> Any:
+        """The most probable class of each text; a single label for a single str, or for one pair of texts, a
+        tuple of two str. return_depth: with the depth of its exit."""
         probabilities, depths = self._outputs(texts, False, exit)
         labels = self.task_.answers(probabilities)
-        if isinstance(texts, str):
+        if self._is_one_row(texts):
             labels, depths = labels[0], depths[0]
         return (labels, depths) if return_depth else labels
 
     def calibrate(
         self,
-        texts: Iterable[str],
+        texts: Iterable[GivenText],
         labels: Iterable[Any],
         *,
         max_accuracy_drop: float = 0.01,
@@ -100,10 +102,10 @@ class SpinRegressor(RegressorMixin, SpinEstimator):
     task = "regression"
     score = SpinEstimator.score  # not that of the mixin
 
-    def predict(self, texts: str | Iterable[str], *, exit: str | Exit | None = None) -> Any:
+    def predict(self, texts: str | Iterable[GivenText], *, exit: str | Exit | None = None) -> Any:
         """The value of each text; a single float for a single str."""
         values = self.task_.answers(self._outputs(texts, False, exit)[0])
-        return float(values[0]) if isinstance(texts, str) else values
+        return float(values[0]) if self._is_one_row(texts) else values
 
 
 ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in (SpinClassifier, SpinRegressor)}

@@ -100,3 +100,4 @@ class Description(msgspec.Struct):
     promise: PromiseRecord | None
     settings: dict[str, Setting | list[Setting]]
     scores: ScoresRecord
+    pairs: bool = False  # whether it was fitted on pairs of texts

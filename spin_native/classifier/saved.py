@@ -99,6 +99,7 @@ def pack(
         "exit": str(fitted.exit),
         "promise": fitted.promise and {**vars(fitted.promise), "exit": str(fitted.promise.exit)},
         "settings": {name: value for name, value in parameters.items() if name not in PLACE},
+        "pairs": fitted.pairs,
         "scores": {
             "metric": metric,
             "baseline": fitted.baseline and fitted.baseline._asdict(),
@@ -235,6 +236,7 @@ def restored(saved: Saved) -> Fitted:
             unconverged=scores.unconverged,
             exit=exit_,
             promise=_promise(description, task, heads),
+            pairs=description.pairs,
         )
 
 

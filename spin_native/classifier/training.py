@@ -47,7 +47,7 @@ class Fitted:
     """All that a fit learns, or a saved classifier holds; the estimator has each field under its name with a _ at the end.
 
     heads: {depth: head}, at `depth` and at the exits. controls: None where only the salient neurons were extracted, or there
-    are none. unconverged: linear models whose solver gave up. seconds: of each phase.
+    are none. unconverged: linear models whose solver gave up. seconds: of each phase. pairs: each row was a pair of texts.
     """
 
     task: Task
@@ -61,6 +61,7 @@ class Fitted:
     exit: Exit
     promise: Promise | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    pairs: bool = False
 
 
 @dataclass

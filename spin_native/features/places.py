@@ -9,6 +9,7 @@ from jaxtyping import Int
 
 from spin_native.errors import InputError, TextError
 from spin_native.given import is_whole, plain, rows_of
+from spin_native.text.pairs import GivenText
 from spin_native.text.tokenizer import Encoded, Tokenizer
 
 Place = Literal["mask", "position"]
@@ -43,11 +44,11 @@ class Places:
         """Whether a special token that is written in a text, such as [MASK], is read as such."""
         return self.mask_id is not None
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Token ids, as `Tokenizer.encode`; with "mask" as `Tokenizer.encode_prompts`."""
+    def encode(self, texts: Sequence[GivenText]) -> Encoded:
+        """Token ids, as `Tokenizer.encode`; with "mask" as `Tokenizer.encoded_prompts`."""
         if not self.reads_prompts:
             return self._tokenizer.encode(texts)
-        return Encoded(self._tokenizer.encode_prompts(texts), [False] * len(texts))
+        return self._tokenizer.encoded_prompts(texts)
 
     def given(self, first_row: int, n_texts: int) -> Iterable[int | None]:
         """The position that was given for each of some consecutive texts (None: there are no positions)."""

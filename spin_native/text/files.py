@@ -19,6 +19,7 @@ from spin_native.text.classes import (
     END_OF_TEXT,
     MODEL_OF,
     ROBERTA_TOKENS,
+    Joins,
     Parts,
     in_order,
     parts_of_file,
@@ -160,16 +161,24 @@ def _backend(
         return backend, {**used, "around": _changing_ids(whole.get("post_processor"))}
     first, last = (text_of(special[role]) if role else None for role in around)
     ids = {token: token_id for token in (first, last) if token and (token_id := backend.token_to_id(token)) is not None}
-    backend.post_processor = _around(first, last, ids)
+    backend.post_processor = _around(first, last, ids, rules.joins)
     return backend, {**used, "around": [first and ids[first], last and ids[last]]}
 
 
-def _around(first: str | None, last: str | None, ids: Mapping[str, int]) -> processors.PostProcessor:
-    """A post-processor that puts these tokens around a text."""
-    if first is not None and last is not None:  # unlike a template, this one takes tokens with spaces and colons
+def _around(first: str | None, last: str | None, ids: Mapping[str, int], joins: Joins) -> processors.PostProcessor:
+    """A post-processor that puts these tokens around a text, and around the texts of a pair."""
+    if first is not None and last is not None and joins == "types":
+        return processors.BertProcessing((last, ids[last]), (first, ids[first]))
+    if first is not None and last is not None and joins == "doubled":
         return processors.RobertaProcessing((last, ids[last]), (first, ids[first]), trim_offsets=False)
-    template = [f"{token}:0" for token in (first, "$A", last) if token is not None]
-    return processors.TemplateProcessing(single=template, special_tokens=[*ids.items()])
+    # A template takes no tokens with spaces or colons: names stand for them.
+    named = {name: token for name, token in (("first", first), ("last", last)) if token is not None}
+    single, second = (
+        [f"{piece}:{kind}" for piece in ("first", text, "last") if piece in named or piece == text]
+        for kind, text in enumerate(("$A", "$B"))
+    )
+    special = [{"id": name, "ids": [ids[token]], "tokens": [token]} for name, token in named.items()]
+    return processors.TemplateProcessing(single=single, pair=[*single, *second], special_tokens=special)
 
 
 def _bertweet(files: Mapping[str, Path], settings: TokenizerSettings) -> tuple[FastBpe, dict[str, Any]]:
