@@ -282,7 +282,7 @@ class SpinEstimator(Ablating):
         Weight times standardised feature; for a perceptron, slope times it.
         """
         check_is_fitted(self, "heads_")
-        if not self._is_one_row(text):
+        if not self._is_one_row(text) or isinstance(text, str) is self.pairs_:
             expected = "one pair of texts, a tuple of two str" if self.pairs_ else "one text (str)"
             raise InputError(f"explain: got a {type(text).__name__}; expected {expected}")
         if not is_whole(n_neurons) or n_neurons < 1:

@@ -63,10 +63,10 @@ def labelled_parts(
     Without validation rows, `validation_share` of the training rows is split off, equal texts on one side. Raises InputError
     for texts and labels that cannot be used, naming the row. LeakWarning if a text is in two parts.
     """
-    kind = OneKind(reader="the training rows")
-    texts, labels = checked_rows(training[0], "training rows", kind), _kept(training[1])
+    texts, labels = checked_rows(training[0], "training rows"), _kept(training[1])
     task = task_type.learn(labels, len(texts), "training rows")
     rows = LabelledRows(texts, task.encode(labels, len(texts), "training rows"), "training rows")
+    kind = OneKind(rows.are_pairs, "the training rows")
     leaks: list[str] = []
     if validation is not None:
         parts = {"training": rows, "validation": _encoded(task, validation, "validation rows", kind)}

@@ -21,12 +21,14 @@ from spin_native.cli.options import (
     encoding_option,
     exit_option,
     file_path,
+    pair_column,
     pickle_option,
     text_column,
     utf8_text,
 )
 from spin_native.errors import InputError
 from spin_native.serving.predict import Predicted, predict_files
+from spin_native.text.pairs import GivenText, parts
 from spin_native.text.tokenizer import TruncationWarning
 
 REJECTED = 3  # exit code: finished, but some rows had no text
@@ -40,6 +42,7 @@ REJECTED = 3  # exit code: finished, but some rows had no text
 @click.option("--overwrite", is_flag=True, help="Replace the file --out if it exists.")
 @exit_option
 @text_column
+@pair_column
 @delimiter_option
 @encoding_option
 @dtype_option
@@ -55,6 +58,7 @@ def predict(
     overwrite: bool,
     exit_: str | None,
     text: str,
+    text_pair: str | None,
     delimiter: str | None,
     encoding: str | None,
     base_model: str | None,
@@ -67,9 +71,9 @@ def predict(
 
     CLASSIFIER is a folder or a Hub name. TEXTS are printed with their label and its probability, one line each (with --json, as
     one JSON object each). If TEXTS is "-", each line of standard input is a text (an empty line is an empty text), labelled as
-    it arrives. A file (--in) is copied to another one (--out) with new columns: predicted_label and
-    probability_<label>, or predicted_value; and exit_depth if texts can stop early. Rows without a text get empty columns, and
-    the exit code is 3.
+    it arrives. A classifier that was fitted on pairs takes two TEXTS: the first and the second text of one pair. A file (--in)
+    is copied to another one (--out) with new columns: predicted_label and probability_<label>, or predicted_value; and
+    exit_depth if texts can stop early. Rows without a text get empty columns, and the exit code is 3.
     """
     if bool(texts) == bool(source) or bool(source) != bool(out):
         raise click.UsageError("give either TEXTS, or --in FILE and --out FILE")
@@ -77,30 +81,48 @@ def predict(
         raise click.UsageError('"-" stands for the lines of standard input and cannot be given beside other texts')
     if texts and (overwrite or delimiter is not None or (encoding is not None and texts != ("-",))):
         raise click.UsageError("--overwrite, --delimiter and --encoding are for --in (--encoding also for -); leave them out")
+    if texts and text_pair is not None:
+        raise click.UsageError("--text-pair names a column of --in; a classifier of pairs takes two TEXTS, one pair")
     if source and out:  # before the model is loaded
         table = tables.open_source(source, delimiter=delimiter, encoding=encoding)
         tables.check_output(out, overwrite, table)
-        table.check([text])
+        table.check(tables.text_columns(text, text_pair))
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
     if source and out:
         written = predict_files(
-            clf, source, out, text=text, exit=exit_, overwrite=overwrite, delimiter=delimiter, encoding=encoding
+            clf,
+            source,
+            out,
+            text=text,
+            text_pair=text_pair,
+            exit=exit_,
+            overwrite=overwrite,
+            delimiter=delimiter,
+            encoding=encoding,
         )
-        _report(written, source, text)
+        _report(written, source, tables.text_columns(text, text_pair))
         sys.exit(REJECTED if written.n_rejected else 0)
-    if texts == ("-",):
+    if clf.pairs_ and (len(texts) != 2 or "-" in texts):
+        raise InputError(
+            f"{classifier}: was fitted on pairs of texts; give two TEXTS, the first and the second text of one pair, or a file "
+            "with two columns of texts (--in, --out, --text, --text-pair)"
+        )
+    if clf.pairs_:
+        _print(clf, [texts], exit_, as_json)
+    elif texts == ("-",):
         _print_lines(clf, encoding, exit_, as_json)
     else:
         _print(clf, texts, exit_, as_json)
 
 
-def _print(clf: SpinClassifier | SpinRegressor, texts: Sequence[str], exit_: str | None, as_json: bool) -> None:
-    """One line for each text."""
+def _print(clf: SpinClassifier | SpinRegressor, texts: Sequence[GivenText], exit_: str | None, as_json: bool) -> None:
+    """One line for each text or pair."""
     task, rows = clf.task_, iter(texts)
     for outputs, depths in clf.output_blocks(texts, False, exit_):
         for output, depth in zip(outputs, depths.tolist(), strict=True):
-            line = {"text": next(rows), **task.described(output), "depth": depth}
-            click.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{task.shown(output)}\t{line['text']}")
+            given = dict(zip(("text", "text_pair"), parts(next(rows)), strict=False))
+            line = {**given, **task.described(output), "depth": depth}
+            click.echo(json.dumps(line, ensure_ascii=False) if as_json else "\t".join([task.shown(output), *given.values()]))
 
 
 def _print_lines(clf: SpinClassifier | SpinRegressor, encoding: str | None, exit_: str | None, as_json: bool) -> None:
@@ -116,10 +138,11 @@ def _print_lines(clf: SpinClassifier | SpinRegressor, encoding: str | None, exit
     _warn_truncated(clf.n_truncated_ - truncated_before, n_texts)
 
 
-def _report(written: Predicted, source: Path, text: str) -> None:
+def _report(written: Predicted, source: Path, columns: Sequence[str]) -> None:
     """What happened to the rows, on stderr."""
+    named = " or ".join(map(repr, columns))
     for row in written.rejected_rows:
-        click.echo(f"rejected: {source}: row {row} (the first is 0) has no text in column {text!r}", err=True)
+        click.echo(f"rejected: {source}: row {row} (the first is 0) has no text in column {named}", err=True)
     _warn_truncated(written.n_truncated, written.n_rows)
     rejected = f", {written.n_rejected} of them rejected" if written.n_rejected else ""
     click.echo(f"{written.n_rows} rows written to {written.out}{rejected}", err=True)

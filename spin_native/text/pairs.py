@@ -18,11 +18,12 @@ HALF_CHARACTER = "holds half a character (a lone surrogate): read the file as UT
 class OneKind:
     """Checks the rows of one call or one stream: all are texts, or all are pairs.
 
-    is_pair: which of the two; None: the first row decides. reader: in errors, what needs this kind.
+    is_pair: which of the two; None: the first row decides. others: in errors, the rows that have this kind.
     """
 
-    def __init__(self, is_pair: bool | None = None, reader: str = "the rows before it") -> None:
-        self.is_pair, self._reader = is_pair, reader
+    def __init__(self, is_pair: bool | None = None, others: str = "") -> None:
+        self.is_pair = is_pair
+        self._others = "the rows before it" if is_pair is None else others
 
     def checked(self, texts: Iterable[object], first_row: int = 0) -> list[Text]:
         """The next rows, each pair as a tuple. first_row: the number of the first one in errors.
@@ -34,7 +35,7 @@ class OneKind:
     def _checked(self, text: object, row: int) -> Text:
         if isinstance(text, str):
             if self.is_pair:
-                raise TextError(row, f"is a single text, {self._reader} are pairs: give each row as (text, second text)")
+                raise TextError(row, f"is a single text, {self._others} are pairs: give each row as (text, second text)")
             self.is_pair = False
             return text
         if not isinstance(text, (tuple, list)):
@@ -44,7 +45,7 @@ class OneKind:
         if len(text) != 2:
             raise TextError(row, f"is {kind} of {len(text)}; expected one text (str), or a pair of two texts")
         if self.is_pair is False:
-            raise TextError(row, f"is {kind}, a pair of texts, {self._reader} are single texts: give each row as one str")
+            raise TextError(row, f"is {kind}, a pair of texts, {self._others} are single texts: give each row as one str")
         self.is_pair = True
         return _pair(text, row)
 
