@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from commands import QUICK_OPTIONS, Spin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import MAX_TOKENS, N_VOCAB, QUICK, checkpoint, our_values

@@ -174,8 +174,7 @@ def _around(first: str | None, last: str | None, ids: Mapping[str, int], joins: 
     # A template takes no tokens with spaces or colons: names stand for them.
     named = {name: token for name, token in (("first", first), ("last", last)) if token is not None}
     single, second = (
-        [f"{piece}:{kind}" for piece in ("first", text, "last") if piece in named or piece == text]
-        for kind, text in enumerate(("$A", "$B"))
+        [f"{piece}:0" for piece in ("first", text, "last") if piece in named or piece == text] for text in ("$A", "$B")
     )
     special = [{"id": name, "ids": [ids[token]], "tokens": [token]} for name, token in named.items()]
     return processors.TemplateProcessing(single=single, pair=[*single, *second], special_tokens=special)
