@@ -524,13 +524,16 @@ def test_predict_files_asks_for_the_columns_that_the_classifier_reads(clf, pair_
 
 def test_the_commands_take_pairs(spin, tiny_model, pairs, labels_of_pairs, table, tmp_path):
     folder, out = tmp_path / "clf", tmp_path / "out.csv"
-    code, _, err = spin("fit", table, *COLUMNS, "--model", tiny_model, "--out", folder, "--exits", "all", *QUICK_OPTIONS)
+    code, _, err = spin(
+        "fit", table, *COLUMNS, "--model", tiny_model, "--out", folder, "--depth", "2", "--exits", "1", *QUICK_OPTIONS
+    )
     assert code == 0, err
     clf = load_pretrained(folder)
     assert clf.pairs_
     _, shown, _ = spin("evaluate", folder, table, *COLUMNS, "--json")
     assert json.loads(shown)["accuracy"] == clf.score(pairs, labels_of_pairs)
-    assert spin("calibrate", folder, table, *COLUMNS)[0] == 0
+    code, _, err = spin("calibrate", folder, table, *COLUMNS)
+    assert code == 0, err
     _, shown, _ = spin("predict", folder, *pairs[5], "--json")
     assert [json.loads(shown)[name] for name in ("text", "text_pair", "label")] == [*pairs[5], clf.predict(pairs[5])]
     assert spin("predict", folder, *pairs[5])[1].rstrip("\n").split("\t")[-2:] == list(pairs[5])
