@@ -474,6 +474,11 @@ def test_validation_rows_of_the_other_kind_are_refused(tiny_model, pairs, labels
         sn.SpinClassifier(tiny_model).fit(pairs, labels_of_pairs, validation=(texts, labels_of_pairs))
 
 
+def test_pairs_in_windows_are_refused(loaded, pairs):
+    with pytest.raises(sn.InputError, match="texts that are read in windows are single texts"):
+        sn.extract(*loaded, pairs, windows=(8, 4))
+
+
 def test_prompts_are_single_texts(loaded, unchecked):
     with pytest.raises(sn.InputError, match="text 0 is tuple, a pair of texts, prompts are single texts"):
         loaded[1].encode_prompts([("good", "[MASK]")])
@@ -532,8 +537,9 @@ def test_the_commands_take_pairs(spin, tiny_model, pairs, labels_of_pairs, table
     assert clf.pairs_
     _, shown, _ = spin("evaluate", folder, table, *COLUMNS, "--json")
     assert json.loads(shown)["accuracy"] == clf.score(pairs, labels_of_pairs)
-    code, _, err = spin("calibrate", folder, table, *COLUMNS)
+    code, _, err = spin("calibrate", folder, table, *COLUMNS, "--max-accuracy-drop", "0.2")
     assert code == 0, err
+    clf = load_pretrained(folder)
     _, shown, _ = spin("predict", folder, *pairs[5], "--json")
     assert [json.loads(shown)[name] for name in ("text", "text_pair", "label")] == [*pairs[5], clf.predict(pairs[5])]
     assert spin("predict", folder, *pairs[5])[1].rstrip("\n").split("\t")[-2:] == list(pairs[5])

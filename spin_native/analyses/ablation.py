@@ -86,7 +86,7 @@ class Ablation:
         if self.how == "mean":
             return torch.as_tensor(self.values[layer.index], device=old.device).expand_as(old)
         rows = []
-        for ids in layer.batch.ids.split(layer.batch.lengths):
+        for ids in layer.batch.ids.split(layer.batch.texts.lengths):
             generator = self._generator(layer.index, ids)
             if self.how == "noise":
                 rows.append(self.noise * torch.randn(len(ids), old.shape[1], generator=generator))
@@ -134,13 +134,15 @@ def ablation_values(
     *,
     pool_tokens: int = POOL_TOKENS,
     seed: int = 0,
-    token_types: Sequence[Sequence[int]] | None = None,
+    text_of: Sequence[int] | None = None,
+    token_types: Types = None,
 ) -> NeuronValues:
     """The values that ablation by "mean" or "resample" writes, from the unchanged model's activations on other texts.
 
-    rows: token ids of each text. token_types: of each text those of its tokens (None: all 0).
-    how: "mean" takes the mean over all tokens of all rows; "resample" keeps `pool_tokens` random tokens (drawn by `seed`),
-        special tokens among them. "zero" and "noise" need no rows, and get no values.
+    rows: token ids of each text. how: "mean" takes the mean over all tokens of all rows; "resample" keeps `pool_tokens` random
+        tokens (drawn by `seed`), special tokens among them. "zero" and "noise" need no rows, and get no values.
+    text_of: the `text_digest` of the text of each row, where a row is one window of a text; None: every row is a text.
+    token_types: of the tokens of each row; None: all 0.
     Raises InputError for an unknown `how`, and where rows are needed but none are given.
     """
     if how not in get_args(How):
@@ -156,7 +158,7 @@ def ablation_values(
     lengths = [len(row) for row in rows]
     n_tokens = sum(lengths)
     picked = np.sort(np.random.default_rng(seed).permutation(n_tokens)[:pool_tokens])
-    digests = np.repeat([text_digest(row) for row in rows], lengths)
+    digests = np.repeat([text_digest(row) for row in rows] if text_of is None else text_of, lengths)
     return NeuronValues(_tokens(model, rows, token_types, picked), digests[picked])
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Shaped
 from sklearn.metrics import accuracy_score, r2_score
 from tqdm.auto import tqdm
 
-from spin_native.analyses.ablation import Ablation, How, Neurons, ablation_values, chosen_neurons
+from spin_native.analyses.ablation import Ablation, How, Neurons, ablation_values, chosen_neurons, text_digest
 from spin_native.analyses.ablation_runs import INTERVAL, Importance, Plan, Run, Which
 from spin_native.analyses.gradients import as_numpy
 from spin_native.analyses.prompts import (
@@ -258,8 +258,8 @@ def ablate_probe(
     if truth is not None and len(truth) != len(listed):
         raise InputError(f"labels: got {len(truth)} labels for {len(listed)} texts; expected one for each text")
     others = None if values_from is None else list(rows_of(values_from, "values_from"))
-    rows_of_values, types = text_rows(extractor, others)
-    runs = plan.runs(ablation_values(model, rows_of_values, how, seed=seed, token_types=types))
+    rows, text_of, types = text_rows(extractor, others)
+    runs = plan.runs(ablation_values(model, rows, how, seed=seed, text_of=text_of, token_types=types))
     blocks = list(extractor.encoded(listed, False))
 
     def outputs(edit: Ablation | None) -> Float[Array, "row output"]:
@@ -273,16 +273,23 @@ def ablate_probe(
     return measure(outputs, runs, _probe_reading(probe, truth), metadata, progress)
 
 
-def text_rows(extractor: Extractor, texts: Sequence[GivenText] | None) -> tuple[list[list[int]] | None, list[list[int]] | None]:
-    """The token ids of texts that values are taken from, as the model reads them, and their token types (None: all 0)."""
+def text_rows(
+    extractor: Extractor, texts: Sequence[GivenText] | None
+) -> tuple[list[list[int]] | None, list[int] | None, list[list[int]] | None]:
+    """The token ids of texts that values are taken from, in the rows that the model reads, and each row's `text_digest`.
+
+    The third are the types of each row's tokens; None: all 0.
+    """
     if not texts:
-        return None, None
-    ids: list[list[int]] = []
-    types: list[list[int]] = []
+        return None, None, None
+    rows, text_of, types = [], [], []
     for block in extractor.encoded(checked_rows(texts, "values_from"), False):
-        ids += [block.ids[row] for row in block.row_of]
-        types += [[0] * len(block.ids[row]) if block.token_types is None else block.token_types[row] for row in block.row_of]
-    return ids, types if any(map(any, types)) else None
+        for row in block.row_of.tolist():
+            of_text = block.rows_of_model(row)
+            rows += of_text
+            text_of += [text_digest(block.ids[row])] * len(of_text)
+            types += [[0] * len(ids) for ids in of_text] if block.token_types is None else [block.token_types[row]]
+    return rows, text_of, types if any(map(any, types)) else None
 
 
 def _probe_reading(probe: LogisticProbe | LinearProbe, truth: Shaped[Array, "row"] | None) -> Reading:

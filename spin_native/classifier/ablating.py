@@ -74,8 +74,9 @@ class Ablating(Learnt):
         chosen = self._chosen(neurons, importance)
         plan = Plan(chosen, deployed.widths, how, importance, noise, n_draws, seed)
         others = None if values_from is None else list(rows_of(values_from, "values_from"))
-        rows_of_values, types = text_rows(deployed.extractor, others)
-        values = ablation_values(deployed.extractor.model, rows_of_values, how, seed=seed, token_types=types)
+        drawn_from, text_of, types = text_rows(deployed.extractor, others)
+        model = deployed.extractor.model
+        values = ablation_values(model, drawn_from, how, seed=seed, text_of=text_of, token_types=types)
         runs = plan.runs(values, deployed.columns_of)
         blocks = list(deployed.extractor.encoded(listed, False))
 

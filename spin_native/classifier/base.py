@@ -32,6 +32,7 @@ from spin_native.features.pooling import Pooling
 from spin_native.features.store import Features
 from spin_native.given import is_whole, path_of
 from spin_native.models import ModelConfig
+from spin_native.text.documents import Windows
 from spin_native.text.pairs import GivenText, is_one_row
 
 Array = np.ndarray
@@ -70,6 +71,8 @@ class SpinEstimator(Ablating):
         neurons only: kilobytes for each row instead of megabytes. None: on all rows.
     exits: depths below depth_ that keep a head of their own, so that easy texts can stop early: "all", a sequence, or None.
     baseline: also fit the usual way, a regression on the pooled final hidden state.
+    windows: (size, stride), to read texts to their end that are longer than the model holds, as `extract` does, in fit and in
+        everything that reads texts later; None: such texts are cut, with a warning.
     seed: of every random choice.
 
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
@@ -105,6 +108,7 @@ class SpinEstimator(Ablating):
         sample: int | None = None,
         exits: Sequence[int] | Literal["all"] | None = None,
         baseline: bool = True,
+        windows: tuple[int, int] | None = None,
         dtype: str = "float32",
         device: str = "cpu",
         allow_pickle: bool = False,
@@ -132,6 +136,7 @@ class SpinEstimator(Ablating):
         self.sample = sample
         self.exits = exits
         self.baseline = baseline
+        self.windows = windows
         self.dtype = dtype
         self.device = device
         self.allow_pickle = allow_pickle
@@ -176,6 +181,7 @@ class SpinEstimator(Ablating):
             raise InputError(f"fit: features is what extract returns, or an ActivationStore; got {got}")
         checkpoint = Checkpoint(Location(options.name_of(self.model, "model"), self.revision), self.allow_pickle)
         max_depth, exits = options.check_model(given, checkpoint.config)
+        windows = Windows.checked(self.windows, checkpoint.tokenizer)
         share, seed = self.validation_share, int(self.seed)
         task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share, seed)
         if self.final_rows is None and validation is None and self.phase_two == "seen":
@@ -194,6 +200,7 @@ class SpinEstimator(Ablating):
             with_baseline=self.baseline,
             progress=progress,
             features=features,
+            windows=windows,
         )
         fitted = training.run(parts, store)
         if fitted.unconverged:
@@ -217,10 +224,11 @@ class SpinEstimator(Ablating):
 
         seen: digests of the texts that fit saw (None: not known).
         """
-        deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device, reads_pairs=fitted.pairs)
+        windows, dtype = Windows.of(self.windows), DTYPES[self.dtype]
+        deployed = Deployed(checkpoint, fitted.heads, dtype, self.device, windows, reads_pairs=fitted.pairs)
         promise = fitted.promise and fitted.promise.in_dtype(deployed.dtype)
         learnt = {name: getattr(fitted, name[:-1]) for name in LEARNT if name not in ("task_", "heads_")}
-        place = Place.of(checkpoint, self.dtype, self.device)
+        place = Place.of(checkpoint, self.dtype, self.device, windows)
         learnt |= {"_heads": deployed.heads, "promise_": promise, "_fitted_with": self.get_params()}
         self.__dict__.update(learnt, _deployed=deployed, _place=place, _seen=seen, _content=None)
 

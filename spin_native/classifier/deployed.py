@@ -21,11 +21,19 @@ Array = np.ndarray
 class Deployed:
     """The first layers of a base model under one or several heads, {depth: head}.
 
-    Where no later layer reads it, the last layer keeps its salient neurons only. reads_pairs: each text must be a pair.
+    Where no later layer reads it, the last layer keeps its salient neurons only. windows: as of `extract`. reads_pairs: each
+    text must be a pair.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, heads: Mapping[int, Head], dtype: Dtype, device: str, *, reads_pairs: bool = False
+        self,
+        checkpoint: Checkpoint,
+        heads: Mapping[int, Head],
+        dtype: Dtype,
+        device: str,
+        windows: tuple[int, int] | None = None,
+        *,
+        reads_pairs: bool = False,
     ) -> None:
         self.checkpoint, self.heads = checkpoint, dict(sorted(heads.items()))
         self.depth = max(heads)
@@ -44,7 +52,7 @@ class Deployed:
             self._heads_at.setdefault(layer, []).append(depth)
         self._kept, wanted = _without_unread_neurons(read, self.depth, checkpoint.config.n_layers)
         model = checkpoint.load(self.depth, dtype, device, last_neurons=self._kept)
-        self.extractor = Extractor(model, checkpoint.tokenizer, wanted)
+        self.extractor = Extractor(model, checkpoint.tokenizer, wanted, windows=windows)
         self.extractor.reads_pairs = reads_pairs
 
     @property
@@ -133,8 +141,8 @@ class Deployed:
                 if not len(running):
                     del layer
                     break
-                if len(running) < layer.batch.n_rows:
-                    layer.keep(torch.from_numpy(running).to(layer.batch.ids.device))
+                if len(running) < layer.batch.texts.n_rows:  # all windows of a text exit together
+                    layer.keep(layer.batch.rows_of(torch.from_numpy(running).to(layer.batch.ids.device)))
                 del layer
 
     def _salient(self, features: Mapping[FeatureKey, Array], depth: int) -> Float[Array, "row salient"]:

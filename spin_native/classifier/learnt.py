@@ -36,24 +36,25 @@ IN_CONTENT = tuple(name for name in LEARNT if name not in APART)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a base model is, and how it runs."""
+    """Where a base model is, and how it runs. windows: (size, stride) of the windows that long texts are read in, or None."""
 
     name: str
     revision: str | None
     allow_pickle: bool
     dtype: str
     device: Any
+    windows: tuple[int, int] | None = None  # in earlier pickles there is none
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dtype: str, device: Any) -> "Place":
+    def of(cls, checkpoint: Checkpoint, dtype: str, device: Any, windows: tuple[int, int] | None) -> "Place":
         """That of a checkpoint: a folder by its whole path, a Hub model by its commit."""
         location = checkpoint.location
         name = location.name if location.folder is None else str(location.folder.resolve())
-        return cls(name, checkpoint.revision, checkpoint.allow_pickle, dtype, device)
+        return cls(name, checkpoint.revision, checkpoint.allow_pickle, dtype, device, windows)
 
     def deploy(self, heads: Mapping[int, Head], checkpoint: Checkpoint, reads_pairs: bool) -> Deployed:
         """The layers that other heads need, loaded in the same way."""
-        return Deployed(checkpoint, heads, DTYPES[self.dtype], self.device, reads_pairs=reads_pairs)
+        return Deployed(checkpoint, heads, DTYPES[self.dtype], self.device, self.windows, reads_pairs=reads_pairs)
 
 
 @dataclass(frozen=True)

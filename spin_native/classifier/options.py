@@ -21,6 +21,7 @@ from spin_native.features.pooling import Pooling
 from spin_native.given import is_whole, numbers_of
 from spin_native.models import ModelConfig, checked_depth
 from spin_native.probes.importance import RANKERS, WEIGHTINGS, Cut, CutBy
+from spin_native.text.documents import Windows
 
 DTYPES: dict[str, Dtype] = {
     "float32": torch.float32,
@@ -61,6 +62,7 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
     _check_numbers(options)
     check_choices(options["sites"], get_args(Site), "sites")
     check_choices(options["poolings"], get_args(Pooling), "poolings")
+    Windows.of(options["windows"])
     cuts_of(options)
     if has_validation and options["validation_share"] != DEFAULT_SHARE:
         raise InputError(

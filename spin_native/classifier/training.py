@@ -69,7 +69,7 @@ class Extraction:
     """A base model, loaded once, and where its features are kept (store); one call for each stage of a fit.
 
     depth: how many layers any stage runs. given: features of all the texts, from which each stage takes its own; the model is
-    not loaded then.
+    not loaded then. windows: as of `extract`.
     """
 
     checkpoint: Checkpoint
@@ -79,6 +79,7 @@ class Extraction:
     store: Path | None
     progress: bool | None
     given: Features | None = None
+    windows: tuple[int, int] | None = None
 
     @cached_property
     def model(self) -> Transformer:
@@ -89,7 +90,7 @@ class Extraction:
         if self.given is not None:
             return self._taken(self.given, parts, wanted)
         depth = min(self.checkpoint.config.n_layers, 1 + max(feature.layer for feature in wanted))
-        extractor = Extractor(self.model, self.checkpoint.tokenizer, wanted, depth=depth)
+        extractor = Extractor(self.model, self.checkpoint.tokenizer, wanted, depth=depth, windows=self.windows)
         columns = {feature: neurons for feature, neurons in wanted.items() if neurons is not None}
         extracted = {}
         for name, rows in parts.items():
@@ -121,13 +122,14 @@ class Extraction:
             widths={feature: given.widths[feature] for feature in wanted},
             columns="all",
             reads="texts",
+            windows=self.windows,
         )
         everything: Wanted = dict.fromkeys(wanted)
         n_layers = self.checkpoint.config.n_layers
         if differing := difference(needed, made_from, everything, self.checkpoint.fingerprint, n_layers):
             raise InputError(
                 f"features: {differing} is {str(getattr(made_from, differing))[:40]}, this fit needs "
-                f"{str(getattr(needed, differing))[:40]}; extract them with the model, tokenizer and dtype of this fit"
+                f"{str(getattr(needed, differing))[:40]}; extract them with the model, tokenizer, dtype and windows of this fit"
             )
         taken = {}
         for name, rows in parts.items():
@@ -143,7 +145,7 @@ class Training:
 
     max_depth: the deepest head; chooses_depth: whether validation may choose a shallower one, within `tolerance`. exits: depths
     below the chosen one that keep a head. sample, phase_two, with_baseline: as SpinClassifier has them. features: of all the
-    texts (None: to be extracted).
+    texts (None: to be extracted). windows: as of `extract`.
     """
 
     checkpoint: Checkpoint
@@ -159,6 +161,7 @@ class Training:
     with_baseline: bool
     progress: bool | None
     features: Features | None = None
+    windows: tuple[int, int] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, parts: Mapping[str, LabelledRows], store: Path | None) -> Fitted:
@@ -255,7 +258,7 @@ class Training:
 
     def _extraction(self, wanted: Wanted, store: Path | None) -> Extraction:
         depth = min(self._n_layers, 1 + max(feature.layer for feature in wanted))
-        return Extraction(self.checkpoint, depth, self.dtype, self.device, store, self.progress, self.features)
+        return Extraction(self.checkpoint, depth, self.dtype, self.device, store, self.progress, self.features, self.windows)
 
     @property
     def _n_layers(self) -> int:

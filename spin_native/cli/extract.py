@@ -50,6 +50,12 @@ from spin_native.features.spec import FeatureDtype
 )
 @click.option("--depth", type=int, help="Number of layers to run.  [default: all]")
 @click.option(
+    "--windows",
+    type=Several(int),
+    metavar="SIZE,STRIDE",
+    help="Read long texts to their end, in windows of SIZE tokens that start STRIDE tokens apart.  [default: cut long texts]",
+)
+@click.option(
     "--dtype",
     type=click.Choice(get_args(FeatureDtype)),
     default="float32",

@@ -98,6 +98,13 @@ def _option_type(annotation: Any) -> Any:
 @setting("revision", "Model", "Branch, tag or commit of a Hub model.")
 @setting("allow_pickle", "Model", "Also read pytorch_model.bin. Only for files you trust.", is_flag=True)
 @setting("head", "Model", "Kind of classifier on the salient neurons: refit (SPIN), frozen (Liu), weighted (SIREN).")
+@setting(
+    "windows",
+    "Model",
+    "Read long texts to their end, in windows of SIZE tokens that start STRIDE tokens apart.  [default: cut long texts]",
+    type=Several(int),
+    metavar="SIZE,STRIDE",
+)
 @setting("metric", "Model", "Score that validation compares.  [default: accuracy; for a regression pearson]")
 @setting(
     "depth",

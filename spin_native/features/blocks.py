@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int, Shaped, UInt8
 from tqdm.auto import tqdm
 
+from spin_native.text.batch import TokenBatch
 from spin_native.text.pairs import GivenText, Text, text_digest, texts_digest
 
 
@@ -18,7 +21,8 @@ class Block:
 
     ids, is_truncated: of each distinct text. row_of: for each text its row of `ids`. first_row: the first text's place in the
     stream. bar: counts the texts whose features are computed. places: pooling ("mask", "position") -> the position that it
-    reads in each row of ids. token_types: of each row of ids its tokens' types; None: all 0.
+    reads in each row of ids. windows: of each row of ids, how many tokens each of its windows has, one window after the other;
+    None: every text is one row of the model. token_types: of each row of ids its tokens' types; None: all 0.
     """
 
     texts: Sequence[Text]
@@ -28,7 +32,21 @@ class Block:
     row_of: Int[np.ndarray, "text"]
     bar: "tqdm[None] | None" = None
     places: Mapping[str, Int[np.ndarray, "row"]] = field(default_factory=dict)
-    token_types: list[list[int]] | None = None
+    windows: Sequence[tuple[int, ...]] | None = None
+    token_types: Sequence[list[int]] | None = None
+
+    def rows_of_model(self, row: int) -> list[list[int]]:
+        """A row of ids as the rows that the model reads: one for each window."""
+        ids = iter(self.ids[row])
+        return [list(islice(ids, length)) for length in ([len(self.ids[row])] if self.windows is None else self.windows[row])]
+
+    def batch(self, rows: Sequence[int], device: torch.device) -> TokenBatch:
+        """Some rows of ids as a batch."""
+        ids = [self.ids[row] for row in rows]
+        if self.windows is None:
+            types = None if self.token_types is None else [self.token_types[row] for row in rows]
+            return TokenBatch.from_rows(ids, device, types)
+        return TokenBatch.from_texts(ids, [self.windows[row] for row in rows], device)
 
     @property
     def copies(self) -> Int[np.ndarray, "row"]:

@@ -31,7 +31,7 @@ from spin_native.models import Edit, Layer, Transformer, checked_depth
 from spin_native.models.transformer import checked_edit
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, several, windows
-from spin_native.text.pairs import GivenText, OneKind, Text
+from spin_native.text.pairs import GivenText, OneKind
 from spin_native.text.tokenizer import Tokenizer
 
 # Which columns of each feature are wanted: all (None), or these neurons.
@@ -53,6 +53,7 @@ def extract(
     poolings: Sequence[Pooling | Place | PerToken] = ("mean", "max"),
     depth: int | None = None,
     positions: Iterable[int] | None = None,
+    windows: tuple[int, int] | None = None,
     edit: Edit | None = None,
     store: str | Path | None = None,
     dtype: FeatureDtype = "float32",
@@ -67,6 +68,12 @@ def extract(
     poolings: over all tokens of a text "mean", "max", "first" and "last"; "mask", the value at the mask token, which every text
         has exactly once (texts are then read as prompts: "[MASK]" is the mask token); "position", the value at the text's entry
         of `positions` (from 0, special tokens included). Or "tokens" alone: the result is a TokenFeatures, a row per token.
+    windows: (size, stride), to read long texts to their end; None: a text is cut at what the model holds, with a warning. size:
+        tokens of a window, special tokens included; a text with more is read as several windows, each with its own special
+        tokens, which do not attend to one another. stride: how many text tokens later the next window starts. Features are
+        pooled over the tokens of all windows as over those of one text: a mean counts a token once for each window that holds
+        it. All windows of a text run in one batch, whose memory grows with the text: about 8 * d_ffn bytes (float32) per token,
+        0.7 GB for 60,000 tokens with d_ffn 1536.
     edit: changes each layer's activation, as in `Transformer.layers`; what it returns is pooled and written by the layer. For
         example an `analyses.ablation.Ablation`.
     store: a folder to keep the features in, as an ActivationStore, instead of memory. An interrupted extraction resumes when
@@ -75,17 +82,19 @@ def extract(
     dtype: of the kept features. max_tokens: the batch size, in tokens (None: `token_budget`).
     progress: show a progress bar on stderr (None: if that is a terminal).
 
-    Raises InputError for a text that is neither a str nor a pair, and for texts beside pairs (naming the row), a tokenizer that
-    does not fit the model, a store that
-    holds something else or is being written by another process, a store together with edit, positions or "tokens", and for an
-    Ablation of layers or neurons that the model does not have.
+    Raises InputError for a text that is neither a str nor a pair and for texts beside pairs (naming the row), a tokenizer that
+    does not fit the model, a store that holds something else or is being written by another process, a store together with
+    edit, positions or "tokens", windows that the model cannot read or that come with pairs, "mask", "position" or "tokens", and
+    for an Ablation of layers or neurons that the model does not have.
     """
     from spin_native.features.tokens import TokenExtractor  # it is built on Extractor
 
     _check_loaded(model, tokenizer)
     wanted = dict.fromkeys(features_of(model, sites, poolings, depth))
     kind = TokenExtractor if "tokens" in poolings else Extractor
-    extractor = kind(model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens, positions=positions, edit=edit)
+    extractor = kind(
+        model, tokenizer, wanted, dtype=dtype, max_tokens=max_tokens, positions=positions, edit=edit, windows=windows
+    )
     return extractor.run(texts, store, progress)
 
 
@@ -124,7 +133,7 @@ class Extractor:
 
     wanted: the features to read; of each, all columns (None) or these neurons, in this order.
     depth: how many of the model's layers a store names as its source (None: all that the model holds).
-    positions, edit: as of `extract`.
+    positions, edit, windows: as of `extract`.
     n_truncated counts the texts cut so far. reads_pairs: whether every text must be a pair, or none (None: the first decides).
     """
 
@@ -141,6 +150,7 @@ class Extractor:
         depth: int | None = None,
         positions: Iterable[int] | None = None,
         edit: Edit | None = None,
+        windows: tuple[int, int] | None = None,
     ) -> None:
         _check_loaded(model, tokenizer)
         if not isinstance(dtype, str) or dtype not in get_args(FeatureDtype):
@@ -162,7 +172,7 @@ class Extractor:
             check(model)
         self.model, self.tokenizer, self.dtype, self.edit = model, tokenizer, dtype, edit
         self._wanted = dict(wanted)
-        self._places = Places(tokenizer, (feature.pooling for feature in wanted), positions)
+        self._places = Places(tokenizer, (feature.pooling for feature in wanted), positions, windows)
         self._has_positions = positions is not None
         self.max_tokens = token_budget(model) if max_tokens is None else int(max_tokens)
         self.n_truncated = 0
@@ -238,7 +248,7 @@ class Extractor:
                     )
                 bar.update(len(block))
                 n_texts += len(kind.checked(block, n_texts))
-            for encoded in ahead(partial(self._encode, kind=kind), blocks, n_texts, self._has_several_blocks(texts)):
+            for encoded in ahead(partial(self._places.block, kind=kind), blocks, n_texts, self._has_several_blocks(texts)):
                 self.n_truncated += int(encoded.copies @ encoded.is_truncated)
                 yield replace(encoded, bar=bar)
                 n_texts += len(encoded.texts)
@@ -253,8 +263,7 @@ class Extractor:
         """A block's rows of ids, packed under the token budget: which rows, and their tokens."""
         copies = block.copies
         for rows in pack([len(ids) for ids in block.ids], self.max_tokens):
-            types = None if block.token_types is None else [block.token_types[row] for row in rows]
-            yield np.array(rows), TokenBatch.from_rows([block.ids[row] for row in rows], self.model.device, types)
+            yield np.array(rows), block.batch(rows, self.model.device)
             if block.bar is not None:
                 block.bar.update(int(copies[rows].sum()))
 
@@ -291,7 +300,7 @@ class Extractor:
             if layer.index == until:
                 return
             if layer.rows_kept is not None:
-                rows = rows[layer.rows_kept.cpu().numpy()]
+                rows = rows[layer.batch.texts_of(layer.rows_kept).cpu().numpy()]
             del layer, features
 
     def features(self, block: Block, edit: Edit | None = None) -> Pooled:
@@ -316,7 +325,7 @@ class Extractor:
         elif feature.pooling in places:
             pooled = at(values, layer.batch, places[feature.pooling])
         else:
-            pooled = POOLINGS[cast(Pooling, feature.pooling)](values, layer.batch)
+            pooled = POOLINGS[cast(Pooling, feature.pooling)](values, layer.batch.texts)
         if columns is not None:
             pooled = pooled[:, columns]  # cheaper than picking the columns of every token
         with np.errstate(over="ignore"):  # a value too large for float16 is refused by name later
@@ -338,23 +347,6 @@ class Extractor:
     def _has_several_blocks(self, texts: Iterable[GivenText]) -> bool:
         """Whether more than one block of texts is in memory already."""
         return isinstance(texts, Sequence) and len(texts) > self.rows_per_block
-
-    def _encode(self, given: Sequence[GivenText], first_row: int, kind: OneKind) -> Block:
-        """Token ids of the distinct texts; `first_row` numbers the first text in errors. kind: of the stream's rows."""
-        texts = kind.checked(given, first_row)
-        distinct: dict[tuple[Text, int | None], int] = {}
-        positions = self._places.given(first_row, len(texts))
-        row_of = np.array([distinct.setdefault(key, len(distinct)) for key in zip(texts, positions, strict=True)])
-        numbers = (first_row + np.unique(row_of, return_index=True)[1]).tolist()
-        try:
-            encoded = self._places.encode([text for text, _ in distinct])
-        except TextError as error:
-            raise TextError(numbers[error.row], error.problem) from None
-        except InputError:
-            self.tokenizer.encode(texts, first_row)  # the same error, with the right row
-            raise
-        places = self._places.of(encoded.ids, [position for _, position in distinct], numbers)
-        return Block(texts, first_row, encoded.ids, encoded.truncated, row_of, places=places, token_types=encoded.token_types)
 
     def _spec(self) -> FeatureSpec:
         source = self.model.source
@@ -379,6 +371,7 @@ class Extractor:
             widths=self.widths,
             columns=self._columns(),
             reads="prompts" if self._places.reads_prompts else "texts",
+            windows=self._places.windows,
         )
 
     def _columns(self) -> str:

@@ -1,30 +1,48 @@
-"""Poolings that read one token of each text: the mask token ("mask"), or the one at a given position ("position")."""
+"""How texts become token ids, and which token is read by poolings that read one: the mask token ("mask"), or the one at a
+given position ("position").
+"""
 
 from collections.abc import Iterable, Sequence
 from itertools import repeat
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Int
 
 from spin_native.errors import InputError, TextError
+from spin_native.features.blocks import Block
 from spin_native.given import is_whole, plain, rows_of
-from spin_native.text.pairs import GivenText
+from spin_native.text.documents import Windows, encode_windows
+from spin_native.text.pairs import GivenText, OneKind, Text, only_single
 from spin_native.text.tokenizer import Encoded, Tokenizer
 
 Place = Literal["mask", "position"]
 
 
 class Places:
-    """Which token the wanted poolings read in each text.
+    """How texts are read, and which token of each text the wanted poolings read.
 
     poolings: those that are wanted, of any kind. positions: for "position", one position per text, from 0, special tokens
-    included. Raises InputError for "mask" without a mask token, and for positions that are missing or not wanted.
+    included. windows: (size, stride) of the windows that long texts are read in (see documents.py), or None. Raises InputError
+    for "mask" without a mask token, for positions that are missing or not wanted, and for windows that the model cannot read
+    or together with a pooling that needs each text in one row.
     """
 
-    def __init__(self, tokenizer: Tokenizer, poolings: Iterable[str], positions: Iterable[int] | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        poolings: Iterable[str],
+        positions: Iterable[int] | None,
+        windows: tuple[int, int] | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         wanted = set(poolings)
+        self.windows = Windows.checked(windows, tokenizer)
+        if self.windows is not None and (one_row := sorted(wanted & {*get_args(Place), "tokens"})):
+            raise InputError(
+                f"windows and poolings with {one_row[0]!r}: it reads tokens by their place in one row, but a long text is "
+                "several windows; leave one of the two out"
+            )
         self.mask_id = tokenizer.mask_id if "mask" in wanted else None
         if "mask" in wanted and self.mask_id is None:
             raise InputError(
@@ -44,13 +62,36 @@ class Places:
         """Whether a special token that is written in a text, such as [MASK], is read as such."""
         return self.mask_id is not None
 
-    def encode(self, texts: Sequence[GivenText]) -> Encoded:
-        """Token ids, as `Tokenizer.encode`; with "mask" as `Tokenizer.encoded_prompts`."""
+    def encode(self, texts: Sequence[Text]) -> Encoded:
+        """Token ids, as `Tokenizer.encode`; with "mask" as `Tokenizer.encoded_prompts`; in windows as `encode_windows`.
+
+        Raises TextError for pairs in windows.
+        """
+        if self.windows is not None:
+            return encode_windows(self._tokenizer, only_single(texts, "texts that are read in windows"), self.windows)
         if not self.reads_prompts:
             return self._tokenizer.encode(texts)
         return self._tokenizer.encoded_prompts(texts)
 
-    def given(self, first_row: int, n_texts: int) -> Iterable[int | None]:
+    def block(self, given: Sequence[GivenText], first_row: int, kind: OneKind) -> Block:
+        """Token ids of the distinct texts; `first_row` numbers the first text in errors. kind: of the stream's rows."""
+        texts = kind.checked(given, first_row)
+        distinct: dict[tuple[Text, int | None], int] = {}
+        positions = self._given(first_row, len(texts))
+        row_of = np.array([distinct.setdefault(key, len(distinct)) for key in zip(texts, positions, strict=True)])
+        numbers = (first_row + np.unique(row_of, return_index=True)[1]).tolist()
+        try:
+            encoded = self.encode([text for text, _ in distinct])
+        except TextError as error:
+            raise TextError(numbers[error.row], error.problem) from None
+        except InputError:
+            self._tokenizer.encode(texts, first_row)  # the same error, with the right row
+            raise
+        places = self._of(encoded.ids, [position for _, position in distinct], numbers)
+        ids, is_truncated, of_windows, token_types = encoded
+        return Block(texts, first_row, ids, is_truncated, row_of, None, places, of_windows, token_types)
+
+    def _given(self, first_row: int, n_texts: int) -> Iterable[int | None]:
         """The position that was given for each of some consecutive texts (None: there are no positions)."""
         if self._positions is None:
             return repeat(None, n_texts)
@@ -64,7 +105,7 @@ class Places:
         if self._positions is not None and n_texts < len(self._positions):
             raise InputError(f"positions has {len(self._positions)} entries for {n_texts} texts; expected one per text")
 
-    def of(
+    def _of(
         self, ids: Sequence[Sequence[int]], given: Sequence[int | None], numbers: Sequence[int]
     ) -> dict[str, Int[np.ndarray, "row"]]:
         """The position that each pooling reads in each row of ids.

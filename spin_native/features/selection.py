@@ -78,7 +78,7 @@ def difference(
     Not compared: how many rows a shard has. fingerprint: the sha256 of the model's weights, as a model of some depth has them.
     n_layers: of the whole model.
     """
-    for name in ("model_dtype", "tokenizer_fingerprint", "dtype", "max_tokens", "reads"):
+    for name in ("model_dtype", "tokenizer_fingerprint", "dtype", "max_tokens", "reads", "windows"):
         if getattr(spec, name) != getattr(stored, name):
             return name
     if spec.columns != stored.columns and stored.columns != "all":

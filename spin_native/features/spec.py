@@ -13,6 +13,7 @@ FORMAT = 1
 FeatureDtype = Literal["float32", "float16"]
 Site = Literal["activation", "hidden"]
 Reads = Literal["texts", "prompts"]
+Tokens = Annotated[int, Meta(ge=1, le=2**31)]
 
 
 class FeatureKey(NamedTuple):
@@ -37,6 +38,7 @@ class FeatureSpec:
     rows_per_shard, max_tokens: batch sizes, which can change the last bits of a feature on some paths.
     widths: feature -> number of columns. columns: "all", or the sha256 of the list of neurons.
     reads: "texts"; or "prompts", in which a special token such as [MASK] is read as such.
+    windows: (size, stride) of the windows that long texts are read in; None: they are cut at what the model holds.
     """
 
     model: str
@@ -51,6 +53,7 @@ class FeatureSpec:
     widths: dict[FeatureKey, int]
     columns: str = "all"
     reads: Reads = "texts"
+    windows: tuple[int, int] | None = None
 
     def to_record(self) -> "StoreRecord":
         features = [StoredFeature(*feature, width) for feature, width in self.widths.items()]  # type: ignore[arg-type]
@@ -93,6 +96,7 @@ class StoreRecord(msgspec.Struct, frozen=True, kw_only=True):
     widths: list[StoredFeature]
     columns: str = "all"  # early stores do not say it
     reads: Reads = "texts"  # nor this
+    windows: tuple[Tokens, Tokens] | None = None  # nor this
 
 
 class StoreFormat(msgspec.Struct):

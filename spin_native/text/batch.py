@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from typing import TypeVar
 
 import torch
@@ -37,20 +37,22 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """The tokens of several texts (rows), end to end.
+    """The tokens of several rows, end to end: a row is a text, or one window of a long text.
 
-    Only attention lets tokens meet; every other operation treats each token by itself. So no padding is carried: it cannot
-    leak into a mean, and no arithmetic is spent on it.
+    Only attention lets tokens meet, those of one row; every other operation treats each token by itself. So no padding is
+    carried: it cannot leak into a mean, and no arithmetic is spent on it.
 
     ids: token ids of all rows, one after the other.
     lengths: tokens per row; every row has at least one.
     mask: which positions of the padded tensor held the tokens, if the batch came from one.
+    n_windows: how many rows each text has, side by side; None: every row is a text.
     token_types: BERT's type of each token, 1 in the second text of a pair; None: all 0.
     """
 
     ids: Int[Tensor, "token"]
     lengths: tuple[int, ...]
     mask: Bool[Tensor, "row position"] | None = None
+    n_windows: tuple[int, ...] | None = None
     token_types: Int[Tensor, "token"] | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +63,11 @@ class TokenBatch:
             )
         if self.token_types is not None and len(self.token_types) != len(self.ids):
             raise InputError(f"TokenBatch: got {len(self.token_types)} token types for {len(self.ids)} token ids")
+        if self.n_windows is not None and (0 in self.n_windows or sum(self.n_windows) != len(self.lengths)):
+            raise InputError(
+                f"TokenBatch: got {len(self.lengths)} rows for texts of {list(self.n_windows)[:8]} windows; expected at least "
+                "one window per text, and as many windows as rows"
+            )
         with torch.inference_mode(False):
             for name, tensor in (("ids", self.ids), ("mask", self.mask), ("token_types", self.token_types)):
                 if tensor is not None and tensor.is_inference():
@@ -85,6 +92,21 @@ class TokenBatch:
         )
         assert ids is not None
         return cls(ids, lengths, token_types=types)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Sequence[Sequence[int]],
+        windows: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+    ) -> "TokenBatch":
+        """A batch of texts in windows: a row per window. texts: token ids, window after window. windows: their lengths."""
+        if all(len(of_text) == 1 for of_text in windows):
+            return cls.from_rows(texts, device)
+        flat = [token_id for text in texts for token_id in text]
+        lengths = tuple(length for of_text in windows for length in of_text)
+        n_windows = tuple(len(of_text) for of_text in windows)
+        return cls(torch.tensor(flat, dtype=torch.long, device=device), lengths, n_windows=n_windows)
 
     @classmethod
     def from_padded(
@@ -118,7 +140,7 @@ class TokenBatch:
                 "side with padding only before or after them"
             )
         types = None if token_type_ids is None else token_type_ids[mask]
-        return cls(input_ids[mask], tuple(lengths.tolist()), mask, types)
+        return cls(input_ids[mask], tuple(lengths.tolist()), mask, token_types=types)
 
     @property
     def n_rows(self) -> int:
@@ -127,6 +149,34 @@ class TokenBatch:
     @property
     def n_tokens(self) -> int:
         return len(self.ids)
+
+    @property
+    def texts(self) -> "TokenBatch":
+        """The same tokens with a row per text, whose windows are joined: what poolings read, and no model."""
+        return self if self.n_windows is None else self._texts
+
+    @cached_property
+    @outside_inference_mode
+    def _texts(self) -> "TokenBatch":
+        lengths = iter(self.lengths)
+        return TokenBatch(self.ids, tuple(sum(islice(lengths, n)) for n in self.n_windows or ()))
+
+    @cached_property
+    @outside_inference_mode
+    def text_of_row(self) -> Int[Tensor, "row"]:
+        """Which text each row belongs to."""
+        rows = torch.arange(self.n_rows, device=self.ids.device)
+        if self.n_windows is None:
+            return rows
+        return torch.repeat_interleave(rows[: len(self.n_windows)], torch.tensor(self.n_windows, device=self.ids.device))
+
+    def rows_of(self, texts: Int[Tensor, "text"]) -> Int[Tensor, "row"]:
+        """The rows of some texts, ascending: all their windows."""
+        return texts if self.n_windows is None else torch.isin(self.text_of_row, texts).nonzero()[:, 0]
+
+    def texts_of(self, rows: Int[Tensor, "row"]) -> Int[Tensor, "text"]:
+        """The texts that some rows belong to, ascending, each once."""
+        return rows if self.n_windows is None else self.text_of_row[rows].unique()
 
     @cached_property
     @outside_inference_mode
@@ -187,7 +237,11 @@ class TokenBatch:
         tokens = is_kept[self.row_of_token].nonzero()[:, 0]
         lengths = tuple(length for length, stays in zip(self.lengths, is_kept.tolist(), strict=True) if stays)
         types = None if self.token_types is None else self.token_types[tokens]
-        return TokenBatch(self.ids[tokens], lengths, token_types=types), tokens
+        n_windows = None
+        if self.n_windows is not None:
+            counts = torch.bincount(self.text_of_row[is_kept]).tolist()
+            n_windows = tuple(count for count in counts if count)
+        return TokenBatch(self.ids[tokens], lengths, n_windows=n_windows, token_types=types), tokens
 
     def to_padded(self, x: Shaped[Tensor, "token *rest"]) -> Shaped[Tensor, "row position *rest"]:
         """Lay per-token values out as [batch, position, ...], zeros in the padding.
@@ -205,7 +259,7 @@ class TokenBatch:
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
         mask, types = (None if tensor is None else tensor.to(device) for tensor in (self.mask, self.token_types))
-        return TokenBatch(self.ids.to(device), self.lengths, mask, types)
+        return TokenBatch(self.ids.to(device), self.lengths, mask, self.n_windows, types)
 
 
 def checked_mask(mask: Shaped[Tensor, "row position"], caller: str) -> Bool[Tensor, "row position"]:

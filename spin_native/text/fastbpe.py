@@ -4,6 +4,7 @@ The tokenizers library has no such model: here a piece inside a word ends in "@@
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ WORD = re.compile(r"\S+\n?")
 class FastBpeEncoding(NamedTuple):
     ids: list[int]
     overflowing: list[Any]  # encodings of what truncation took
+    special_tokens_mask: list[int]  # 1 for the special tokens around the text
 
     @property
     def type_ids(self) -> list[int]:
@@ -89,6 +91,13 @@ class FastBpe:
     def enable_truncation(self, max_length: int, direction: str = "right") -> None:
         self._max_length, self._direction = max_length, direction
 
+    def no_truncation(self) -> None:
+        self._max_length = sys.maxsize
+
+    def num_special_tokens_to_add(self, is_pair: bool) -> int:
+        """How many special tokens stand around one text."""
+        return 2
+
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
         return {**self.vocab, **self.added} if with_added_tokens else dict(self.vocab)
 
@@ -110,7 +119,8 @@ class FastBpe:
         place = self._kept(len(ids), 2 * add_special_tokens)
         kept, cut = ids[place], [*ids[: place.start], *ids[place.stop :]]
         around = [self.first, *kept, self.last] if add_special_tokens else kept
-        return FastBpeEncoding(around, [FastBpeEncoding(cut, [])] if cut else [])
+        mask = [1, *[0] * len(kept), 1] if add_special_tokens else [0] * len(kept)
+        return FastBpeEncoding(around, [FastBpeEncoding(cut, [], [0] * len(cut))] if cut else [], mask)
 
     def encode_pair(self, first: str, second: str) -> FastBpeEncoding:
         """Token ids of a pair, `<s> first </s></s> second </s>`; TypeError for a lone surrogate.
@@ -119,7 +129,9 @@ class FastBpe:
         """
         (of_first, cut), (of_second, also_cut) = self._kept_of_pair(self._ids_of_text(first), self._ids_of_text(second))
         around = [self.first, *of_first, self.last, self.last, *of_second, self.last]
-        return FastBpeEncoding(around, [FastBpeEncoding([*cut, *also_cut], [])] if cut or also_cut else [])
+        mask = [1, *[0] * len(of_first), 1, 1, *[0] * len(of_second), 1]
+        cut = [*cut, *also_cut]
+        return FastBpeEncoding(around, [FastBpeEncoding(cut, [], [0] * len(cut))] if cut else [], mask)
 
     def _kept_of_pair(self, first: list[Any], second: list[Any]) -> list[tuple[list[Any], list[Any]]]:
         """What truncation leaves of each text's tokens, and what it takes."""

@@ -79,6 +79,11 @@ def checked_rows(texts: Iterable[object], what: str, kind: OneKind | None = None
     return rows
 
 
+def only_single(texts: Iterable[GivenText], what: str) -> list[str]:
+    """The texts themselves; TextError, naming the row, for a pair. what: what has to be single, for the error."""
+    return [text for text in OneKind(False, what).checked(texts) if isinstance(text, str)]
+
+
 def parts(text: GivenText) -> tuple[str, ...]:
     """The texts of one row: one or two."""
     return (text,) if isinstance(text, str) else tuple(text)

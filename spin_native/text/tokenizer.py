@@ -21,7 +21,7 @@ from spin_native.text.classes import END_OF_TEXT
 from spin_native.text.fastbpe import FastBpe
 from spin_native.text.files import build, is_failure, reason
 from spin_native.text.packing import MAX_TOKENS, WINDOW, pack, several, windows
-from spin_native.text.pairs import HALF_CHARACTER, GivenText, OneKind, Text, parts
+from spin_native.text.pairs import HALF_CHARACTER, GivenText, OneKind, Text, only_single, parts
 
 # The files that a fingerprint of earlier versions was made of.
 OLD_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
@@ -32,16 +32,29 @@ class TruncationWarning(UserWarning):
 
 
 class Encoded(NamedTuple):
-    """Token ids per row, and whether the row was cut. token_types: BERT's type of each token; None: all are 0."""
+    """Token ids per text, and whether the text was cut.
+
+    windows: how many tokens each window of a text has, where long texts are read in windows (see documents.py); None: every
+    text is one row. token_types: BERT's type of each token; None: all are 0.
+    """
 
     ids: list[list[int]]
     truncated: list[bool]
+    windows: list[tuple[int, ...]] | None = None
     token_types: list[list[int]] | None = None
 
     def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> TokenBatch:
-        """Some of the rows as a batch."""
+        """Some of the texts as a batch, each one row."""
         types = None if self.token_types is None else [self.token_types[row] for row in rows]
         return TokenBatch.from_rows([self.ids[row] for row in rows], device, types)
+
+
+class Whole(NamedTuple):
+    """The token ids of one text to its end. n_before, n_after: how many of them are special tokens around the text."""
+
+    ids: list[int]
+    n_before: int
+    n_after: int
 
 
 class Tokenizer:
@@ -87,7 +100,8 @@ class Tokenizer:
         self._files = dict(files or {})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encodes_special": self._backend.encode_special_tokens}
+        kept = {name: value for name, value in self.__dict__.items() if name != "_untruncated"}
+        return {**kept, "_encodes_special": self._backend.encode_special_tokens}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The tokenizers library leaves one setting out of its own pickles."""
@@ -124,18 +138,45 @@ class Tokenizer:
         model's embedding has no row for.
         """
         kind = OneKind()
-        listed = kind.checked(several(texts), first_row)
-        try:
-            encodings = self._backend.encode_batch_fast(listed)
-        except BaseException as error:
-            if not is_failure(error):
-                raise
-            raise self._refused(listed, first_row, error) from None
+        encodings = self._encodings(self._backend, kind.checked(several(texts), first_row), first_row)
         ids = [encoding.ids or self._empty() for encoding in encodings]
         self._check_embedded(ids, first_row)
         types = [encoding.type_ids or [0] for encoding in encodings] if kind.is_pair else []
         has_types = any(map(any, types))
-        return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings], types if has_types else None)
+        truncated = [bool(encoding.overflowing) for encoding in encodings]
+        return Encoded(ids, truncated, token_types=types if has_types else None)
+
+    def encode_whole(self, texts: Sequence[str]) -> list[Whole]:
+        """Token ids of each text to its end, however long it is. Raises InputError as `encode` does."""
+        read = []
+        for encoding in self._encodings(self._untruncated, only_single(several(texts), "texts that are read whole"), 0):
+            mask = encoding.special_tokens_mask
+            n_before = mask.index(0) if 0 in mask else len(mask)
+            n_after = mask[::-1].index(0) if 0 in mask else 0
+            read.append(Whole(encoding.ids or self._empty(), n_before, n_after))
+        self._check_embedded([whole.ids for whole in read], 0)
+        return read
+
+    @cached_property
+    def _untruncated(self) -> tokenizers.Tokenizer | FastBpe:
+        """The backend without truncation: a copy, because another thread may use the backend at this moment."""
+        backend = copy.deepcopy(self)._backend
+        backend.no_truncation()
+        return backend
+
+    @property
+    def n_special(self) -> int:
+        """How many special tokens stand around a text."""
+        return self._backend.num_special_tokens_to_add(is_pair=False)
+
+    def _encodings(self, backend: tokenizers.Tokenizer | FastBpe, listed: Sequence[Text], first_row: int) -> list[Any]:
+        """What a backend makes of each text or pair."""
+        try:
+            return backend.encode_batch_fast(listed)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            raise self._refused(listed, first_row, error) from None
 
     def _refused(self, texts: Sequence[Text], first_row: int, error: BaseException) -> InputError:
         """The error that names the first text which cannot be encoded."""
