@@ -122,6 +122,23 @@ def test_pairs_are_encoded_as_bertweet_encodes_them(side, tmp_path):
     assert assert_encoded_as_transformers(tmp_path, pairs).token_types is None
 
 
+def test_a_pair_whose_second_text_is_empty_stays_a_pair(tmp_path):
+    written(tmp_path, "bert", False)
+    (one,) = sn.load_tokenizer(tmp_path).encode([("the film", "")]).ids
+    reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert one == reference(["the film"], [""])["input_ids"][0] == [*reference("the film", "")["input_ids"], 3]
+
+
+def test_a_pair_of_bertweet_that_is_cut_on_the_left_keeps_its_empty_second_text(tmp_path):
+    write_fast_bpe(tmp_path)
+    write_config(tmp_path, "roberta", len(FAST_BPE_TOKENS) + 20)
+    files = {"tokenizer_class": "BertweetTokenizer", "truncation_side": "left"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(files))
+    tokenizer = sn.load_tokenizer(tmp_path)
+    (ids,) = tokenizer.encode([("film " + "the " * 40, "")]).ids
+    assert tokenizer.token_strings(ids) == ["<s>", *["the"] * (tokenizer.max_tokens - 4), "</s>", "</s>", "</s>"]
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta", "bertweet"])
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=4))
