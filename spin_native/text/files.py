@@ -32,8 +32,8 @@ DIVERGENCES = {
     "a special token in a text": "is text, as with split_special_tokens=True; special_tokens_in_text=True reads it as itself",
     "an added token of BERTweet that is not special": "is read as itself; split_special_tokens=True would split it, too",
     "an empty text without special tokens around it (GPT-2)": "is <|endoftext|>, because a row needs a token",
-    "a pair whose second text is empty": "is a pair, as in a batch of transformers; its tokenizer(first, '') reads a single text, "
-    "and so does its BERTweet that cuts on the left",
+    "a pair whose second text is empty": "is a pair, as in a batch of transformers; its tokenizer(first, '') reads a single "
+    "text, and so does its BERTweet that cuts on the left",
     "a lone surrogate": "is refused by name; transformers raises TypeError, or reads it (BERTweet)",
     "model_max_length and tokenizer.json's truncation length": "are not followed; a text is cut to the position table",
     "a first or last token that no file lists": "is refused; transformers would invent an id for it",

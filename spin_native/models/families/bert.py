@@ -37,7 +37,8 @@ class BertEmbedding(TextEmbedding):
         self.norm = LayerNorm(config.d_model, config.norm_eps)
 
     def forward(self, batch: TokenBatch, words: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        return self.norm(words + self.position(self.positions(batch)) + self.of_types(batch))
+        token_type = self.of_types(batch)
+        return self.norm(words + self.position(self.positions(batch)) + token_type)
 
     def of_types(self, batch: TokenBatch) -> Float[Tensor, "*token d_model"]:
         """The vector of each token's type: 0 for a single text and the first one of a pair, 1 for the second one."""
