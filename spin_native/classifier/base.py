@@ -225,7 +225,7 @@ class SpinEstimator(Ablating):
         seen: digests of the texts that fit saw (None: not known).
         """
         windows, dtype = Windows.of(self.windows), DTYPES[self.dtype]
-        deployed = Deployed(checkpoint, fitted.heads, dtype, self.device, windows, reads_pairs=fitted.pairs)
+        deployed = Deployed(checkpoint, fitted.heads, dtype, self.device, windows, fitted.pairs)
         promise = fitted.promise and fitted.promise.in_dtype(deployed.dtype)
         learnt = {name: getattr(fitted, name[:-1]) for name in LEARNT if name not in ("task_", "heads_")}
         place = Place.of(checkpoint, self.dtype, self.device, windows)

@@ -32,7 +32,6 @@ class Deployed:
         dtype: Dtype,
         device: str,
         windows: tuple[int, int] | None = None,
-        *,
         reads_pairs: bool = False,
     ) -> None:
         self.checkpoint, self.heads = checkpoint, dict(sorted(heads.items()))

@@ -54,7 +54,7 @@ class Place:
 
     def deploy(self, heads: Mapping[int, Head], checkpoint: Checkpoint, reads_pairs: bool) -> Deployed:
         """The layers that other heads need, loaded in the same way."""
-        return Deployed(checkpoint, heads, DTYPES[self.dtype], self.device, self.windows, reads_pairs=reads_pairs)
+        return Deployed(checkpoint, heads, DTYPES[self.dtype], self.device, self.windows, reads_pairs)
 
 
 @dataclass(frozen=True)
