@@ -277,6 +277,7 @@ SHOWN_BY = {
     "a special token in a text": test_markers_are_read_as_themselves_only_where_the_caller_asks_for_it,
     "an added token of BERTweet that is not special": "test_tokenizer_layouts: splits_added_tokens",
     "an empty text without special tokens around it (GPT-2)": "test_tokenizer_layouts: assert_ids_equal",
+    "a pair whose second text is empty": "test_pairs: test_a_pair_whose_second_text_is_empty_stays_a_pair",
     "a lone surrogate": test_a_lone_surrogate_is_refused_in_every_kind_of_tokenizer,
     "model_max_length and tokenizer.json's truncation length": test_model_max_length_is_no_limit,
     "a first or last token that no file lists": test_a_first_token_that_no_file_lists_is_refused,

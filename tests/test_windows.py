@@ -403,7 +403,7 @@ def test_a_regressor_a_calibration_and_explain_read_whole_texts(clf, tiny_model,
 def test_ablation_by_the_mean_takes_it_over_the_tokens_of_all_windows(model, tokenizer):
     feature = FeatureKey("activation", "mean", 1)
     extractor = Extractor(model, tokenizer, {feature: None}, windows=WINDOWS)
-    rows, text_of = text_rows(extractor, [LONG[-1]])
+    rows, text_of, _ = text_rows(extractor, [LONG[-1]])
     assert max(map(len, rows)) == SIZE
     means = ablation_values(model, rows, "mean", text_of=text_of).values[1]
     np.testing.assert_allclose(means, extractor.run([LONG[-1]]).array(**feature._asdict())[0], atol=1e-6)

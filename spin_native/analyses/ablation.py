@@ -20,6 +20,7 @@ from spin_native.text.packing import pack
 
 How = Literal["zero", "mean", "noise", "resample"]
 Neurons = Mapping[int, Sequence[int] | Int[np.ndarray, "_"]]  # layer -> indices
+Types = Sequence[Sequence[int]] | None  # token types of each row; None: all 0
 POOL_TOKENS = 1000  # how many tokens "resample" draws from
 
 
@@ -134,12 +135,14 @@ def ablation_values(
     pool_tokens: int = POOL_TOKENS,
     seed: int = 0,
     text_of: Sequence[int] | None = None,
+    token_types: Types = None,
 ) -> NeuronValues:
     """The values that ablation by "mean" or "resample" writes, from the unchanged model's activations on other texts.
 
     rows: token ids of each text. how: "mean" takes the mean over all tokens of all rows; "resample" keeps `pool_tokens` random
         tokens (drawn by `seed`), special tokens among them. "zero" and "noise" need no rows, and get no values.
     text_of: the `text_digest` of the text of each row, where a row is one window of a text; None: every row is a text.
+    token_types: of the tokens of each row; None: all 0.
     Raises InputError for an unknown `how`, and where rows are needed but none are given.
     """
     if how not in get_args(How):
@@ -149,14 +152,14 @@ def ablation_values(
     if not rows:
         raise InputError(f"how={how!r} needs texts to take the neurons' values from: give values_from=, a list of texts")
     if how == "mean":
-        return NeuronValues(_means(model, rows))
+        return NeuronValues(_means(model, rows, token_types))
     if not is_whole(pool_tokens) or pool_tokens < 1:
         raise InputError(f"pool_tokens is {pool_tokens!r}; expected a whole number, 1 or more")
     lengths = [len(row) for row in rows]
     n_tokens = sum(lengths)
     picked = np.sort(np.random.default_rng(seed).permutation(n_tokens)[:pool_tokens])
     digests = np.repeat([text_digest(row) for row in rows] if text_of is None else text_of, lengths)
-    return NeuronValues(_tokens(model, rows, picked), digests[picked])
+    return NeuronValues(_tokens(model, rows, token_types, picked), digests[picked])
 
 
 def text_digest(ids: Sequence[int]) -> int:
@@ -192,11 +195,12 @@ def chosen_neurons(given: Any, widths: Mapping[int, int]) -> dict[int, Int[np.nd
 
 
 def _visit(
-    model: Transformer, rows: Sequence[Sequence[int]]
+    model: Transformer, rows: Sequence[Sequence[int]], types: Types
 ) -> Iterator[tuple[list[int], int, Float[np.ndarray, "token neuron"]]]:
     """For each batch and layer: which rows, the layer, and the activations of their tokens."""
     for chosen in pack([len(row) for row in rows], token_budget(model)):
-        batch = TokenBatch.from_rows([rows[row] for row in chosen], model.device)
+        chosen_types = None if types is None else [types[row] for row in chosen]
+        batch = TokenBatch.from_rows([rows[row] for row in chosen], model.device, chosen_types)
         layers = model.layers(batch)
         while True:
             with torch.inference_mode():
@@ -208,23 +212,23 @@ def _visit(
             del layer
 
 
-def _means(model: Transformer, rows: Sequence[Sequence[int]]) -> dict[int, Float[np.ndarray, "neuron"]]:
+def _means(model: Transformer, rows: Sequence[Sequence[int]], types: Types) -> dict[int, Float[np.ndarray, "neuron"]]:
     """Each neuron's mean over all tokens."""
     totals = {layer: np.zeros(model.width("activation", layer)) for layer in range(model.depth)}
-    for _, layer, activation in _visit(model, rows):
+    for _, layer, activation in _visit(model, rows, types):
         totals[layer] += activation.sum(0, dtype=np.float64)
     n_tokens = sum(map(len, rows))
     return {layer: total / n_tokens for layer, total in totals.items()}
 
 
 def _tokens(
-    model: Transformer, rows: Sequence[Sequence[int]], picked: Int[np.ndarray, "pool"]
+    model: Transformer, rows: Sequence[Sequence[int]], types: Types, picked: Int[np.ndarray, "pool"]
 ) -> dict[int, Float[np.ndarray, "pool neuron"]]:
     """The activations of some tokens. picked: ascending, counted over all rows end to end."""
     starts = np.cumsum([0, *map(len, rows)])
     dtype = np.float64 if model.dtype == torch.float64 else np.float32
     pools = {layer: np.empty((len(picked), model.width("activation", layer)), dtype) for layer in range(model.depth)}
-    for chosen, layer, activation in _visit(model, rows):
+    for chosen, layer, activation in _visit(model, rows, types):
         tokens = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in chosen])
         wanted = np.isin(tokens, picked)
         pools[layer][np.searchsorted(picked, tokens[wanted])] = activation[wanted]

@@ -32,9 +32,10 @@ from spin_native.errors import InputError
 from spin_native.features.extract import Extractor, features_of, token_budget
 from spin_native.features.pooling import Pooling
 from spin_native.features.spec import FeatureKey, Site
-from spin_native.given import checked_texts, rows_of
+from spin_native.given import rows_of
 from spin_native.models import Transformer
 from spin_native.probes import LinearProbe, LogisticProbe
+from spin_native.text.pairs import GivenText, checked_rows
 from spin_native.text.tokenizer import Tokenizer
 
 Array = np.ndarray
@@ -217,7 +218,7 @@ def _prompt_outputs(
 def ablate_probe(
     model: Transformer,
     tokenizer: Tokenizer,
-    texts: Iterable[str],
+    texts: Iterable[GivenText],
     probe: LogisticProbe | LinearProbe,
     labels: Iterable[Any] | None = None,
     *,
@@ -226,7 +227,7 @@ def ablate_probe(
     pooling: Pooling = "mean",
     neurons: Neurons,
     how: How = "zero",
-    values_from: Iterable[str] | None = None,
+    values_from: Iterable[GivenText] | None = None,
     importance: Importance | None = None,
     noise: float = 0.1,
     n_draws: int = 20,
@@ -252,13 +253,13 @@ def ablate_probe(
         raise InputError(f"the probe {got}; expected a probe fitted on {width} features, those of {site} of layer {layer}")
     widths = _widths(model)
     plan = Plan(chosen_neurons(neurons, widths), widths, how, importance, noise, n_draws, seed)
-    listed = checked_texts(texts, "texts")
+    listed = checked_rows(texts, "texts")
     truth = None if labels is None else np.array(list(rows_of(labels, "labels", "label")))
     if truth is not None and len(truth) != len(listed):
         raise InputError(f"labels: got {len(truth)} labels for {len(listed)} texts; expected one for each text")
     others = None if values_from is None else list(rows_of(values_from, "values_from"))
-    rows, text_of = text_rows(extractor, others)
-    runs = plan.runs(ablation_values(model, rows, how, seed=seed, text_of=text_of))
+    rows, text_of, types = text_rows(extractor, others)
+    runs = plan.runs(ablation_values(model, rows, how, seed=seed, text_of=text_of, token_types=types))
     blocks = list(extractor.encoded(listed, False))
 
     def outputs(edit: Ablation | None) -> Float[Array, "row output"]:
@@ -272,17 +273,23 @@ def ablate_probe(
     return measure(outputs, runs, _probe_reading(probe, truth), metadata, progress)
 
 
-def text_rows(extractor: Extractor, texts: Sequence[str] | None) -> tuple[list[list[int]] | None, list[int] | None]:
-    """The token ids of texts that values are taken from, in the rows that the model reads, and each row's `text_digest`."""
+def text_rows(
+    extractor: Extractor, texts: Sequence[GivenText] | None
+) -> tuple[list[list[int]] | None, list[int] | None, list[list[int]] | None]:
+    """The token ids of texts that values are taken from, in the rows that the model reads, and each row's `text_digest`.
+
+    The third are the types of each row's tokens; None: all 0.
+    """
     if not texts:
-        return None, None
-    rows, text_of = [], []
-    for block in extractor.encoded(checked_texts(texts, "values_from"), False):
+        return None, None, None
+    rows, text_of, types = [], [], []
+    for block in extractor.encoded(checked_rows(texts, "values_from"), False):
         for row in block.row_of.tolist():
             of_text = block.rows_of_model(row)
             rows += of_text
             text_of += [text_digest(block.ids[row])] * len(of_text)
-    return rows, text_of
+            types += [[0] * len(ids) for ids in of_text] if block.token_types is None else [block.token_types[row]]
+    return rows, text_of, types if any(map(any, types)) else None
 
 
 def _probe_reading(probe: LogisticProbe | LinearProbe, truth: Shaped[Array, "row"] | None) -> Reading:

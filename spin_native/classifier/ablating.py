@@ -17,7 +17,8 @@ from spin_native.classifier.learnt import Learnt
 from spin_native.classifier.rows import evaluation_rows
 from spin_native.classifier.tasks import TASKS
 from spin_native.errors import InputError
-from spin_native.given import checked_texts, is_whole, rows_of
+from spin_native.given import is_whole, rows_of
+from spin_native.text.pairs import GivenText, Text, checked_rows
 
 Array = np.ndarray
 
@@ -27,12 +28,12 @@ class Ablating(Learnt):
 
     def ablate(
         self,
-        texts: Iterable[str],
+        texts: Iterable[GivenText],
         labels: Iterable[Any] | None = None,
         *,
         neurons: Neurons | int | None = None,
         how: How = "zero",
-        values_from: Iterable[str] | None = None,
+        values_from: Iterable[GivenText] | None = None,
         importance: Importance | None = None,
         noise: float = 0.1,
         n_draws: int = 20,
@@ -64,7 +65,7 @@ class Ablating(Learnt):
         deployed, task, metric = self._deployed, self.task_, options.metric_of(self.get_params(), TASKS[self.task])
         exit_ = deployed.checked(Exit("fixed", self.depth_) if exit is None else Exit.of(exit))
         if labels is None:
-            listed, score = checked_texts(texts, "texts"), None
+            listed, score = checked_rows(texts, "texts"), None
         else:
             rows = evaluation_rows(task, texts, labels, "texts")
             listed, score = rows.texts, lambda outputs: task.score(metric, rows.labels, task.decide(outputs))
@@ -73,8 +74,9 @@ class Ablating(Learnt):
         chosen = self._chosen(neurons, importance)
         plan = Plan(chosen, deployed.widths, how, importance, noise, n_draws, seed)
         others = None if values_from is None else list(rows_of(values_from, "values_from"))
-        drawn_from, text_of = text_rows(deployed.extractor, others)
-        values = ablation_values(deployed.extractor.model, drawn_from, how, seed=seed, text_of=text_of)
+        drawn_from, text_of, types = text_rows(deployed.extractor, others)
+        model = deployed.extractor.model
+        values = ablation_values(model, drawn_from, how, seed=seed, text_of=text_of, token_types=types)
         runs = plan.runs(values, deployed.columns_of)
         blocks = list(deployed.extractor.encoded(listed, False))
 
@@ -113,7 +115,7 @@ class Ablating(Learnt):
             best.setdefault(layer, []).append(neuron)
         return chosen_neurons(best, widths)
 
-    def _importance(self, texts: list[str]) -> dict[int, Float[Array, "neuron"]]:
+    def _importance(self, texts: list[Text]) -> dict[int, Float[Array, "neuron"]]:
         """Layer -> the importance of every neuron to the head at depth_."""
         deployed, head = self._deployed, self.head_
         importance = {layer: np.zeros(width) for layer, width in deployed.widths.items()}

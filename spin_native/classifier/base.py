@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, TypeVar
@@ -37,6 +38,7 @@ from spin_native.features.store import Features
 from spin_native.given import is_whole, path_of
 from spin_native.models import ModelConfig
 from spin_native.text.documents import Windows
+from spin_native.text.pairs import GivenText, is_one_row
 
 Array = np.ndarray
 Spin = TypeVar("Spin", bound="SpinEstimator")
@@ -84,8 +86,8 @@ class SpinEstimator(Ablating):
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
     depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
     (linear models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
-    {phase: seconds}, task_ (what the labels mean), shift_reference_ (quantiles of neurons, with which the texts that are read
-    later are compared).
+    {phase: seconds}, task_ (what the labels mean), pairs_ (whether each text is a pair), shift_reference_ (quantiles of
+    neurons, with which the texts that are read later are compared).
     """
 
     task: ClassVar[TaskName]
@@ -165,7 +167,7 @@ class SpinEstimator(Ablating):
 
     def fit(
         self: Spin,
-        texts: Iterable[str],
+        texts: Iterable[GivenText],
         labels: Iterable[Any],
         sample_weight: Iterable[Any] | None = None,
         *,
@@ -178,7 +180,8 @@ class SpinEstimator(Ablating):
         """Extract the features of all texts, probe every layer, integrate a head for every depth, and choose a depth.
 
         texts, labels: one text (str) and one label (all str, or all int; for a regression numbers) per row, in lists, arrays
-            or Series.
+            or Series. Instead of texts all rows may be pairs of texts, tuples or lists of two str, such as a premise and a
+            hypothesis (see Tokenizer for how they are read); the estimator then reads pairs only.
         sample_weight: how many times each row counts in every fit, a positive number per row; None: once. Weights of classes
             are multiplied with it. Rows split off for validation keep theirs for the last fit; scores count every row once.
         validation, test: (texts, labels) of other rows. Validation chooses everything, and the last fit learns from it if
@@ -230,6 +233,7 @@ class SpinEstimator(Ablating):
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        fitted = replace(fitted, pairs=parts["training"].are_pairs)
         self._take(fitted, checkpoint, digests(text for name, rows in parts.items() if name != "test" for text in rows.texts))
         return self
 
@@ -243,8 +247,8 @@ class SpinEstimator(Ablating):
 
         seen: digests of the texts that fit saw (None: not known).
         """
-        windows = Windows.of(self.windows)
-        deployed = Deployed(checkpoint, fitted.heads, DTYPES[self.dtype], self.device, windows)
+        windows, dtype = Windows.of(self.windows), DTYPES[self.dtype]
+        deployed = Deployed(checkpoint, fitted.heads, dtype, self.device, windows, fitted.pairs)
         promise = fitted.promise and fitted.promise.in_dtype(deployed.dtype)
         learnt = {name: getattr(fitted, name[:-1]) for name in LEARNT if name not in ("task_", "heads_")}
         place = Place.of(checkpoint, self.dtype, self.device, windows)
@@ -266,7 +270,7 @@ class SpinEstimator(Ablating):
 
     def output_blocks(
         self,
-        texts: Iterable[str],
+        texts: Iterable[GivenText],
         progress: bool | None = None,
         exit: str | Exit | None = None,
         watch: ShiftWatch | None = None,
@@ -285,16 +289,20 @@ class SpinEstimator(Ablating):
             own.finish()
 
     def _outputs(
-        self, texts: str | Iterable[str], progress: bool | None, exit: str | Exit | None
+        self, texts: str | Iterable[GivenText], progress: bool | None, exit: str | Exit | None
     ) -> tuple[Float[Array, "row _"], Int[Array, "row"]]:
-        blocks = list(self.output_blocks([texts] if isinstance(texts, str) else texts, progress, exit))
+        blocks = list(self.output_blocks([texts] if self._is_one_row(texts) else texts, progress, exit))  # type: ignore[list-item]
         if not blocks:
             return np.empty((0, self.task_.n_outputs)), np.empty(0, dtype=np.int64)
         outputs, depths = zip(*blocks, strict=True)
         return np.concatenate(outputs), np.concatenate(depths)
 
+    def _is_one_row(self, texts: object) -> bool:
+        """Whether predict got one row, not several: a str; or, fitted on pairs, a tuple of two str."""
+        return is_one_row(texts, reads_pairs=self.__dict__.get("pairs_", False))
+
     def score(
-        self, texts: Iterable[str], labels: Iterable[Any], sample_weight: None = None, *, exit: str | Exit | None = None
+        self, texts: Iterable[GivenText], labels: Iterable[Any], sample_weight: None = None, *, exit: str | Exit | None = None
     ) -> float:
         """The chosen metric on other rows, larger for better: errors (mse, mae) are negative, as scikit-learn's neg_* scorers.
 
@@ -308,14 +316,15 @@ class SpinEstimator(Ablating):
             outputs, _ = self._outputs(rows.texts, False, exit)
         return self.task_.worth(self.metric_, self.task_.score(self.metric_, rows.labels, self.task_.decide(outputs)))
 
-    def explain(self, text: str, n_neurons: int = 5) -> list[Contribution]:
+    def explain(self, text: str | tuple[str, str], n_neurons: int = 5) -> list[Contribution]:
         """The neurons that added most to the value, or the logit of the class that the head at depth_ predicts, largest first.
 
         Weight times standardised feature; for a perceptron, slope times it.
         """
         check_is_fitted(self, "heads_")
-        if not isinstance(text, str):
-            raise InputError(f"explain: got a {type(text).__name__}; expected one text (str)")
+        if not self._is_one_row(text) or isinstance(text, str) is self.pairs_:
+            expected = "one pair of texts, a tuple of two str" if self.pairs_ else "one text (str)"
+            raise InputError(f"explain: got a {type(text).__name__}; expected {expected}")
         if not is_whole(n_neurons) or n_neurons < 1:
             raise InputError(f"n_neurons is {n_neurons!r}; expected a whole number, 1 or more")
         features = self._deployed.salient_features(text, self.depth_)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int, Shaped
 from spin_native.classifier.splits import folds
 from spin_native.classifier.tasks import Task
 from spin_native.probes.solver import Gram, Loss, dual_fits
+from spin_native.text.pairs import Text
 
 Array = np.ndarray
 N_FOLDS = 5
@@ -34,7 +35,7 @@ class Folds:
 
     @classmethod
     def crossed(
-        cls, task: Task, texts: Sequence[str], labels: Shaped[Array, "row"], weights: Float64[Array, "row"], seed: int
+        cls, task: Task, texts: Sequence[Text], labels: Shaped[Array, "row"], weights: Float64[Array, "row"], seed: int
     ) -> "Folds":
         """Cross-validation; the last fit learns from all rows."""
         return cls(folds(task, texts, labels, N_FOLDS, seed), np.ones(len(labels), dtype=bool), weights)

@@ -14,6 +14,7 @@ from spin_native.classifier.shift import ShiftWatch
 from spin_native.features.extract import Block, Extractor, Pooled
 from spin_native.features.store import FeatureKey
 from spin_native.models import Edit
+from spin_native.text.pairs import GivenText
 
 Array = np.ndarray
 
@@ -21,7 +22,8 @@ Array = np.ndarray
 class Deployed:
     """The first layers of a base model under one or several heads, {depth: head}.
 
-    Where no later layer reads it, the last layer keeps its salient neurons only. windows: as of `extract`.
+    Where no later layer reads it, the last layer keeps its salient neurons only. windows: as of `extract`. reads_pairs: each
+    text must be a pair.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Deployed:
         dtype: Dtype,
         device: str,
         windows: tuple[int, int] | None = None,
+        reads_pairs: bool = False,
     ) -> None:
         self.checkpoint, self.heads = checkpoint, dict(sorted(heads.items()))
         self.depth = max(heads)
@@ -50,6 +53,7 @@ class Deployed:
         self._kept, wanted = _without_unread_neurons(read, self.depth, checkpoint.config.n_layers)
         model = checkpoint.load(self.depth, dtype, device, last_neurons=self._kept)
         self.extractor = Extractor(model, checkpoint.tokenizer, wanted, windows=windows)
+        self.extractor.reads_pairs = reads_pairs
 
     @property
     def dtype(self) -> str:
@@ -62,7 +66,7 @@ class Deployed:
         return checked_exit(exit_, list(self.heads))
 
     def blocks(
-        self, texts: Iterable[str], exit_: Exit, progress: bool | None, watch: ShiftWatch | None = None
+        self, texts: Iterable[GivenText], exit_: Exit, progress: bool | None, watch: ShiftWatch | None = None
     ) -> Iterator[tuple[Float[Array, "row output"], Int[Array, "row"]]]:
         """The outputs of a stream of texts, and the depth at which each row exited, block by block.
 
@@ -102,7 +106,7 @@ class Deployed:
             columns[self.depth - 1] = np.flatnonzero(np.isin(self._kept, columns[self.depth - 1]))
         return {layer: chosen for layer, chosen in columns.items() if len(chosen)}
 
-    def all_outputs(self, texts: Sequence[str]) -> dict[int, Float[Array, "row output"]]:
+    def all_outputs(self, texts: Sequence[GivenText]) -> dict[int, Float[Array, "row output"]]:
         """The outputs of every head for every text."""
         blocks: dict[int, list[Array]] = {depth: [] for depth in self.heads}
         for block in self.extractor.encoded(texts, False):
@@ -113,7 +117,7 @@ class Deployed:
                 blocks[depth].append(block.per_text(values))
         return {depth: np.concatenate(values) for depth, values in blocks.items()}
 
-    def salient_features(self, text: str, depth: int) -> Float[Array, "1 salient"]:
+    def salient_features(self, text: GivenText, depth: int) -> Float[Array, "1 salient"]:
         """What the head at a depth reads of one text."""
         (features,) = self.extractor.blocks([text], False)
         return self._salient(features, depth)

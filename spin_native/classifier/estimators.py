@@ -21,6 +21,7 @@ from spin_native.classifier.splits import numbered_texts
 from spin_native.classifier.tasks import Classes
 from spin_native.errors import InputError
 from spin_native.given import is_number
+from spin_native.text.pairs import GivenText
 
 Array = np.ndarray
 __all__ = ["DTYPES", "SpinClassifier", "SpinRegressor", "load_pretrained"]
@@ -40,24 +41,25 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         return cast(Classes, self.task_).classes
 
     def predict_proba(
-        self, texts: str | Iterable[str], progress: bool | None = False, *, exit: str | Exit | None = None
+        self, texts: str | Iterable[GivenText], progress: bool | None = False, *, exit: str | Exit | None = None
     ) -> Float[Array, "*row class"]:
         """Probability of each class, in the order of classes_; one row per text, or a single row for a single str.
 
         exit: when a row exits (see output_blocks).
         """
         probabilities, _ = self._outputs(texts, progress, exit)
-        return probabilities[0] if isinstance(texts, str) else probabilities
+        return probabilities[0] if self._is_one_row(texts) else probabilities
 
     def predict(
         self,
-        texts: str | Iterable[str],
+        texts: str | Iterable[GivenText],
         *,
         exit: str | Exit | None = None,
         return_depth: bool = False,
         abstain: bool | float | None = None,
     ) -> Any:
-        """The most probable class of each text; a single label for a single str.
+        """The most probable class of each text; a single label for a single str, or for one pair of texts, a
+        tuple of two str.
 
         return_depth: with the depth of its exit. abstain: True, or the largest error to accept: answer only where the promise
         of calibrate(max_error=...) holds; texts that are not answered get None (in an object array). InputError if there is no
@@ -69,7 +71,7 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         labels = self.task_.answers(probabilities)
         if rule:
             labels = answered_only(labels, is_answered(probabilities, rule))
-        if isinstance(texts, str):
+        if self._is_one_row(texts):
             labels, depths = labels[0], depths[0]
         return (labels, depths) if return_depth else labels
 
@@ -101,7 +103,7 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
 
     def calibrate(
         self,
-        texts: Iterable[str],
+        texts: Iterable[GivenText],
         labels: Iterable[Any],
         *,
         max_accuracy_drop: float | None = None,
@@ -149,7 +151,7 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
 
     def _calibrate_error(
         self,
-        texts: Iterable[str],
+        texts: Iterable[GivenText],
         labels: Iterable[Any],
         max_accuracy_drop: float | None,
         max_error: float,
@@ -176,10 +178,10 @@ class SpinRegressor(RegressorMixin, SpinEstimator):
     task = "regression"
     score = SpinEstimator.score  # not that of the mixin
 
-    def predict(self, texts: str | Iterable[str], *, exit: str | Exit | None = None) -> Any:
+    def predict(self, texts: str | Iterable[GivenText], *, exit: str | Exit | None = None) -> Any:
         """The value of each text; a single float for a single str."""
         values = self.task_.answers(self._outputs(texts, False, exit)[0])
-        return float(values[0]) if isinstance(texts, str) else values
+        return float(values[0]) if self._is_one_row(texts) else values
 
 
 ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in (SpinClassifier, SpinRegressor)}

@@ -54,9 +54,9 @@ class Place:
         name = location.name if location.folder is None else str(location.folder.resolve())
         return cls(name, checkpoint.revision, checkpoint.allow_pickle, dtype, device, windows)
 
-    def deploy(self, heads: Mapping[int, Head], checkpoint: Checkpoint) -> Deployed:
+    def deploy(self, heads: Mapping[int, Head], checkpoint: Checkpoint, reads_pairs: bool) -> Deployed:
         """The layers that other heads need, loaded in the same way."""
-        return Deployed(checkpoint, heads, DTYPES[self.dtype], self.device, self.windows)
+        return Deployed(checkpoint, heads, DTYPES[self.dtype], self.device, self.windows, reads_pairs)
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Content:
     def read(self) -> saved.Saved:
         return saved.unpack("a pickled classifier", self.description, self.tensors)
 
-    def deploy(self, heads: Mapping[int, Head], place: Place) -> Deployed:
+    def deploy(self, heads: Mapping[int, Head], place: Place, reads_pairs: bool) -> Deployed:
         """Load the base model again; InputError, in one sentence, if it is gone or has changed."""
         try:
             checkpoint = Checkpoint(Location(place.name, place.revision), place.allow_pickle)
             saved.check_base_model(self.read(), checkpoint)
-            return place.deploy(heads, checkpoint)
+            return place.deploy(heads, checkpoint, reads_pairs)
         except InputError as error:
             raise InputError(
                 f"a copy of a fitted classifier loads its base model from where the first one found it: {error}; or load a "
@@ -95,6 +95,7 @@ class Learnt(BaseEstimator):
     depth_: int
     promise_: AnyPromise | None
     shift_reference_: Reference | None
+    pairs_: bool
     _heads: dict[int, Head]
     _place: Place  # of the base model
     _content: Content | None  # of a copy that was unpickled; None once its heads are others
@@ -136,7 +137,7 @@ class Learnt(BaseEstimator):
         """Set by a fit; a copy that was unpickled loads the base model here."""
         check_is_fitted(self, "heads_")
         assert self._content is not None  # what sets it to None sets _deployed, too
-        deployed = self._content.deploy(self._heads, self._place)
+        deployed = self._content.deploy(self._heads, self._place, self.pairs_)
         deployed.extractor.n_truncated = self._n_truncated
         self.promise_ = self.promise_ and self.promise_.in_dtype(deployed.dtype)
         return deployed
@@ -154,7 +155,7 @@ class Learnt(BaseEstimator):
             raise InputError(f"heads_ is a {type(heads).__name__}; expected one head or more by depth, {{depth: head}}")
         if others := {head.task.name for head in heads.values()} - {self.task}:
             raise InputError(f"heads_ holds heads of a {min(others)}; expected those of a {self.task}")
-        deployed = self._place.deploy(heads, self._deployed.checkpoint)
+        deployed = self._place.deploy(heads, self._deployed.checkpoint, self.pairs_)
         changed = {"_heads": deployed.heads, "depth_": deployed.depth, "exit_": Exit("fixed", deployed.depth)}
         changed |= {"promise_": None, "shift_reference_": None}
         self.__dict__.update(changed, _deployed=deployed, _content=None)

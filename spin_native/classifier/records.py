@@ -134,3 +134,4 @@ class Description(msgspec.Struct):
     settings: dict[str, Setting | list[Setting]]
     scores: ScoresRecord
     error_promise: ErrorPromiseRecord | None = None
+    pairs: bool = False  # whether it was fitted on pairs of texts

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -13,20 +12,21 @@ from jaxtyping import Float, Int, Shaped, UInt64
 from spin_native.classifier.splits import split
 from spin_native.classifier.tasks import Task
 from spin_native.errors import InputError, LeakWarning, TextError
-from spin_native.given import checked_texts, is_number, plain, rows_of
+from spin_native.given import is_number, plain, rows_of
+from spin_native.text.pairs import GivenText, OneKind, Text, checked_rows, text_digest
 
-TextsAndLabels = tuple[Iterable[str], Iterable[Any]]
+TextsAndLabels = tuple[Iterable[GivenText], Iterable[Any]]
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Texts and their encoded labels.
+    """Texts, or pairs of them, and their encoded labels.
 
     what: their name in errors. numbers: the number of each row among those that the caller gave (None: they are all of them).
     weights: how many times each row counts in a fit; None means once.
     """
 
-    texts: list[str]
+    texts: list[Text]
     labels: Shaped[np.ndarray, "row"]
     what: str = "rows"
     numbers: Int[np.ndarray, "row"] | None = None
@@ -37,6 +37,11 @@ class LabelledRows:
         numbers = rows if self.numbers is None else self.numbers[rows]
         weights = None if self.weights is None else self.weights[rows]
         return LabelledRows([self.texts[row] for row in rows], self.labels[rows], self.what, numbers, weights)
+
+    @property
+    def are_pairs(self) -> bool:
+        """Whether each row is a pair of texts."""
+        return isinstance(self.texts[0], tuple)
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
@@ -64,41 +69,42 @@ def labelled_parts(
 
     Raises InputError for texts and labels that cannot be used, naming the row. LeakWarning if a text is in two parts.
     """
-    texts, labels = checked_texts(training[0], "training rows"), _kept(training[1])
+    texts, labels = checked_rows(training[0], "training rows"), _kept(training[1])
     task = task_type.learn(labels, len(texts), "training rows")
     weights = None if sample_weight is None else checked_weights(sample_weight, len(texts))
     rows = LabelledRows(texts, task.encode(labels, len(texts), "training rows"), "training rows", weights=weights)
+    kind = OneKind(rows.are_pairs, "the training rows")
     leaks: list[str] = []
     if validation_share is None:
         parts = {"training": rows}
         task.check_training(rows.labels)
     if validation is not None:
-        parts = {"training": rows, "validation": _encoded(task, validation, "validation rows")}
+        parts = {"training": rows, "validation": _encoded(task, validation, "validation rows", kind)}
     elif validation_share is not None:
         *chosen, leaks = split(task, texts, rows.labels, validation_share, seed)
         parts = {name: rows.take(some) for name, some in zip(("training", "validation"), chosen, strict=True)}
     if test is not None:
-        parts["test"] = _encoded(task, test, "test rows")
+        parts["test"] = _encoded(task, test, "test rows", kind)
     for leak in [*leaks, *_leaks(parts, validation is not None)]:
         warnings.warn(leak, LeakWarning, stacklevel=3)
     return task, parts
 
 
-def evaluation_rows(task: Task, texts: Iterable[str], labels: Iterable[Any], what: str) -> LabelledRows:
+def evaluation_rows(task: Task, texts: Iterable[GivenText], labels: Iterable[Any], what: str) -> LabelledRows:
     """Labelled rows of a fitted task; `what` names them in errors. InputError where there are none."""
     listed = list(rows_of(texts, what))
     if not listed:
         raise InputError(f"{what}: no rows; expected labelled rows that fit did not see")
-    return LabelledRows(checked_texts(listed, what), task.encode(labels, len(listed), what), what)
+    return LabelledRows(checked_rows(listed, what), task.encode(labels, len(listed), what), what)
 
 
-def digests(texts: Iterable[str]) -> UInt64[np.ndarray, "_"]:
-    """One number of 64 bits per different text, in ascending order: enough to recognise a text, not to read it."""
+def digests(texts: Iterable[Text]) -> UInt64[np.ndarray, "_"]:
+    """One number of 64 bits per different text or pair, in ascending order: enough to recognise a text, not to read it."""
     return np.array(sorted({_digest(text) for text in texts}), dtype=np.uint64)
 
 
-def _digest(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+def _digest(text: Text) -> int:
+    return int.from_bytes(text_digest(text, 8), "little")
 
 
 def warn_of_seen(rows: LabelledRows, seen: UInt64[np.ndarray, "_"] | None) -> None:
@@ -142,9 +148,9 @@ def _kept(labels: Iterable[Any]) -> Iterable[Any]:
     return list(labels) if isinstance(labels, Iterator) else labels
 
 
-def _encoded(task: Task, given: TextsAndLabels, what: str) -> LabelledRows:
+def _encoded(task: Task, given: TextsAndLabels, what: str, kind: OneKind) -> LabelledRows:
     texts, labels = checked_pair(given, what)
-    listed = checked_texts(texts, what)
+    listed = checked_rows(texts, what, kind)
     return LabelledRows(listed, task.encode(labels, len(listed), what), what)
 
 

@@ -104,6 +104,7 @@ def pack(
         "exit": str(fitted.exit),
         **_described_promise(fitted.promise),
         "settings": _settings_for_json(parameters, fitted.task),
+        "pairs": fitted.pairs,
         "scores": {
             "metric": metric,
             "baselines": None if fitted.baselines is None else _described(fitted.baselines),
@@ -254,6 +255,7 @@ def restored(saved: Saved) -> Fitted:
             exit=exit_,
             promise=_promise(description, task, heads),
             shift_reference=Reference.from_tensors(saved.tensors, heads[min(heads)].n_neurons),
+            pairs=description.pairs,
         )
 
 

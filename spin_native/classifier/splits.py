@@ -10,19 +10,20 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from spin_native.classifier.tasks import Task
+from spin_native.text.pairs import Text
 
 Array = np.ndarray
 Indices = Int[Array, "_"]
 
 
-def numbered_texts(texts: Sequence[str]) -> Int[Array, "row"]:
+def numbered_texts(texts: Sequence[Text]) -> Int[Array, "row"]:
     """For each row the number of its text; equal texts have one number, counted in the order of their first rows."""
-    numbers: dict[str, int] = {}
+    numbers: dict[Text, int] = {}
     return np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
 
 
 def split(
-    task: Task, texts: Sequence[str], labels: Shaped[Array, "row"], share: float, seed: int
+    task: Task, texts: Sequence[Text], labels: Shaped[Array, "row"], share: float, seed: int
 ) -> tuple[Indices, Indices, list[str]]:
     """Training rows, validation rows (`share` of them), and warnings of classes whose only text is in both.
 
@@ -43,7 +44,7 @@ def split(
     return train, validation, leaks
 
 
-def halves(task: Task, texts: Sequence[str], labels: Shaped[Array, "row"], seed: int) -> tuple[Indices, Indices]:
+def halves(task: Task, texts: Sequence[Text], labels: Shaped[Array, "row"], seed: int) -> tuple[Indices, Indices]:
     """Two halves of the rows; InputError if one of them lacks a class."""
     text_of = numbered_texts(texts)
     if text_of[-1] == len(texts) - 1:
@@ -88,7 +89,7 @@ def _held_out(
     return is_held_out, lone
 
 
-def folds(task: Task, texts: Sequence[str], labels: Shaped[Array, "row"], n_folds: int, seed: int) -> Int[Array, "row"]:
+def folds(task: Task, texts: Sequence[Text], labels: Shaped[Array, "row"], n_folds: int, seed: int) -> Int[Array, "row"]:
     """The fold that holds each row out, from 0; -1 for a row that no fold holds out.
 
     Every stratum is spread evenly over the folds, and equal texts are in one fold. The rows of a stratum with one text only are

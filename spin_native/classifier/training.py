@@ -35,9 +35,9 @@ class Fitted:
 
     heads: {depth: head}, at `depth` and at the exits. baselines: by name; None where none were wanted. controls: None where
     only the salient neurons were extracted, or there are none. unconverged: linear models whose solver gave up. seconds: of
-    each phase. suspicious_rows: training rows that look mislabelled (None: not cross-validated). shift_reference: what `predict`
-    compares the texts that it reads with (None where the head at the smallest depth reads no neuron, and in earlier versions'
-    files).
+    each phase. suspicious_rows: training rows that look mislabelled (None: not cross-validated). shift_reference: what
+    `predict` compares the texts that it reads with (None where the head at the smallest depth reads no neuron, and in earlier
+    versions' files). pairs: each row was a pair of texts.
     """
 
     task: Task
@@ -53,6 +53,7 @@ class Fitted:
     suspicious_rows: Int[Array, "_"] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     shift_reference: Reference | None = None
+    pairs: bool = False
 
 
 @dataclass

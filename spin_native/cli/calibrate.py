@@ -17,16 +17,19 @@ from spin_native.cli.options import (
     encoding_option,
     file_path,
     label_column,
+    pair_column,
     pickle_option,
     text_column,
 )
 from spin_native.errors import InputError
+from spin_native.serving.predict import check_columns
 
 
 @click.command()
 @click.argument("classifier")
 @click.argument("data", type=file_path)
 @text_column
+@pair_column
 @label_column
 @delimiter_option
 @encoding_option
@@ -48,6 +51,7 @@ def calibrate(
     classifier: str,
     data: Path,
     text: str,
+    text_pair: str | None,
     label: str,
     delimiter: str | None,
     encoding: str | None,
@@ -69,10 +73,12 @@ def calibrate(
     """
     if not Path(classifier).is_dir():
         raise InputError(f"{classifier}: not a folder; calibrate changes the classifier, so save it to a folder first")
-    tables.open_source(data, delimiter=delimiter, encoding=encoding).check([text, label])  # before the model is loaded
+    columns = [*tables.text_columns(text, text_pair), label]
+    tables.open_source(data, delimiter=delimiter, encoding=encoding).check(columns)  # before the model is loaded
     clf = sn.SpinClassifier.from_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
+    check_columns(clf, text_pair)
     texts, labels = tables.read_labelled(
-        data, text, label, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
+        data, text, label, text_pair=text_pair, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
     )
     clf.calibrate(texts, labels, max_accuracy_drop=max_accuracy_drop, max_error=max_error, confidence=confidence, by=by)
     clf.save_pretrained(classifier)

@@ -19,15 +19,18 @@ from spin_native.cli.options import (
     exit_option,
     file_path,
     label_column,
+    pair_column,
     pickle_option,
     text_column,
 )
+from spin_native.serving.predict import check_columns
 
 
 @click.command()
 @click.argument("classifier")
 @click.argument("data", type=file_path)
 @text_column
+@pair_column
 @label_column
 @delimiter_option
 @encoding_option
@@ -41,6 +44,7 @@ def evaluate(
     classifier: str,
     data: Path,
     text: str,
+    text_pair: str | None,
     label: str,
     delimiter: str | None,
     encoding: str | None,
@@ -58,10 +62,12 @@ def evaluate(
     --json adds the reliability of the probabilities in 15 bins. For a regressor Pearson and Spearman correlation, mean squared
     and mean absolute error. Writes no file.
     """
-    tables.open_source(data, delimiter=delimiter, encoding=encoding).check([text, label])  # before the model is loaded
+    columns = [*tables.text_columns(text, text_pair), label]
+    tables.open_source(data, delimiter=delimiter, encoding=encoding).check(columns)  # before the model is loaded
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
+    check_columns(clf, text_pair)
     texts, labels = tables.read_labelled(
-        data, text, label, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
+        data, text, label, text_pair=text_pair, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
     )
     clf.task_.encode(labels, len(texts), str(data))  # refuse unusable labels before the model runs
     outputs = np.concatenate([outputs for outputs, _ in clf.output_blocks(texts, False, exit_)])

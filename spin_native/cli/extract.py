@@ -16,6 +16,7 @@ from spin_native.cli.options import (
     device_option,
     encoding_option,
     file_path,
+    pair_column,
     pickle_option,
     revision_option,
     text_column,
@@ -29,6 +30,7 @@ from spin_native.features.spec import FeatureDtype
 @click.argument("model")
 @click.argument("data", type=file_path)
 @text_column
+@pair_column
 @delimiter_option
 @encoding_option
 @click.option("--out", type=file_path, required=True, help="Folder for the store. Run the same command again to resume.")
@@ -70,6 +72,7 @@ def extract(
     model: str,
     data: Path,
     text: str,
+    text_pair: str | None,
     delimiter: str | None,
     encoding: str | None,
     out: Path,
@@ -86,15 +89,16 @@ def extract(
     folder (--out), which `sn.ActivationStore(folder)` reads in Python. A list is written with commas: --sites
     activation,hidden.
     """
-    texts = _texts(tables.open_source(data, delimiter=delimiter, encoding=encoding), text)
+    texts = _texts(tables.open_source(data, delimiter=delimiter, encoding=encoding), text, text_pair)
     loaded = sn.load_model(model, depth, dtype=DTYPES[model_dtype], device=device, revision=revision, allow_pickle=allow_pickle)
     tokenizer = sn.load_tokenizer(model, revision=revision)
     stored = sn.extract(loaded, tokenizer, texts, store=out, **features)
     click.echo(f"{stored.n_rows} rows, {len(stored.widths)} arrays in {out}", err=True)
 
 
-def _texts(source: tables.Source, column: str) -> Iterator[str]:
-    """The texts of a table. The first block of rows is read and checked at once: after a typo there is no store to delete."""
-    source.check([column])
-    blocks = (tables.checked_texts(block, column) for block in source.blocks([column]))
+def _texts(source: tables.Source, column: str, pair_column: str | None) -> Iterator[Any]:
+    """The texts or pairs of a table. The first rows are read and checked at once: after a typo there is no store to delete."""
+    columns = tables.text_columns(column, pair_column)
+    source.check(columns)
+    blocks = (tables.checked_texts(block, column, pair_column) for block in source.blocks(columns))
     return chain(next(blocks), chain.from_iterable(blocks))

@@ -27,6 +27,7 @@ from spin_native.cli.options import (
     file_path,
     label_column,
     option,
+    pair_column,
     text_column,
 )
 from spin_native.errors import InputError
@@ -78,6 +79,7 @@ def _option_type(annotation: Any) -> Any:
 @click.command(cls=GroupedCommand, groups=GROUPS, epilog=EXAMPLES)
 @click.argument("data", type=file_path)
 @text_column
+@pair_column
 @label_column
 @delimiter_option
 @encoding_option
@@ -164,6 +166,7 @@ def fit(
     ctx: click.Context,
     data: Path,
     text: str,
+    text_pair: str | None,
     label: str,
     delimiter: str | None,
     encoding: str | None,
@@ -178,8 +181,9 @@ def fit(
     """Train on the labelled texts in DATA, and save a classifier.
 
     Reads DATA: a CSV, JSONL or Parquet file (or a folder of them, or a glob in quotes) with a column of texts and a column of
-    labels. Writes a folder (--out) for `predict`, `evaluate` and the other commands, and prints the score at every depth. A
-    list is written with commas: --poolings mean,max.
+    labels. If each row is a pair of texts, such as premise and hypothesis, --text-pair names the column of the second ones.
+    Writes a folder (--out) for `predict`, `evaluate` and the other commands, and prints the score at every depth. A list is
+    written with commas: --poolings mean,max.
     """
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]) and not (out / "spin_classifier.json").exists():
         raise InputError(f"{out}: already exists and is not a classifier; choose another folder for --out")
@@ -187,10 +191,11 @@ def fit(
     given = {name: value for name, value in settings.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
     clf = ESTIMATORS[task](**given)
     files = {"validation": validation, "test": test}
+    columns = [*tables.text_columns(text, text_pair), label]
     for path in (data, *files.values()):  # before anything is read whole
         if path is not None:
-            tables.open_source(path, delimiter=delimiter, encoding=encoding).check([text, label])
-    read = partial(tables.read_labelled, text=text, label=label, delimiter=delimiter, encoding=encoding)
+            tables.open_source(path, delimiter=delimiter, encoding=encoding).check(columns)
+    read = partial(tables.read_labelled, text=text, text_pair=text_pair, label=label, delimiter=delimiter, encoding=encoding)
     labels_as = float if task == "regression" else None
     texts, labels = read(data, labels_as=labels_as)
     labels_as = labels_as or type(labels[0])  # what the training labels are, validation and test labels are, too

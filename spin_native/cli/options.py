@@ -104,6 +104,12 @@ as_json = option("--json", "as_json", group="Output", is_flag=True, help="Print 
 text_column = option(
     "--text", group="Data", type=utf8_text, default="text", show_default=True, help="Column that holds the texts."
 )
+pair_column = option(
+    "--text-pair",
+    group="Data",
+    type=utf8_text,
+    help="Column of the second texts, if each row is a pair of texts.",
+)
 label_column = option(
     "--label", group="Data", type=utf8_text, default="label", show_default=True, help="Column that holds the labels."
 )

@@ -24,12 +24,14 @@ from spin_native.cli.options import (
     encoding_option,
     exit_option,
     file_path,
+    pair_column,
     pickle_option,
     text_column,
     utf8_text,
 )
 from spin_native.errors import InputError
 from spin_native.serving.predict import Predicted, abstention, predict_files
+from spin_native.text.pairs import GivenText, parts
 from spin_native.text.tokenizer import TruncationWarning
 
 REJECTED = 3  # exit code: finished, but some rows had no text
@@ -44,6 +46,7 @@ REJECTED = 3  # exit code: finished, but some rows had no text
 @exit_option
 @click.option("--abstain", is_flag=True, help="Answer only where the error promised by `calibrate --max-error` holds.")
 @text_column
+@pair_column
 @delimiter_option
 @encoding_option
 @dtype_option
@@ -60,6 +63,7 @@ def predict(
     exit_: str | None,
     abstain: bool,
     text: str,
+    text_pair: str | None,
     delimiter: str | None,
     encoding: str | None,
     base_model: str | None,
@@ -72,10 +76,11 @@ def predict(
 
     CLASSIFIER is a folder or a Hub name. TEXTS are printed with their label and its probability, one line each (with --json, as
     one JSON object each). If TEXTS is "-", each line of standard input is a text (an empty line is an empty text), labelled as
-    it arrives. A file (--in) is copied to another one (--out) with new columns: predicted_label and
-    probability_<label>, or predicted_value; and exit_depth if texts can stop early. Rows without a text get empty columns, and
-    the exit code is 3. With --abstain, texts that are not answered are printed as "-" (label null in JSON), or have an empty
-    predicted_label and false in the column answered.
+    it arrives. A classifier that was fitted on pairs takes two TEXTS: the first and the second text of one pair. A file (--in)
+    is copied to another one (--out) with new columns: predicted_label and probability_<label>, or predicted_value; and
+    exit_depth if texts can stop early. Rows without a text get empty columns, and the exit code is 3. With --abstain, texts
+    that are not answered are printed as "-" (label null in JSON), or have an empty predicted_label and false in the column
+    answered.
     """
     if bool(texts) == bool(source) or bool(source) != bool(out):
         raise click.UsageError("give either TEXTS, or --in FILE and --out FILE")
@@ -83,10 +88,12 @@ def predict(
         raise click.UsageError('"-" stands for the lines of standard input and cannot be given beside other texts')
     if texts and (overwrite or delimiter is not None or (encoding is not None and texts != ("-",))):
         raise click.UsageError("--overwrite, --delimiter and --encoding are for --in (--encoding also for -); leave them out")
+    if texts and text_pair is not None:
+        raise click.UsageError("--text-pair names a column of --in; a classifier of pairs takes two TEXTS, one pair")
     if source and out:  # before the model is loaded
         table = tables.open_source(source, delimiter=delimiter, encoding=encoding)
         tables.check_output(out, overwrite, table)
-        table.check([text])
+        table.check(tables.text_columns(text, text_pair))
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
     if source and out:
         written = predict_files(
@@ -94,16 +101,24 @@ def predict(
             source,
             out,
             text=text,
+            text_pair=text_pair,
             exit=exit_,
             abstain=abstain,
             overwrite=overwrite,
             delimiter=delimiter,
             encoding=encoding,
         )
-        _report(written, source, text)
+        _report(written, source, tables.text_columns(text, text_pair))
         sys.exit(REJECTED if written.n_rejected else 0)
     rule = abstention(clf, abstain, exit_)
-    if texts == ("-",):
+    if clf.pairs_ and (len(texts) != 2 or "-" in texts):
+        raise InputError(
+            f"{classifier}: was fitted on pairs of texts; give two TEXTS, the first and the second text of one pair, or a file "
+            "with two columns of texts (--in, --out, --text, --text-pair)"
+        )
+    if clf.pairs_:
+        _report_unanswered(_print(clf, [texts], exit_, rule, as_json), 1)
+    elif texts == ("-",):
         _print_lines(clf, encoding, exit_, rule, as_json)
     else:
         _report_unanswered(_print(clf, texts, exit_, rule, as_json), len(texts))
@@ -111,13 +126,13 @@ def predict(
 
 def _print(
     clf: SpinClassifier | SpinRegressor,
-    texts: Sequence[str],
+    texts: Sequence[GivenText],
     exit_: str | None,
     rule: Exit | None,
     as_json: bool,
     watch: ShiftWatch | None = None,
 ) -> int:
-    """One line for each text; how many were not answered.
+    """One line for each text or pair; how many were not answered.
 
     rule: the exit below whose confidence texts are not answered.
     """
@@ -126,12 +141,13 @@ def _print(
         answered = [True] * len(outputs) if rule is None else is_answered(outputs, rule).tolist()
         n_unanswered += answered.count(False)
         for output, depth, is_given in zip(outputs, depths.tolist(), answered, strict=True):
-            line = {"text": next(rows), **task.described(output), "depth": depth}
+            given = dict(zip(("text", "text_pair"), parts(next(rows)), strict=False))
+            line = {**given, **task.described(output), "depth": depth}
             shown = task.shown(output)
             if rule is not None:
                 line |= {"label": line["label"] if is_given else None, "answered": is_given}
                 shown = shown if is_given else f"-\t{output.max():.4f}"
-            click.echo(json.dumps(line, ensure_ascii=False) if as_json else f"{shown}\t{line['text']}")
+            click.echo(json.dumps(line, ensure_ascii=False) if as_json else "\t".join([shown, *given.values()]))
     return n_unanswered
 
 
@@ -153,10 +169,11 @@ def _print_lines(
     _warn_truncated(clf.n_truncated_ - truncated_before, n_texts)
 
 
-def _report(written: Predicted, source: Path, text: str) -> None:
+def _report(written: Predicted, source: Path, columns: Sequence[str]) -> None:
     """What happened to the rows, on stderr."""
+    named = " or ".join(map(repr, columns))
     for row in written.rejected_rows:
-        click.echo(f"rejected: {source}: row {row} (the first is 0) has no text in column {text!r}", err=True)
+        click.echo(f"rejected: {source}: row {row} (the first is 0) has no text in column {named}", err=True)
     _warn_truncated(written.n_truncated, written.n_rows)
     _report_unanswered(written.n_unanswered, written.n_rows)
     rejected = f", {written.n_rejected} of them rejected" if written.n_rejected else ""

@@ -1,10 +1,10 @@
 """Texts on their way to a model: blocks of token ids, encoded ahead of their use."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Int, Shaped, UInt8
 from tqdm.auto import tqdm
 
 from spin_native.text.batch import TokenBatch
+from spin_native.text.pairs import GivenText, Text, text_digest, texts_digest
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,10 @@ class Block:
     ids, is_truncated: of each distinct text. row_of: for each text its row of `ids`. first_row: the first text's place in the
     stream. bar: counts the texts whose features are computed. places: pooling ("mask", "position") -> the position that it
     reads in each row of ids. windows: of each row of ids, how many tokens each of its windows has, one window after the other;
-    None: every text is one row of the model.
+    None: every text is one row of the model. token_types: of each row of ids its tokens' types; None: all 0.
     """
 
-    texts: Sequence[str]
+    texts: Sequence[Text]
     first_row: int
     ids: list[list[int]]
     is_truncated: list[bool]
@@ -32,6 +33,7 @@ class Block:
     bar: "tqdm[None] | None" = None
     places: Mapping[str, Int[np.ndarray, "row"]] = field(default_factory=dict)
     windows: Sequence[tuple[int, ...]] | None = None
+    token_types: Sequence[list[int]] | None = None
 
     def rows_of_model(self, row: int) -> list[list[int]]:
         """A row of ids as the rows that the model reads: one for each window."""
@@ -42,7 +44,8 @@ class Block:
         """Some rows of ids as a batch."""
         ids = [self.ids[row] for row in rows]
         if self.windows is None:
-            return TokenBatch.from_rows(ids, device)
+            types = None if self.token_types is None else [self.token_types[row] for row in rows]
+            return TokenBatch.from_rows(ids, device, types)
         return TokenBatch.from_texts(ids, [self.windows[row] for row in rows], device)
 
     @property
@@ -56,7 +59,7 @@ class Block:
 
 
 def ahead(
-    encode: Callable[[Sequence[str], int], Block], blocks: Iterable[list[str]], first_row: int, is_ahead: bool
+    encode: Callable[[Sequence[Any], int], Block], blocks: Iterable[list[Any]], first_row: int, is_ahead: bool
 ) -> Iterator[Block]:
     """Blocks of texts as token ids; with `is_ahead`, a thread encodes each block while the caller uses the one before.
 
@@ -76,21 +79,12 @@ def ahead(
             yield waiting.result()
 
 
-def progress_bar(texts: Iterable[str], progress: bool | None) -> "tqdm[None]":
+def progress_bar(texts: Iterable[GivenText], progress: bool | None) -> "tqdm[None]":
     total = len(texts) if isinstance(texts, Sized) else None
     return tqdm(total=total, unit=" rows", disable=None if progress is None else not progress)
 
 
-def texts_digest(texts: Sequence[str]) -> str:
-    """sha256 over the texts, each after its length: ["ab", "c"] and ["a", "bc"] differ."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else b""
-        digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
-
-
-def texts_digests(texts: Sequence[str], n_rows: Sequence[int]) -> list[str]:
+def texts_digests(texts: Sequence[GivenText], n_rows: Sequence[int]) -> list[str]:
     """`texts_digest` of consecutive blocks of so many texts; none if these are not all."""
     if len(texts) != sum(n_rows):
         return []
@@ -98,7 +92,6 @@ def texts_digests(texts: Sequence[str], n_rows: Sequence[int]) -> list[str]:
     return [texts_digest(texts[end - rows : end]) for end, rows in zip(ends, n_rows, strict=True)]
 
 
-def text_ids(texts: Sequence[str]) -> UInt8[np.ndarray, "row 16"]:
-    """16 bytes for each text, the same for equal texts: enough to recognise a text, not to read it."""
-    digests = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
+def text_ids(texts: Sequence[GivenText]) -> UInt8[np.ndarray, "row 16"]:
+    """16 bytes for each text or pair, the same for equal ones: enough to recognise it, not to read it."""
+    return np.frombuffer(b"".join(text_digest(text, 16) for text in texts), np.uint8).reshape(-1, 16)

@@ -31,6 +31,7 @@ from spin_native.models import Edit, Layer, Transformer, checked_depth
 from spin_native.models.transformer import checked_edit
 from spin_native.text.batch import TokenBatch
 from spin_native.text.packing import WINDOW, pack, several, windows
+from spin_native.text.pairs import GivenText, OneKind
 from spin_native.text.tokenizer import Tokenizer
 
 # Which columns of each feature are wanted: all (None), or these neurons.
@@ -46,7 +47,7 @@ BLOCK_BYTES = 256 * 2**20  # pooled features in memory before they are handed on
 def extract(
     model: Transformer,
     tokenizer: Tokenizer,
-    texts: Iterable[str],
+    texts: Iterable[GivenText],
     *,
     sites: Sequence[Site] = ("activation",),
     poolings: Sequence[Pooling | Place | PerToken] = ("mean", "max"),
@@ -61,6 +62,7 @@ def extract(
 ) -> Features:
     """Pooled activations of every text at every layer below `depth` (None: all that the model holds).
 
+    texts: each one a str; or all of them pairs, a tuple or list of two str each, which are read as `Tokenizer` describes it.
     sites: "activation" (FFN neurons, width d_ffn) and "hidden" (what enters a layer, width d_model; run to the end of a whole
         model, also the final hidden state, as layer n_layers).
     poolings: over all tokens of a text "mean", "max", "first" and "last"; "mask", the value at the mask token, which every text
@@ -80,10 +82,10 @@ def extract(
     dtype: of the kept features. max_tokens: the batch size, in tokens (None: `token_budget`).
     progress: show a progress bar on stderr (None: if that is a terminal).
 
-    Raises InputError for a text that is not a str (naming the row), a tokenizer that does not fit the model, a store that
-    holds something else or is being written by another process, a store together with edit, positions or "tokens", windows that
-    the model cannot read or that come with "mask", "position" or "tokens", and for an Ablation of layers or neurons that the
-    model does not have.
+    Raises InputError for a text that is neither a str nor a pair and for texts beside pairs (naming the row), a tokenizer that
+    does not fit the model, a store that holds something else or is being written by another process, a store together with
+    edit, positions or "tokens", windows that the model cannot read or that come with pairs, "mask", "position" or "tokens", and
+    for an Ablation of layers or neurons that the model does not have.
     """
     from spin_native.features.tokens import TokenExtractor  # it is built on Extractor
 
@@ -132,8 +134,10 @@ class Extractor:
     wanted: the features to read; of each, all columns (None) or these neurons, in this order.
     depth: how many of the model's layers a store names as its source (None: all that the model holds).
     positions, edit, windows: as of `extract`.
-    n_truncated counts the texts cut so far.
+    n_truncated counts the texts cut so far. reads_pairs: whether every text must be a pair, or none (None: the first decides).
     """
+
+    reads_pairs: bool | None = None  # set for a classifier, which reads what it was fitted on
 
     def __init__(
         self,
@@ -185,7 +189,7 @@ class Extractor:
         row_bytes = sum(self.widths.values()) * np.dtype(self.dtype).itemsize
         return min(max(BLOCK_BYTES // max(row_bytes, 1), 64), WINDOW)
 
-    def run(self, texts: Iterable[str], store: str | Path | None = None, progress: bool | None = None) -> Features:
+    def run(self, texts: Iterable[GivenText], store: str | Path | None = None, progress: bool | None = None) -> Features:
         """The features of all texts, in memory or in a store."""
         if store is None:
             features = Features(self.widths)
@@ -211,20 +215,20 @@ class Extractor:
                 opened.append(self.features(encoded), text_ids(encoded.texts), texts_digest(encoded.texts))
             return opened
 
-    def _answer(self, store: ActivationStore, spec: FeatureSpec, texts: Sequence[str]) -> Selection | None:
+    def _answer(self, store: ActivationStore, spec: FeatureSpec, texts: Sequence[GivenText]) -> Selection | None:
         """The wanted features of these texts out of a complete store that holds them and more; None for any other store."""
         source = self.model.source
         assert source is not None  # checked by `_spec`
         spec = replace(spec, tokenizer_fingerprint=self.tokenizer.fingerprint_like(store.spec.tokenizer_fingerprint))
         return selection(store, spec, self._wanted, texts, source.fingerprint, self.model.config.n_layers)
 
-    def blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[Pooled]:
+    def blocks(self, texts: Iterable[GivenText], progress: bool | None = None) -> Iterator[Pooled]:
         """The features of a stream of texts, a block of texts at a time, in input order."""
         for block in self.encoded(texts, progress):
             yield self.features(block)
 
     def encoded(
-        self, texts: Iterable[str], progress: bool | None = None, store: ActivationStore | None = None
+        self, texts: Iterable[GivenText], progress: bool | None = None, store: ActivationStore | None = None
     ) -> Iterator[Block]:
         """A stream of texts as blocks of token ids.
 
@@ -233,6 +237,7 @@ class Extractor:
         """
         texts = several(texts)
         n_texts, truncated_before = 0, self.n_truncated
+        kind = OneKind(self.reads_pairs, "those that the classifier was fitted on")
         blocks = windows(texts, self.rows_per_block)
         with progress_bar(texts, progress) as bar:
             for digest, block in zip(() if store is None else store.texts_digests, blocks):  # noqa: B905 (more blocks follow)
@@ -242,8 +247,8 @@ class Extractor:
                         "texts; choose another folder, or delete this one"
                     )
                 bar.update(len(block))
-                n_texts += len(block)
-            for encoded in ahead(self._places.block, blocks, n_texts, self._has_several_blocks(texts)):
+                n_texts += len(kind.checked(block, n_texts))
+            for encoded in ahead(partial(self._places.block, kind=kind), blocks, n_texts, self._has_several_blocks(texts)):
                 self.n_truncated += int(encoded.copies @ encoded.is_truncated)
                 yield replace(encoded, bar=bar)
                 n_texts += len(encoded.texts)
@@ -339,7 +344,7 @@ class Extractor:
                     "dtype='float32', and a wider dtype for the model",
                 )
 
-    def _has_several_blocks(self, texts: Iterable[str]) -> bool:
+    def _has_several_blocks(self, texts: Iterable[GivenText]) -> bool:
         """Whether more than one block of texts is in memory already."""
         return isinstance(texts, Sequence) and len(texts) > self.rows_per_block
 

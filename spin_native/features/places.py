@@ -11,8 +11,9 @@ from jaxtyping import Int
 
 from spin_native.errors import InputError, TextError
 from spin_native.features.blocks import Block
-from spin_native.given import check_text, is_whole, plain, rows_of
+from spin_native.given import is_whole, plain, rows_of
 from spin_native.text.documents import Windows, encode_windows
+from spin_native.text.pairs import GivenText, OneKind, Text, only_single
 from spin_native.text.tokenizer import Encoded, Tokenizer
 
 Place = Literal["mask", "position"]
@@ -61,21 +62,23 @@ class Places:
         """Whether a special token that is written in a text, such as [MASK], is read as such."""
         return self.mask_id is not None
 
-    def encode(self, texts: Sequence[str]) -> Encoded:
-        """Token ids, as `Tokenizer.encode`; with "mask" as `Tokenizer.encode_prompts`; in windows as `encode_windows`."""
+    def encode(self, texts: Sequence[Text]) -> Encoded:
+        """Token ids, as `Tokenizer.encode`; with "mask" as `Tokenizer.encoded_prompts`; in windows as `encode_windows`.
+
+        Raises TextError for pairs in windows.
+        """
         if self.windows is not None:
-            return encode_windows(self._tokenizer, texts, self.windows)
+            return encode_windows(self._tokenizer, only_single(texts, "texts that are read in windows"), self.windows)
         if not self.reads_prompts:
             return self._tokenizer.encode(texts)
-        return Encoded(self._tokenizer.encode_prompts(texts), [False] * len(texts))
+        return self._tokenizer.encoded_prompts(texts)
 
-    def block(self, texts: Sequence[str], first_row: int) -> Block:
-        """Token ids of the distinct texts; `first_row` numbers the first text in errors."""
-        for row, text in enumerate(texts, first_row):
-            check_text(text, row)
-        distinct: dict[tuple[str, int | None], int] = {}
-        given = self._given(first_row, len(texts))
-        row_of = np.array([distinct.setdefault(key, len(distinct)) for key in zip(texts, given, strict=True)])
+    def block(self, given: Sequence[GivenText], first_row: int, kind: OneKind) -> Block:
+        """Token ids of the distinct texts; `first_row` numbers the first text in errors. kind: of the stream's rows."""
+        texts = kind.checked(given, first_row)
+        distinct: dict[tuple[Text, int | None], int] = {}
+        positions = self._given(first_row, len(texts))
+        row_of = np.array([distinct.setdefault(key, len(distinct)) for key in zip(texts, positions, strict=True)])
         numbers = (first_row + np.unique(row_of, return_index=True)[1]).tolist()
         try:
             encoded = self.encode([text for text, _ in distinct])
@@ -85,7 +88,8 @@ class Places:
             self._tokenizer.encode(texts, first_row)  # the same error, with the right row
             raise
         places = self._of(encoded.ids, [position for _, position in distinct], numbers)
-        return Block(texts, first_row, encoded.ids, encoded.truncated, row_of, places=places, windows=encoded.windows)
+        ids, is_truncated, of_windows, token_types = encoded
+        return Block(texts, first_row, ids, is_truncated, row_of, None, places, of_windows, token_types)
 
     def _given(self, first_row: int, n_texts: int) -> Iterable[int | None]:
         """The position that was given for each of some consecutive texts (None: there are no positions)."""

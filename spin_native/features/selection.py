@@ -9,7 +9,7 @@ from spin_native.errors import InputError, TextError
 from spin_native.features.blocks import text_ids, texts_digests
 from spin_native.features.spec import FeatureKey, FeatureSpec
 from spin_native.features.store import ActivationStore, Features
-from spin_native.given import check_text
+from spin_native.text.pairs import GivenText, OneKind
 
 Wanted = Mapping[FeatureKey, Int[np.ndarray, "_"] | None]
 
@@ -56,7 +56,7 @@ def _rows_of(
     return chosen
 
 
-def rows_of_texts(features: Features, texts: Sequence[str]) -> Int[np.ndarray, "row"] | None:
+def rows_of_texts(features: Features, texts: Sequence[GivenText]) -> Int[np.ndarray, "row"] | None:
     """The row of each text; None if the features do not say which texts they are of. TextError for a text without a row."""
     ids = features.text_ids
     if ids is None:
@@ -97,7 +97,7 @@ def selection(
     store: ActivationStore,
     spec: FeatureSpec,
     wanted: Wanted,
-    texts: Sequence[str],
+    texts: Sequence[GivenText],
     fingerprint: Callable[[int], str],
     n_layers: int,
 ) -> Selection | None:
@@ -106,8 +106,7 @@ def selection(
     spec: of the wanted features. fingerprint, n_layers: as of `difference`. Raises InputError for a text that is not a str, for
     a text that a store of more features does not hold, and for a damaged store.
     """
-    for row, text in enumerate(texts):
-        check_text(text, row)
+    texts = OneKind().checked(texts)
     if difference(spec, store.spec, wanted, fingerprint, n_layers) is not None:
         return None
     is_same = spec == store.spec

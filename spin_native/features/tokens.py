@@ -17,6 +17,7 @@ from spin_native.features.store import Features
 from spin_native.models import Transformer
 from spin_native.models.transformer import Edit
 from spin_native.text.packing import WINDOW
+from spin_native.text.pairs import GivenText, Text
 from spin_native.text.tokenizer import Tokenizer
 
 
@@ -26,6 +27,7 @@ class Tokens:
 
     row: the number of each token's text. position: its place among the text's tokens, from 0. token_id; token: as the
     vocabulary spells it. start, end: the token is text[start:end]; masked (NumPy's masked arrays) for a special token.
+    part: of pairs, which of the two texts that is, 0 or 1; masked for a special token. None: each text is single.
     """
 
     row: Int[np.ndarray, "token"]
@@ -34,9 +36,10 @@ class Tokens:
     token: Shaped[np.ndarray, "token"]
     start: np.ma.MaskedArray
     end: np.ma.MaskedArray
+    part: np.ma.MaskedArray | None = None
 
     @classmethod
-    def of(cls, texts: Sequence[str], ids: Sequence[Sequence[int]], first_row: int, tokenizer: Tokenizer) -> "Tokens":
+    def of(cls, texts: Sequence[Text], ids: Sequence[Sequence[int]], first_row: int, tokenizer: Tokenizer) -> "Tokens":
         """The tokens of some texts, numbered from `first_row`. ids: of each text."""
         lengths = [len(row) for row in ids]
         flat = np.array([token_id for row in ids for token_id in row], np.int64)
@@ -45,6 +48,8 @@ class Tokens:
         spans = [span for text in texts for span in tokenizer.offsets(text)]
         bounds = np.array([(0, 0) if span is None else span for span in spans], np.int64).reshape(-1, 2)
         is_special = np.array([span is None for span in spans], bool)
+        of_pairs = [which for text in texts if not isinstance(text, str) for which in tokenizer.text_of_tokens(text)]
+        part = np.ma.masked_array(np.array([which or 0 for which in of_pairs], np.int64), is_special) if of_pairs else None
         return cls(
             row=np.repeat(np.arange(first_row, first_row + len(texts)), lengths),
             position=np.concatenate([np.arange(length) for length in lengths]),
@@ -52,6 +57,7 @@ class Tokens:
             token=strings[place],
             start=np.ma.masked_array(bounds[:, 0], is_special),
             end=np.ma.masked_array(bounds[:, 1], is_special),
+            part=part,
         )
 
     @classmethod
@@ -66,19 +72,21 @@ class Tokens:
             np.concatenate([getattr(block, name) for block in blocks]) for name in ("row", "position", "token_id", "token")
         )
         start, end = (np.ma.concatenate([getattr(block, name) for block in blocks]) for name in ("start", "end"))
-        return cls(row, position, token_id, token, start, end)
+        parts = [block.part for block in blocks if block.part is not None]
+        return cls(row, position, token_id, token, start, end, np.ma.concatenate(parts) if parts else None)
 
     def columns(self, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """The columns of a table, in order; some of the tokens."""
-        return {name: getattr(self, name)[rows] for name in self.__dataclass_fields__}
+        present = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: values[rows] for name, values in present.items() if values is not None}
 
 
 class TokenFeatures(Features):
     """Features of every token of every text, in memory: features["activation", "tokens", 3] is [token, width].
 
     Tokens are in text order, whatever the batches were. len: the number of tokens. See Tokens for row, position, token_id,
-    token, start and end; they are the first columns of `to_pandas` and `to_parquet`, where start and end of a special token
-    are null.
+    token, start, end, and for pairs part; they are the first columns of `to_pandas` and `to_parquet`, where start, end and part
+    of a special token are null.
     """
 
     def __init__(self, widths: Mapping[FeatureKey, int]) -> None:
@@ -116,6 +124,10 @@ class TokenFeatures(Features):
     def end(self) -> np.ma.MaskedArray:
         return self.tokens.end
 
+    @property
+    def part(self) -> np.ma.MaskedArray | None:
+        return self.tokens.part
+
     def append_tokens(self, block: Pooled, tokens: Tokens) -> None:
         """Add the tokens of the next texts."""
         self.append(block)
@@ -137,7 +149,7 @@ class TokenExtractor(Extractor):
         text_bytes = sum(self.widths.values()) * np.dtype(self.dtype).itemsize * self.tokenizer.max_tokens
         return min(max(BLOCK_BYTES // max(text_bytes, 1), 16), WINDOW)
 
-    def run(self, texts: Iterable[str], store: str | Path | None = None, progress: bool | None = None) -> TokenFeatures:
+    def run(self, texts: Iterable[GivenText], store: str | Path | None = None, progress: bool | None = None) -> TokenFeatures:
         """The features of all tokens, in memory."""
         if store is not None:
             raise InputError(
@@ -149,7 +161,7 @@ class TokenExtractor(Extractor):
             features.append_tokens(block, tokens)
         return features
 
-    def token_blocks(self, texts: Iterable[str], progress: bool | None = None) -> Iterator[tuple[Tokens, Pooled]]:
+    def token_blocks(self, texts: Iterable[GivenText], progress: bool | None = None) -> Iterator[tuple[Tokens, Pooled]]:
         """The tokens of a stream of texts and their features, a block of texts at a time, in input order."""
         for block in self.encoded(texts, progress):
             ids = [block.ids[row] for row in block.row_of]
@@ -180,7 +192,7 @@ class TokenExtractor(Extractor):
 def write_tokens(
     model: Transformer,
     tokenizer: Tokenizer,
-    texts: Iterable[str],
+    texts: Iterable[GivenText],
     path: str | Path,
     *,
     sites: Sequence[Site] = ("activation",),

@@ -47,6 +47,7 @@ def predict_files(
     out: str | Path,
     *,
     text: str = "text",
+    text_pair: str | None = None,
     exit: str | Exit | None = None,
     abstain: bool | float | None = None,
     overwrite: bool = False,
@@ -64,6 +65,8 @@ def predict_files(
 
     text: the column that holds the texts. A row without a text (also a number, or half a character) is rejected: its new
         columns are empty.
+    text_pair: for a classifier that was fitted on pairs the column of their second texts. A row without one of its two texts is
+        rejected.
     exit: when a row stops, such as "fixed:4", "confidence:0.9" or "patience:2" (see Exit); None: as saved in the classifier.
     abstain: True, or the largest error to accept: answer only where the promise of calibrate(max_error=...) holds. The label of
         other rows is empty, their probabilities stay; the column `answered` tells them apart.
@@ -71,13 +74,16 @@ def predict_files(
     delimiter: of CSV cells in `source`, one character or "tab". encoding: of CSV and JSONL files (None: UTF-8).
     progress: show a bar on stderr (None: only on a terminal).
 
-    Raises InputError if `source` cannot be read, has no column `text` or already has one of the new columns, and if `out` is
-    one of the files of `source`, exists (without `overwrite`), was written by another run meanwhile, or cannot be written; also
-    for `abstain` without such a promise. ShiftWarning if texts differ from those of the fit.
+    Raises InputError if `source` cannot be read, has no column `text` or `text_pair`, or already has one of the new columns; if
+    `out` is one of the files of `source`, exists (without `overwrite`), was written by another run meanwhile, or cannot be
+    written; if `text_pair` is missing for a classifier of pairs, or given for one of single texts; and for `abstain` without
+    such a promise. ShiftWarning if texts differ from those of the fit.
     """
     table, out = tables.open_source(source, delimiter=delimiter, encoding=encoding), Path(out)
     tables.check_output(out, overwrite, table)
-    table.check([text])
+    columns = tables.text_columns(text, text_pair)
+    table.check(columns)
+    check_columns(clf, text_pair)
     rule = abstention(clf, abstain, exit)
     chosen = rule or Exit.of(clf.exit_ if exit is None else exit)
     truncated_before, watch = clf.n_truncated_, clf.shift_watch()
@@ -89,12 +95,13 @@ def predict_files(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", TruncationWarning)  # counted in the result, instead of one warning per block
-        for block in table.blocks([text]):
-            texts = block.values(text)
-            is_usable = [_is_text(value) for value in texts]
-            columns = _new_columns(clf, texts, np.flatnonzero(is_usable).tolist(), chosen, rule, watch)
-            writer.write(block, columns)
-            n_unanswered += columns.get(ANSWERED, []).count(False)
+        for block in table.blocks(columns):
+            parts = [block.values(column) for column in columns]
+            texts = parts[0] if text_pair is None else list(zip(*parts, strict=True))
+            is_usable = [all(map(_is_text, row)) for row in zip(*parts, strict=True)]
+            added = _new_columns(clf, texts, np.flatnonzero(is_usable).tolist(), chosen, rule, watch)
+            writer.write(block, added)
+            n_unanswered += added.get(ANSWERED, []).count(False)
             rejected = [row for row, usable in enumerate(is_usable, n_rows) if not usable]
             rejected_rows += rejected[: LISTED_ROWS - len(rejected_rows)]
             n_rejected += len(rejected)
@@ -113,6 +120,16 @@ def abstention(clf: SpinClassifier | SpinRegressor, abstain: bool | float | None
     if abstain:
         raise InputError("abstain: a regressor gives a value for every text; leave it out")
     return None
+
+
+def check_columns(clf: SpinClassifier | SpinRegressor, text_pair: str | None) -> None:
+    """InputError unless a column of second texts is named for a classifier of pairs, and none for one of single texts."""
+    if clf.pairs_ and text_pair is None:
+        raise InputError("the classifier was fitted on pairs of texts: name the column of the second texts (--text-pair)")
+    if not clf.pairs_ and text_pair is not None:
+        raise InputError(
+            f"the classifier was fitted on single texts, but {text_pair!r} is named as the column of second texts: leave it out"
+        )
 
 
 def _is_text(value: object) -> bool:

@@ -28,7 +28,7 @@ from spin_native.tables.arrow_files import ArrowWriter, arrow_writer_for
 from spin_native.tables.delimited import CsvSource, checked_delimiter
 from spin_native.tables.files import FORMATS, Given, checked_encoding, ending_of, files_of, would_read
 from spin_native.tables.jsonl import JsonlSource
-from spin_native.tables.labels import checked_texts, labelled_rows
+from spin_native.tables.labels import checked_texts, labelled_rows, text_columns
 from spin_native.tables.source import Block, Source
 from spin_native.tables.streams import arriving_lines
 from spin_native.tables.writers import Writer, writer_for
@@ -50,6 +50,7 @@ __all__ = [
     "open_source",
     "open_writer",
     "read_labelled",
+    "text_columns",
 ]
 
 
@@ -82,13 +83,15 @@ def read_labelled(
     text: str,
     label: str,
     *,
+    text_pair: str | None = None,
     labels_as: type | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
-) -> tuple[list[str], list[Any]]:
+) -> tuple[list[Any], list[Any]]:
     """All texts and labels of a table, in two lists of the same length.
 
     text, label: names of their columns. source, delimiter, encoding: as of `open_source`.
+    text_pair: the column of second texts; each text of the list is then a pair, a tuple.
     labels_as: the type of the known labels: those of the classifier, or of the training rows. None: CSV labels are int if all
         are whole numbers as Python writes them (also 1.0, as pandas writes them in a column with gaps), else text as it is
         written. In JSONL and Parquet labels have their own types, but "7" is read as 7 where int is known, and 7 as "7" where
@@ -96,7 +99,7 @@ def read_labelled(
     Raises InputError, naming the row, for a missing text or label, for a text that is not a string, and for a CSV label that is
     not of this type; and as `open_source` and `Source.blocks` do.
     """
-    return labelled_rows(open_source(source, delimiter=delimiter, encoding=encoding), text, label, labels_as)
+    return labelled_rows(open_source(source, delimiter=delimiter, encoding=encoding), text, label, labels_as, text_pair)
 
 
 def check_output(out: str | Path, overwrite: bool, source: Source | None = None) -> None:

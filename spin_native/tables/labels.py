@@ -14,16 +14,18 @@ WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,3999})(\.0)?").fullmatch  # as Python and
 NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII).fullmatch
 
 
-def labelled_rows(source: Source, text: str, label: str, labels_as: type | None) -> tuple[list[str], list[Any]]:
+def labelled_rows(
+    source: Source, text: str, label: str, labels_as: type | None, text_pair: str | None = None
+) -> tuple[list[Any], list[Any]]:
     """All texts and labels of a table, as `tables.read_labelled` describes it."""
-    texts: list[str] = []
+    texts: list[Any] = []
     labels: list[Any] = []
     starts: list[int] = []
     places: list[Callable[[int], str]] = []
-    for block in source.blocks((text, label)):
+    for block in source.blocks((*text_columns(text, text_pair), label)):
         starts.append(len(texts))
         places.append(block.place)
-        texts += checked_texts(block, text)
+        texts += checked_texts(block, text, text_pair)
         of_block = block.values(label)
         if source.format == "CSV":  # it has only text, where NaN stands for a missing number
             of_block = [None if value is not None and value.lower() == "nan" else value for value in of_block]
@@ -39,9 +41,17 @@ def labelled_rows(source: Source, text: str, label: str, labels_as: type | None)
     return texts, labels if labels_as is None else [_as_known(value, labels_as) for value in labels]
 
 
-def checked_texts(block: Block, column: str) -> list[str]:
-    """A block's texts; InputError, naming the row, for a value that is missing or no text."""
-    return _checked(block, column, block.values(column), "a text", str)
+def text_columns(text: str, text_pair: str | None) -> list[str]:
+    """The columns that hold the texts: one, or for pairs two different ones."""
+    if text == text_pair:
+        raise InputError(f"column {text!r} is named for the first and the second text of a pair; name two columns")
+    return [text] if text_pair is None else [text, text_pair]
+
+
+def checked_texts(block: Block, column: str, pair_column: str | None = None) -> list[Any]:
+    """A block's texts, or with `pair_column` its pairs; InputError, naming the row, for a value that is missing or no text."""
+    texts, *seconds = (_checked(block, name, block.values(name), "a text", str) for name in text_columns(column, pair_column))
+    return list(zip(texts, *seconds, strict=True)) if seconds else texts
 
 
 def _checked(block: Block, column: str, values: list[Any], expected: str, kind: type) -> list[Any]:

@@ -46,12 +46,14 @@ class TokenBatch:
     lengths: tokens per row; every row has at least one.
     mask: which positions of the padded tensor held the tokens, if the batch came from one.
     n_windows: how many rows each text has, side by side; None: every row is a text.
+    token_types: BERT's type of each token, 1 in the second text of a pair; None: all 0.
     """
 
     ids: Int[Tensor, "token"]
     lengths: tuple[int, ...]
     mask: Bool[Tensor, "row position"] | None = None
     n_windows: tuple[int, ...] | None = None
+    token_types: Int[Tensor, "token"] | None = None
 
     def __post_init__(self) -> None:
         if not self.lengths or min(self.lengths) < 1 or sum(self.lengths) != len(self.ids):
@@ -59,21 +61,37 @@ class TokenBatch:
                 f"TokenBatch: got {len(self.ids)} token ids for rows of {list(self.lengths)[:8]} tokens; expected at least "
                 "one row, at least one token in each, and lengths that add up to the number of ids"
             )
+        if self.token_types is not None and len(self.token_types) != len(self.ids):
+            raise InputError(f"TokenBatch: got {len(self.token_types)} token types for {len(self.ids)} token ids")
         if self.n_windows is not None and (0 in self.n_windows or sum(self.n_windows) != len(self.lengths)):
             raise InputError(
                 f"TokenBatch: got {len(self.lengths)} rows for texts of {list(self.n_windows)[:8]} windows; expected at least "
                 "one window per text, and as many windows as rows"
             )
         with torch.inference_mode(False):
-            for name, tensor in (("ids", self.ids), ("mask", self.mask)):
+            for name, tensor in (("ids", self.ids), ("mask", self.mask), ("token_types", self.token_types)):
                 if tensor is not None and tensor.is_inference():
                     object.__setattr__(self, name, tensor.clone())  # the way to set a field of a frozen dataclass
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> "TokenBatch":
-        """A batch of the given token ids, one sequence per row."""
-        flat = [token_id for row in rows for token_id in row]
-        return cls(torch.tensor(flat, dtype=torch.long, device=device), tuple(len(row) for row in rows))
+    def from_rows(
+        cls,
+        rows: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+        token_types: Sequence[Sequence[int]] | None = None,
+    ) -> "TokenBatch":
+        """A batch of the given token ids, one sequence per row. token_types: of each row the types of its tokens."""
+        lengths = tuple(len(row) for row in rows)
+        if token_types is not None and lengths != tuple(len(row) for row in token_types):
+            raise InputError("TokenBatch.from_rows: token_types differ in shape from the token ids; expected one per token")
+        ids, types = (
+            None
+            if given is None
+            else torch.tensor([number for row in given for number in row], dtype=torch.long, device=device)
+            for given in (rows, token_types)
+        )
+        assert ids is not None
+        return cls(ids, lengths, token_types=types)
 
     @classmethod
     def from_texts(
@@ -92,12 +110,20 @@ class TokenBatch:
 
     @classmethod
     def from_padded(
-        cls, input_ids: Int[Tensor, "row position"], attention_mask: Shaped[Tensor, "row position"]
+        cls,
+        input_ids: Int[Tensor, "row position"],
+        attention_mask: Shaped[Tensor, "row position"],
+        token_type_ids: Int[Tensor, "row position"] | None = None,
     ) -> "TokenBatch":
-        """The usual padded tensors without their padding, which may be on either side.
+        """The usual padded tensors without their padding, which may be on either side. token_type_ids: None: all 0.
 
         Raises InputError for a mask that is not 0/1, has a hole inside a row, or leaves a row without a token.
         """
+        if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
+            raise InputError(
+                f"TokenBatch.from_padded: input_ids are {list(input_ids.shape)}, token_type_ids are "
+                f"{list(token_type_ids.shape)}; expected both [batch, position]"
+            )
         if input_ids.shape != attention_mask.shape or input_ids.ndim != 2:
             raise InputError(
                 f"TokenBatch.from_padded: input_ids are {list(input_ids.shape)}, attention_mask is "
@@ -113,7 +139,8 @@ class TokenBatch:
                 f"TokenBatch.from_padded: the attention_mask of row {row} has a hole; expected the real tokens side by "
                 "side with padding only before or after them"
             )
-        return cls(input_ids[mask], tuple(lengths.tolist()), mask)
+        types = None if token_type_ids is None else token_type_ids[mask]
+        return cls(input_ids[mask], tuple(lengths.tolist()), mask, token_types=types)
 
     @property
     def n_rows(self) -> int:
@@ -209,11 +236,12 @@ class TokenBatch:
         is_kept = torch.zeros(self.n_rows, dtype=torch.bool, device=self.ids.device).index_fill_(0, rows, True)
         tokens = is_kept[self.row_of_token].nonzero()[:, 0]
         lengths = tuple(length for length, stays in zip(self.lengths, is_kept.tolist(), strict=True) if stays)
+        types = None if self.token_types is None else self.token_types[tokens]
         n_windows = None
         if self.n_windows is not None:
             counts = torch.bincount(self.text_of_row[is_kept]).tolist()
             n_windows = tuple(count for count in counts if count)
-        return TokenBatch(self.ids[tokens], lengths, n_windows=n_windows), tokens
+        return TokenBatch(self.ids[tokens], lengths, n_windows=n_windows, token_types=types), tokens
 
     def to_padded(self, x: Shaped[Tensor, "token *rest"]) -> Shaped[Tensor, "row position *rest"]:
         """Lay per-token values out as [batch, position, ...], zeros in the padding.
@@ -230,8 +258,8 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on another device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return TokenBatch(self.ids.to(device), self.lengths, mask, self.n_windows)
+        mask, types = (None if tensor is None else tensor.to(device) for tensor in (self.mask, self.token_types))
+        return TokenBatch(self.ids.to(device), self.lengths, mask, self.n_windows, types)
 
 
 def checked_mask(mask: Shaped[Tensor, "row position"], caller: str) -> Bool[Tensor, "row position"]:

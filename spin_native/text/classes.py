@@ -7,7 +7,7 @@ and builds the rest from tokenizer_config.json and the defaults of the class.
 import base64
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
@@ -26,6 +26,7 @@ ROBERTA_TOKENS = {
     "mask_token": "<mask>",
 }
 GPT2_TOKENS = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+Joins = Literal["types", "doubled", "repeated"]
 CLASS_OF_FAMILY = {
     "bert": "BertTokenizer",
     "distilbert": "BertTokenizer",
@@ -66,6 +67,8 @@ class TokenizerClass:
     around: the roles of the tokens before and after every text; None: the post-processor of tokenizer.json, or add_bos_token
         and add_eos_token, say it.
     mask_strips: the mask takes the space before it.
+    joins: how the tokens around a text join two: "types", `[CLS] a [SEP] b [SEP]` with token types 0 and 1; "doubled",
+        `<s> a </s></s> b </s>` with types 0; "repeated", the tokens around each text.
     """
 
     build: Callable[[Parts], tuple[tokenizers.Tokenizer, dict[str, Any]]]
@@ -73,6 +76,7 @@ class TokenizerClass:
     special: dict[str, Token]
     around: tuple[str, str] | None
     mask_strips: bool = False
+    joins: Joins = "doubled"
 
     def tokens(self, named: Mapping[str, Token | None]) -> dict[str, Token]:
         """Role -> special token, in transformers' order: those that files name, else the default ones. Null in a file: none."""
@@ -142,11 +146,11 @@ def _charsmaps(normalizer: dict[str, Any] | None) -> Iterator[str]:
 MODEL_OF: dict[Callable[..., Any], str] = {word_piece: "WordPiece", byte_level_bpe: "BPE", unigram: "Unigram"}
 VOCAB_TXT, VOCAB_AND_MERGES = ("vocab.txt",), ("vocab.json", "merges.txt")
 CLASSES = {
-    "BertTokenizer": TokenizerClass(word_piece, VOCAB_TXT, {**BERT_TOKENS}, ("cls_token", "sep_token")),
+    "BertTokenizer": TokenizerClass(word_piece, VOCAB_TXT, {**BERT_TOKENS}, ("cls_token", "sep_token"), joins="types"),
     "MPNetTokenizer": TokenizerClass(
         word_piece, VOCAB_TXT, {**ROBERTA_TOKENS, "unk_token": "[UNK]"}, ("cls_token", "sep_token"), mask_strips=True
     ),
     "RobertaTokenizer": TokenizerClass(byte_level_bpe, VOCAB_AND_MERGES, {**ROBERTA_TOKENS}, ("cls_token", "sep_token")),
-    "GPT2Tokenizer": TokenizerClass(byte_level_bpe, VOCAB_AND_MERGES, {**GPT2_TOKENS}, None),
+    "GPT2Tokenizer": TokenizerClass(byte_level_bpe, VOCAB_AND_MERGES, {**GPT2_TOKENS}, None, joins="repeated"),
     "XLMRobertaTokenizer": TokenizerClass(unigram, (), {**ROBERTA_TOKENS}, ("bos_token", "eos_token")),
 }

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken
 
 from spin_native.errors import InputError
+from spin_native.text.pairs import Text
 from spin_native.text.settings import TokenizerSettings, text_of
 
 FIRST_ROLES = ("bos_token", "pad_token", "eos_token", "unk_token")  # ids 0 to 3, before those of vocab.txt
@@ -25,6 +26,11 @@ class FastBpeEncoding(NamedTuple):
     ids: list[int]
     overflowing: list[Any]  # encodings of what truncation took
     special_tokens_mask: list[int]  # 1 for the special tokens around the text
+
+    @property
+    def type_ids(self) -> list[int]:
+        """BERTweet has no token types: all are 0."""
+        return [0] * len(self.ids)
 
 
 class FastBpe:
@@ -104,23 +110,62 @@ class FastBpe:
     def id_to_token(self, token_id: int) -> str | None:
         return self._spelling.get(token_id)
 
-    def encode_batch_fast(self, texts: Sequence[str]) -> list[FastBpeEncoding]:
-        return [self.encode(text) for text in texts]
+    def encode_batch_fast(self, texts: Sequence[Text]) -> list[FastBpeEncoding]:
+        return [self.encode(text) if isinstance(text, str) else self.encode_pair(*text) for text in texts]
 
     def encode(self, text: str, add_special_tokens: bool = True) -> FastBpeEncoding:
         """Token ids of one text; TypeError for a lone surrogate, as from the tokenizers library."""
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise TypeError("lone surrogate")
-        looked_for = self._looked_for()
-        ids = [token_id for piece in self._split(text, looked_for) for token_id in self._ids(piece, looked_for)]
+        ids = self._ids_of_text(text)
         place = self._kept(len(ids), 2 * add_special_tokens)
         kept, cut = ids[place], [*ids[: place.start], *ids[place.stop :]]
         around = [self.first, *kept, self.last] if add_special_tokens else kept
         mask = [1, *[0] * len(kept), 1] if add_special_tokens else [0] * len(kept)
         return FastBpeEncoding(around, [FastBpeEncoding(cut, [], [0] * len(cut))] if cut else [], mask)
 
+    def encode_pair(self, first: str, second: str) -> FastBpeEncoding:
+        """Token ids of a pair, `<s> first </s></s> second </s>`; TypeError for a lone surrogate.
+
+        A pair that is too long loses tokens of its longer text, then of both in turn, as transformers cuts it.
+        """
+        (of_first, cut), (of_second, also_cut) = self._kept_of_pair(self._ids_of_text(first), self._ids_of_text(second))
+        around = [self.first, *of_first, self.last, self.last, *of_second, self.last]
+        mask = [1, *[0] * len(of_first), 1, 1, *[0] * len(of_second), 1]
+        cut = [*cut, *also_cut]
+        return FastBpeEncoding(around, [FastBpeEncoding(cut, [], [0] * len(cut))] if cut else [], mask)
+
+    def _kept_of_pair(self, first: list[Any], second: list[Any]) -> list[tuple[list[Any], list[Any]]]:
+        """What truncation leaves of each text's tokens, and what it takes."""
+        n_cut = max(0, len(first) + len(second) + 4 - max(self._max_length, 4))
+        n_of_longer = min(abs(len(first) - len(second)), n_cut)
+        n_of_first = (n_cut - n_of_longer) // 2 + n_of_longer * (len(first) > len(second))
+        split = []
+        for tokens, n in ((first, n_of_first), (second, n_cut - n_of_first)):
+            if self._direction == "left":
+                split.append((tokens[n:], tokens[:n]))
+            else:
+                split.append((tokens[: len(tokens) - n], tokens[len(tokens) - n :]))
+        return split
+
+    def _ids_of_text(self, text: str) -> list[int]:
+        """Token ids without special tokens around them, not truncated."""
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise TypeError("lone surrogate")
+        looked_for = self._looked_for()
+        return [token_id for piece in self._split(text, looked_for) for token_id in self._ids(piece, looked_for)]
+
     def offsets(self, text: str) -> list[tuple[int, int] | None]:
         """The place of each token of `encode(text)`, text[start:end]; None for the special tokens around it."""
+        places = self._places(text)
+        return [None, *places[self._kept(len(places), 2)], None]
+
+    def offsets_of_pair(self, first: str, second: str) -> list[tuple[int, int] | None]:
+        """The place of each token of `encode_pair` in its own text; None for the special tokens."""
+        texts = self._places(first), self._places(second)
+        (of_first, _), (of_second, _) = self._kept_of_pair(*texts)
+        return [None, *of_first, None, None, *of_second, None]
+
+    def _places(self, text: str) -> list[tuple[int, int]]:
+        """The place of each token of a text, not truncated."""
         looked_for, places, end = self._looked_for(), [], 0
         for piece in self._split(text, looked_for):
             words = [piece] if piece in looked_for else WORD.findall(piece)
@@ -128,7 +173,7 @@ class FastBpe:
                 start = text.index(part, end)
                 end = start + len(part)
                 places.append((start, end))
-        return [None, *places[self._kept(len(places), 2)], None]
+        return places
 
     def _looked_for(self) -> dict[str, AddedToken]:
         return {

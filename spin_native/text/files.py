@@ -19,6 +19,7 @@ from spin_native.text.classes import (
     END_OF_TEXT,
     MODEL_OF,
     ROBERTA_TOKENS,
+    Joins,
     Parts,
     in_order,
     parts_of_file,
@@ -31,6 +32,8 @@ DIVERGENCES = {
     "a special token in a text": "is text, as with split_special_tokens=True; special_tokens_in_text=True reads it as itself",
     "an added token of BERTweet that is not special": "is read as itself; split_special_tokens=True would split it, too",
     "an empty text without special tokens around it (GPT-2)": "is <|endoftext|>, because a row needs a token",
+    "a pair whose second text is empty": "is a pair, as in a batch of transformers; its tokenizer(first, '') reads a single "
+    "text, and so does its BERTweet that cuts on the left",
     "a lone surrogate": "is refused by name; transformers raises TypeError, or reads it (BERTweet)",
     "model_max_length and tokenizer.json's truncation length": "are not followed; a text is cut to the position table",
     "a first or last token that no file lists": "is refused; transformers would invent an id for it",
@@ -160,16 +163,23 @@ def _backend(
         return backend, {**used, "around": _changing_ids(whole.get("post_processor"))}
     first, last = (text_of(special[role]) if role else None for role in around)
     ids = {token: token_id for token in (first, last) if token and (token_id := backend.token_to_id(token)) is not None}
-    backend.post_processor = _around(first, last, ids)
+    backend.post_processor = _around(first, last, ids, rules.joins)
     return backend, {**used, "around": [first and ids[first], last and ids[last]]}
 
 
-def _around(first: str | None, last: str | None, ids: Mapping[str, int]) -> processors.PostProcessor:
-    """A post-processor that puts these tokens around a text."""
-    if first is not None and last is not None:  # unlike a template, this one takes tokens with spaces and colons
+def _around(first: str | None, last: str | None, ids: Mapping[str, int], joins: Joins) -> processors.PostProcessor:
+    """A post-processor that puts these tokens around a text, and around the texts of a pair."""
+    if first is not None and last is not None and joins == "types":
+        return processors.BertProcessing((last, ids[last]), (first, ids[first]))
+    if first is not None and last is not None and joins == "doubled":
         return processors.RobertaProcessing((last, ids[last]), (first, ids[first]), trim_offsets=False)
-    template = [f"{token}:0" for token in (first, "$A", last) if token is not None]
-    return processors.TemplateProcessing(single=template, special_tokens=[*ids.items()])
+    # A template takes no tokens with spaces or colons: names stand for them.
+    named = {name: token for name, token in (("first", first), ("last", last)) if token is not None}
+    single, second = (
+        [f"{piece}:0" for piece in ("first", text, "last") if piece in named or piece == text] for text in ("$A", "$B")
+    )
+    special = [{"id": name, "ids": [ids[token]], "tokens": [token]} for name, token in named.items()]
+    return processors.TemplateProcessing(single=single, pair=[*single, *second], special_tokens=special)
 
 
 def _bertweet(files: Mapping[str, Path], settings: TokenizerSettings) -> tuple[FastBpe, dict[str, Any]]:

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 from spin_native.errors import InputError
 from spin_native.given import is_whole, rows_of
+from spin_native.text.pairs import GivenText
 
 MAX_TOKENS = 1024  # default batch size in tokens, used where no model is known
 WINDOW = 8192  # texts sorted by length together: enough for batches of near-equal rows, and cheap to hold
 
 
-def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+def windows(texts: Iterable[GivenText], size: int) -> Iterator[list[Any]]:
     """Consecutive lists of `size` texts (the last may be shorter), taken one list at a time."""
     if not is_whole(size) or size < 1:
         raise InputError(f"window is {size!r}; expected a whole number of texts, 1 or more")
@@ -19,7 +21,7 @@ def windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
         yield block
 
 
-def several(texts: Iterable[str]) -> Iterable[str]:
+def several(texts: Iterable[GivenText]) -> Iterable[Any]:
     """The texts themselves; InputError, naming what to pass, for one text and for what has no rows."""
     if isinstance(texts, (str, bytes)):
         raise InputError(f"texts is one {type(texts).__name__}; expected several texts, for example [text]")

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from spin_native.errors import InputError, TextError
-from spin_native.given import check_text, is_unicode, rows_of
+from spin_native.given import is_unicode, rows_of
 from spin_native.text.batch import TokenBatch
 from spin_native.text.classes import END_OF_TEXT
 from spin_native.text.fastbpe import FastBpe
 from spin_native.text.files import build, is_failure, reason
 from spin_native.text.packing import MAX_TOKENS, WINDOW, pack, several, windows
+from spin_native.text.pairs import HALF_CHARACTER, GivenText, OneKind, Text, only_single, parts
 
 # The files that a fingerprint of earlier versions was made of.
 OLD_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer_config.json")
@@ -33,12 +35,18 @@ class Encoded(NamedTuple):
     """Token ids per text, and whether the text was cut.
 
     windows: how many tokens each window of a text has, where long texts are read in windows (see documents.py); None: every
-    text is one row.
+    text is one row. token_types: BERT's type of each token; None: all are 0.
     """
 
     ids: list[list[int]]
     truncated: list[bool]
     windows: list[tuple[int, ...]] | None = None
+    token_types: list[list[int]] | None = None
+
+    def batch(self, rows: Sequence[int], device: torch.device | str = "cpu") -> TokenBatch:
+        """Some of the texts as a batch, each one row."""
+        types = None if self.token_types is None else [self.token_types[row] for row in rows]
+        return TokenBatch.from_rows([self.ids[row] for row in rows], device, types)
 
 
 class Whole(NamedTuple):
@@ -54,6 +62,11 @@ class Tokenizer:
 
     Special tokens in a text are not interpreted: a literal `</s>` in a tweet stays text. A text longer than `max_tokens` is
     truncated. An empty text becomes the special tokens alone; GPT-2, which has none, reads `<|endoftext|>`.
+
+    A row may be a pair of texts, a tuple or list of two: it becomes what transformers' `tokenizer(first, second)` gives, and
+    where it is too long, tokens of the longer text go first. BERT reads `[CLS] first [SEP] second [SEP]` with token types 0 and
+    1, RoBERTa, XLM-R and MPNet `<s> first </s></s> second </s>`. GPT-2 has no form for pairs: it reads one text right after the
+    other, so give the second one a space or a line break at its beginning.
 
     backend: what cuts texts into tokens. fingerprint: sha256 over all that can change ids.
     truncation_side: "right", or "left" to keep the end of a long text.
@@ -118,20 +131,25 @@ class Tokenizer:
         """The fingerprint to compare with a stored one, which an earlier version may have made."""
         return stored if stored == self.old_fingerprint else self.fingerprint
 
-    def encode(self, texts: Sequence[str], first_row: int = 0) -> Encoded:
-        """Token ids of each text, at least one per text. `first_row`: the number of the first text in errors.
+    def encode(self, texts: Sequence[GivenText], first_row: int = 0) -> Encoded:
+        """Token ids of each row, at least one per row. `first_row`: the number of the first row in errors.
 
-        Raises InputError for what is no text, and for a text with a token that the model's embedding has no row for.
+        Raises InputError for what is neither a text nor a pair, for rows of both kinds, and for a text with a token that the
+        model's embedding has no row for.
         """
-        encodings = self._encodings(self._backend, texts, first_row)
+        kind = OneKind()
+        encodings = self._encodings(self._backend, kind.checked(several(texts), first_row), first_row)
         ids = [encoding.ids or self._empty() for encoding in encodings]
         self._check_embedded(ids, first_row)
-        return Encoded(ids, [bool(encoding.overflowing) for encoding in encodings])
+        types = [encoding.type_ids or [0] for encoding in encodings] if kind.is_pair else []
+        has_types = any(map(any, types))
+        truncated = [bool(encoding.overflowing) for encoding in encodings]
+        return Encoded(ids, truncated, token_types=types if has_types else None)
 
     def encode_whole(self, texts: Sequence[str]) -> list[Whole]:
         """Token ids of each text to its end, however long it is. Raises InputError as `encode` does."""
         read = []
-        for encoding in self._encodings(self._untruncated, texts, 0):
+        for encoding in self._encodings(self._untruncated, only_single(several(texts), "texts that are read whole"), 0):
             mask = encoding.special_tokens_mask
             n_before = mask.index(0) if 0 in mask else len(mask)
             n_after = mask[::-1].index(0) if 0 in mask else 0
@@ -151,11 +169,8 @@ class Tokenizer:
         """How many special tokens stand around a text."""
         return self._backend.num_special_tokens_to_add(is_pair=False)
 
-    def _encodings(self, backend: tokenizers.Tokenizer | FastBpe, texts: Sequence[str], first_row: int) -> list[Any]:
-        """What a backend makes of each text."""
-        listed = list(several(texts))
-        for row, text in enumerate(listed, first_row):
-            check_text(text, row)
+    def _encodings(self, backend: tokenizers.Tokenizer | FastBpe, listed: Sequence[Text], first_row: int) -> list[Any]:
+        """What a backend makes of each text or pair."""
         try:
             return backend.encode_batch_fast(listed)
         except BaseException as error:
@@ -163,18 +178,18 @@ class Tokenizer:
                 raise
             raise self._refused(listed, first_row, error) from None
 
-    def _refused(self, texts: list[str], first_row: int, error: BaseException) -> InputError:
+    def _refused(self, texts: Sequence[Text], first_row: int, error: BaseException) -> InputError:
         """The error that names the first text which cannot be encoded."""
         for row, text in enumerate(texts, first_row):
-            if not is_unicode(text):
-                return TextError(row, "holds half a character (a lone surrogate): read the file as UTF-8")
+            if not all(map(is_unicode, parts(text))):
+                return TextError(row, HALF_CHARACTER)
         for row, text in enumerate(texts, first_row):
             try:
                 self._backend.encode_batch_fast([text])
             except BaseException as of_text:
                 if not is_failure(of_text):
                     raise
-                return TextError(row, f"cannot be encoded by this tokenizer ({text[:40]!r}: {reason(of_text)})")
+                return TextError(row, f"cannot be encoded by this tokenizer ({str(text)[:40]!r}: {reason(of_text)})")
         return InputError(f"texts from {first_row} on cannot be encoded by this tokenizer ({reason(error)})")
 
     def _check_embedded(self, rows: list[list[int]], first_row: int) -> None:
@@ -210,22 +225,39 @@ class Tokenizer:
             strings.append(string)
         return strings
 
-    def offsets(self, text: str) -> list[tuple[int, int] | None]:
+    def offsets(self, text: GivenText) -> list[tuple[int, int] | None]:
         """Where each token of `encode([text])` stands: text[start:end], without spaces at its ends; None for a special token.
 
-        The tokens of a character that was cut into bytes all have that character's place.
+        The tokens of a character that was cut into bytes all have that character's place. A token of a pair has its place in
+        its own text; `text_of_tokens` says in which one.
         """
         if isinstance(self._backend, FastBpe):
-            return self._backend.offsets(text)
-        encoding = self._backend.encode(text)
+            return self._backend.offsets(text) if isinstance(text, str) else self._backend.offsets_of_pair(*text)
+        texts, encoding = parts(text), self._encoding(text)
         places: list[tuple[int, int] | None] = []
-        for (start, end), is_special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
-            while start < end and text[start] == " ":
+        which_text = zip(encoding.offsets, encoding.special_tokens_mask, encoding.sequence_ids, strict=True)
+        for (start, end), is_special, which in which_text:
+            own = texts[which or 0]
+            while start < end and own[start] == " ":
                 start += 1
-            while start < end and text[end - 1] == " ":
+            while start < end and own[end - 1] == " ":
                 end -= 1
             places.append(None if is_special else (start, end))
         return places or [None]  # an empty text: GPT-2 reads END_OF_TEXT
+
+    def text_of_tokens(self, pair: GivenText) -> list[int | None]:
+        """For each token of `encode([pair])` 0 for the first text, 1 for the second one; None for a special token."""
+        if isinstance(self._backend, FastBpe):
+            places = self._backend.offsets_of_pair(*pair)
+            between = places.index(None, 1)
+            return [None if place is None else int(at > between) for at, place in enumerate(places)]
+        return self._encoding(pair).sequence_ids or [None]
+
+    def _encoding(self, text: GivenText) -> tokenizers.Encoding:
+        """One row by the tokenizers library."""
+        assert isinstance(self._backend, tokenizers.Tokenizer)
+        texts = parts(text)
+        return self._backend.encode(texts[0], texts[1] if len(texts) == 2 else None)
 
     def ids_of_word(self, word: str) -> list[int]:
         """The one token id of a word as it stands in running text, after a space: " great" in GPT-2 and RoBERTa.
@@ -249,6 +281,10 @@ class Tokenizer:
         Raises InputError for a prompt that is not a str, or has more tokens than the model reads: truncated, it would lose the
         position that is probed.
         """
+        return self.encoded_prompts(OneKind(False, "prompts").checked(several(prompts))).ids
+
+    def encoded_prompts(self, prompts: Sequence[GivenText]) -> Encoded:
+        """The same for prompts that may be pairs."""
         reading = copy.deepcopy(self)
         reading._backend.encode_special_tokens = False  # the library's name for: special tokens in a text are text
         encoded = reading.encode(prompts)
@@ -256,10 +292,10 @@ class Tokenizer:
             if truncated:
                 problem = f"has more than {self.max_tokens} tokens, all that the model reads: shorten it"
                 raise TextError(row, problem, "prompts")
-        return encoded.ids
+        return encoded
 
     def batches(
-        self, texts: Iterable[str], max_tokens: int = MAX_TOKENS, window: int = WINDOW
+        self, texts: Iterable[GivenText], max_tokens: int = MAX_TOKENS, window: int = WINDOW
     ) -> Iterator[tuple[TokenBatch, list[int]]]:
         """Batches of at most `max_tokens` tokens (one longer text alone), each with the rows of `texts` it holds.
 
@@ -267,10 +303,11 @@ class Tokenizer:
         length works. Warns once, at the end, how many texts were cut.
         """
         first_row = n_truncated = 0
+        kind = OneKind()
         for block in windows(texts, window):
-            encoded = self.encode(block, first_row)
+            encoded = self.encode(kind.checked(block, first_row), first_row)
             for rows in pack([len(ids) for ids in encoded.ids], max_tokens):
-                yield TokenBatch.from_rows([encoded.ids[row] for row in rows]), [first_row + row for row in rows]
+                yield encoded.batch(rows), [first_row + row for row in rows]
             first_row += len(block)
             n_truncated += sum(encoded.truncated)
         self.warn_truncated(n_truncated, first_row)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from spin_native.errors import InputError
 from spin_native.models.attention import Attention
 from spin_native.models.config import ConfigFile, ModelConfig
 from spin_native.models.heads import HeadTable, MaskedHead
@@ -36,8 +37,21 @@ class BertEmbedding(TextEmbedding):
         self.norm = LayerNorm(config.d_model, config.norm_eps)
 
     def forward(self, batch: TokenBatch, words: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
-        token_type = self.token_type.weight[0]  # every token of a single text has type 0
+        token_type = self.of_types(batch)
         return self.norm(words + self.position(self.positions(batch)) + token_type)
+
+    def of_types(self, batch: TokenBatch) -> Float[Tensor, "*token d_model"]:
+        """The vector of each token's type: 0 for a single text and the first one of a pair, 1 for the second one."""
+        types = batch.token_types
+        if types is None:
+            return self.token_type.weight[0]
+        low, high = (int(bound) for bound in types.aminmax())
+        if low < 0 or high >= self.token_type.num_embeddings:
+            raise InputError(
+                f"token types run from {low} to {high}, the model has types 0 to {self.token_type.num_embeddings - 1}: "
+                "tokenizer and model do not belong together"
+            )
+        return self.token_type(types)
 
     def positions(self, batch: TokenBatch) -> Tensor:
         return batch.positions
