@@ -17,8 +17,9 @@ from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier import explain, options, saved
 from spin_native.classifier.ablating import Ablating
 from spin_native.classifier.deployed import Deployed
+from spin_native.classifier.examples import Keeps
 from spin_native.classifier.exits import Exit
-from spin_native.classifier.explain import Contribution
+from spin_native.classifier.explanation import Explanation
 from spin_native.classifier.learnt import LEARNT, Place
 from spin_native.classifier.options import DTYPES
 from spin_native.classifier.rows import TextsAndLabels, digests, evaluation_rows, labelled_parts
@@ -68,12 +69,14 @@ class SpinEstimator(Ablating):
         neurons only: kilobytes for each row instead of megabytes. None: on all rows.
     exits: depths below depth_ that keep a head of their own, so that easy texts can stop early: "all", a sequence, or None.
     baseline: also fit the usual way, a regression on the pooled final hidden state.
+    examples: what to keep, in a saved classifier, too, of the training rows that excite the main neurons most and least (see
+        explain): "rows", their numbers; "texts", also the first 300 characters of their texts; None, nothing.
     seed: of every random choice.
 
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
     depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
     (linear models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
-    {phase: seconds}, task_ (what the labels mean).
+    {phase: seconds}, task_ (what the labels mean), examples_ (training rows by neuron, or None).
     """
 
     task: ClassVar[TaskName]
@@ -106,6 +109,7 @@ class SpinEstimator(Ablating):
         dtype: str = "float32",
         device: str = "cpu",
         allow_pickle: bool = False,
+        examples: Keeps | None = "rows",
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -133,6 +137,7 @@ class SpinEstimator(Ablating):
         self.dtype = dtype
         self.device = device
         self.allow_pickle = allow_pickle
+        self.examples = examples
         self.seed = seed
 
     @property
@@ -191,6 +196,7 @@ class SpinEstimator(Ablating):
             with_baseline=self.baseline,
             progress=progress,
             features=features,
+            examples=self.examples,
         )
         fitted = training.run(parts, store)
         if fitted.unconverged:
@@ -268,18 +274,21 @@ class SpinEstimator(Ablating):
             outputs, _ = self._outputs(rows.texts, False, exit)
         return self.task_.worth(self.metric_, self.task_.score(self.metric_, rows.labels, self.task_.decide(outputs)))
 
-    def explain(self, text: str, n_neurons: int = 5) -> list[Contribution]:
-        """The neurons that added most to the value, or the logit of the class that the head at depth_ predicts, largest first.
+    def explain(self, text: str, n_neurons: int = 5) -> Explanation:
+        """What each word, each token and each neuron added to the answer of the head at depth_.
 
-        Weight times standardised feature; for a perceptron, slope times it.
+        The answer is the value, or the logit of the class that this head predicts. A neuron adds its weight times its
+        standardised feature (for a perceptron, slope times it), and that goes to the tokens that made the feature: all alike
+        for mean pooling, the token that holds the maximum for max pooling. With the head's intercept (`bias`) the words, or the
+        tokens, add up to the logit. n_neurons: how many of the neurons to list, those that added most. See Explanation.
+        Raises InputError for what is no text, and, when they are asked for, for the words of a perceptron.
         """
         check_is_fitted(self, "heads_")
         if not isinstance(text, str):
             raise InputError(f"explain: got a {type(text).__name__}; expected one text (str)")
         if not is_whole(n_neurons) or n_neurons < 1:
             raise InputError(f"n_neurons is {n_neurons!r}; expected a whole number, 1 or more")
-        features = self._deployed.salient_features(text, self.depth_)
-        return explain.contributions(self.head_, features, n_neurons)
+        return explain.explain(self._deployed, text, self.depth_, int(n_neurons), self.examples_)
 
     def output_names(self) -> list[str]:
         """What each weight of a neuron stands for: the second class of two, every class, or the value."""

@@ -1,23 +1,59 @@
-"""Which neurons spoke for an answer, and what weight each neuron has."""
+"""Why a head gave its answer: what each word and each neuron added, and what weight each neuron has."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
+from spin_native.classifier.deployed import Deployed
+from spin_native.classifier.examples import Examples
+from spin_native.classifier.explanation import Contribution, Explanation, Parts, Token, Word
 from spin_native.classifier.heads import Head
+from spin_native.classifier.heads.base import LinearHead
+from spin_native.classifier.token_shares import read_row, summed_by_word
+from spin_native.classifier.words import words_of_tokens
 
 Array = np.ndarray
 
 
-class Contribution(NamedTuple):
-    """How much one neuron added to the predicted class's logit, or to the value."""
+def explain(deployed: Deployed, text: str, depth: int, n_neurons: int, examples: Examples | None) -> Explanation:
+    """The answer that the head at a depth gives to one text, explained. The model runs once, to that head's last layer."""
+    head = deployed.heads[depth]
+    block = deployed.token_ids(text)
+    features, shares = read_row(head, deployed.token_values(block, depth), len(block.ids[0]))
+    scores = head.scores(np.ascontiguousarray(head.standardizer(features)))
+    output = head.task.outputs(scores)
+    score, sign = head.task.explained(output[0])
+    parts = None
+    if shares is not None and isinstance(head, LinearHead):
+        bias = float(sign * head.model.intercept_[score])
+        parts = _parts(deployed, text, block.ids[0], sign * shares[:, score], bias)
+    kept = {} if examples is None else examples.by_neuron()
+    neurons = tuple(contributions(head, features, n_neurons))
+    return Explanation(
+        text=text,
+        answer=head.task.answers(output)[0],
+        output=head.task.described(output[0]),
+        depth=depth,
+        logit=float(sign * scores[0, score]),
+        neurons=neurons,
+        parts=parts,
+        examples=kept,
+    )
 
-    layer: int
-    neuron: int
-    contribution: float
-    site: str
-    pooling: str
+
+def _parts(deployed: Deployed, text: str, ids: list[int], shares: Float64[Array, "token"], bias: float) -> Parts:
+    """Words and tokens with what each adds."""
+    tokenizer = deployed.extractor.tokenizer
+    offsets = tokenizer.offsets(text)
+    spans, word_of = words_of_tokens(text, offsets)
+    sums, special = summed_by_word(shares, word_of, len(spans))
+    words = tuple(Word(text[start:end], start, end, added) for (start, end), added in zip(spans, sums, strict=True))
+    tokens = tuple(
+        Token(token, span and span[0], span and span[1], added)
+        for token, span, added in zip(tokenizer.token_strings(ids), offsets, shares.tolist(), strict=True)
+    )
+    return Parts(bias, special, words, tokens)
 
 
 def contributions(head: Head, features: Float32[Array, "1 salient"], n_neurons: int) -> list[Contribution]:

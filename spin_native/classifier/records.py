@@ -88,6 +88,24 @@ class ScoresRecord(msgspec.Struct):
     unconverged: list[str]
 
 
+class NeuronExamplesRecord(msgspec.Struct):
+    """One neuron, and the training rows in which its feature is largest and smallest."""
+
+    site: Site
+    pooling: Pooling
+    layer: Annotated[int, Meta(ge=0, le=10_000)]
+    neuron: Count
+    highest: list[Count]
+    lowest: list[Count]
+
+
+class ExamplesRecord(msgspec.Struct):
+    """Training rows that excite neurons; see examples.Examples."""
+
+    neurons: list[NeuronExamplesRecord]
+    texts: dict[int, str] | None
+
+
 class Description(msgspec.Struct):
     """The whole file."""
 
@@ -100,3 +118,4 @@ class Description(msgspec.Struct):
     promise: PromiseRecord | None
     settings: dict[str, Setting | list[Setting]]
     scores: ScoresRecord
+    examples: ExamplesRecord | None = None  # earlier versions kept none

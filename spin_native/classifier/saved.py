@@ -20,6 +20,7 @@ from safetensors.numpy import load, save
 
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier.curves import Controls, CurveRow
+from spin_native.classifier.examples import Examples
 from spin_native.classifier.exits import Exit, Promise, checked_exit
 from spin_native.classifier.heads import Head, describe, head_tensors, read_head
 from spin_native.classifier.records import Description, FormatRecord, TensorsRecord
@@ -107,6 +108,7 @@ def pack(
             "controls": fitted.controls and fitted.controls._asdict(),
             "unconverged": fitted.unconverged,
         },
+        "examples": fitted.examples and fitted.examples.to_json(),
     }
     tensors = {f"{depth}.{name}": t for depth, head in fitted.heads.items() for name, t in head_tensors(head).items()}
     content = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
@@ -235,6 +237,7 @@ def restored(saved: Saved) -> Fitted:
             unconverged=scores.unconverged,
             exit=exit_,
             promise=_promise(description, task, heads),
+            examples=None if description.examples is None else Examples.from_record(description.examples),
         )
 
 

@@ -21,6 +21,7 @@ from spin_native.classifier.curves import (
     controls,
     layer_curve,
 )
+from spin_native.classifier.examples import Examples, Keeps, examples_of
 from spin_native.classifier.exits import Exit, Promise, shallowest_within
 from spin_native.classifier.heads import ConstantHead, Head
 from spin_native.classifier.heads.base import no_neurons
@@ -47,7 +48,8 @@ class Fitted:
     """All that a fit learns, or a saved classifier holds; the estimator has each field under its name with a _ at the end.
 
     heads: {depth: head}, at `depth` and at the exits. controls: None where only the salient neurons were extracted, or there
-    are none. unconverged: linear models whose solver gave up. seconds: of each phase.
+    are none. unconverged: linear models whose solver gave up. seconds: of each phase. examples: training rows that excite the
+    chosen head's most important neurons (None: none are kept).
     """
 
     task: Task
@@ -60,6 +62,7 @@ class Fitted:
     unconverged: list[str]
     exit: Exit
     promise: Promise | None = None
+    examples: Examples | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -141,7 +144,8 @@ class Training:
     """How to train.
 
     max_depth: the deepest head; chooses_depth: whether validation may choose a shallower one, within `tolerance`. exits: depths
-    below the chosen one that keep a head. sample, phase_two, with_baseline: as SpinClassifier has them. features: of all the
+    below the chosen one that keep a head. sample, phase_two, with_baseline, examples: as SpinClassifier has
+    them. features: of all the
     texts (None: to be extracted).
     """
 
@@ -158,6 +162,7 @@ class Training:
     with_baseline: bool
     progress: bool | None
     features: Features | None = None
+    examples: Keeps | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, parts: Mapping[str, LabelledRows], store: Path | None) -> Fitted:
@@ -170,6 +175,7 @@ class Training:
         baseline_row, unconverged = self._baseline(extracted)
         with self._timed("integrate"):
             train, validation, tested = self._gathered(extracted, layers)
+            learnt_from = extracted["heads"].rows
             del extracted  # from here on only the gathered columns are read
             heads, curve = integrate(layers, train, validation, tested, self.max_depth, settings, self.progress)
         if self.max_depth not in heads:
@@ -193,6 +199,7 @@ class Training:
             controls=compared,
             unconverged=unconverged,
             exit=Exit("fixed", depth),
+            examples=examples_of(heads[depth], train, parts["training"], learnt_from, self.examples),
             seconds=self.seconds,
         )
 
