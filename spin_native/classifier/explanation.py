@@ -123,21 +123,18 @@ class Explanation:
         color: the text with a red background where words speak for the answer, and a blue one where they speak against it;
         without it, a line for each word.
         """
-        name = "value" if "value" in self.output else "logit"
-        answer = (
-            f"{self.answer:.4f}" if name == "value" else f"{self.answer} ({max(self.output['probabilities'].values()):.4f})"
-        )
+        is_value = "value" in self.output
+        name = "value" if is_value else "logit"
+        answer = f"{self.answer:.4f}" if is_value else f"{self.answer} ({max(self.output['probabilities'].values()):.4f})"
+        lines = [f"{answer}: {name} {self.logit:+.2f}"]
         if self.parts is None:
-            lines = [f"{answer}: {name} {self.logit:+.2f}", NO_WORDS]
+            lines.append(NO_WORDS)
         else:
             words = sum(word.contribution for word in self.words)
-            sums = f"bias {self.bias:+.2f}, special tokens {self.special:+.2f}, words {words:+.2f}"
-            lines = [f"{answer}: {name} {self.logit:+.2f} = {sums}"]
+            lines[0] += f" = bias {self.bias:+.2f}, special tokens {self.special:+.2f}, words {words:+.2f}"
             if color:
-                lines += [
-                    f"{click.style(' for ', **_style(1, 1))} {click.style(' against ', **_style(-1, 1))}",
-                    self._coloured(),
-                ]
+                legend = (click.style(f" {side} ", **_style(sign, 1.0)) for side, sign in (("for", 1.0), ("against", -1.0)))
+                lines += [" ".join(legend), self._coloured()]
             else:
                 lines += [f"{word.contribution:+.2f} {word.word}" for word in self.words]
         if self.neurons:

@@ -41,9 +41,8 @@ def words_of_tokens(text: str, offsets: Sequence[Span | None]) -> WordsOfTokens:
     """
     run_of = _runs(text)
     spans = [None if span is None else _without_spaces(span, run_of) for span in offsets]
-    is_joined = np.zeros(
-        run_of.max(initial=-1) + 1, dtype=bool
-    )  # run -> whether a token spells it together with the one before
+    # Run -> whether a token spells it together with the run before.
+    is_joined = np.zeros(run_of.max(initial=-1) + 1, dtype=bool)
     for span in spans:
         if span is not None and span[0] < span[1]:
             is_joined[run_of[span[0]] + 1 : run_of[span[1] - 1] + 1] = True
