@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Spin
+from conftest import FILLERS
 from inside import TEXT, add_tokenizer
 from test_forged_classifiers import forge
 from test_text import NASTY, needs_shared, real
@@ -163,12 +164,20 @@ def test_the_model_runs_once_and_no_deeper_than_the_head_reads(worded, monkeypat
     assert run == [0]
 
 
-def test_a_planted_word_has_the_largest_contribution(tiny_model, texts, labels):
-    clf = sn.SpinClassifier(tiny_model, **{**QUICK, "depth": 1}, sites=("hidden",)).fit(texts, labels)
-    for word, label in (("good", "positive"), ("awful", "negative"), ("lovely", "positive"), ("sad", "negative")):
-        explained = clf.explain(f"the room was very {word} and the film")
-        assert explained.answer == label == clf.predict(explained.text)
-        assert max(explained.words, key=lambda one: one.contribution).word == word
+def test_a_planted_word_has_the_largest_contribution(tiny_model):
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(FILLERS, 8)) for _ in range(200)]
+    planted = {"negative": "sad", "positive": "lovely"}
+    labels = ["negative", "positive"] * 100
+    for row, label in enumerate(labels):
+        words = texts[row].split()
+        words[rng.integers(len(words))] = planted[label]
+        texts[row] = " ".join(words)
+    clf = sn.SpinClassifier(tiny_model, **{**QUICK, "depth": 1}, sites=("hidden",)).fit(texts[:150], labels[:150])
+    for text, label in zip(texts[150:], labels[150:], strict=True):
+        explained = clf.explain(text)
+        assert explained.answer == label
+        assert max(explained.words, key=lambda word: word.contribution).word == planted[label]
 
 
 def test_a_regressor_explains_its_value(tiny_model, texts):
@@ -215,8 +224,8 @@ def test_words_are_runs_of_letters_or_of_punctuation(text, words):
 
 def test_runs_that_one_token_spells_are_one_word_and_a_token_of_spaces_belongs_to_the_next():
     spans, word_of = words_of_tokens("so (it) is", [(0, 2), (2, 3), (3, 6), (6, 7), (7, 7), (8, 10)])
-    assert spans == [(0, 2), (3, 7), (8, 10)]
-    assert word_of.tolist() == [0, 1, 1, 1, 2, 2]
+    assert spans == [(0, 2), (3, 6), (6, 7), (8, 10)]
+    assert word_of.tolist() == [0, 1, 1, 2, 3, 3]
     assert words_of_tokens("so ", [(0, 2), (2, 3)]).word_of.tolist() == [0, 0]
     assert words_of_tokens("  ", [(0, 1), (1, 2)]).word_of.tolist() == [-1, -1]
 
@@ -235,7 +244,7 @@ def test_words_of_real_tokenizers_rebuild_the_text(kind):
             assert len(offsets) == 512 or not any(letter.isalnum() for letter in text[end:start])
             end = next_end
         for span, word in zip(offsets, word_of, strict=True):
-            if span is not None and text[slice(*span)].strip():
+            if span is not None and any(letter.isprintable() and letter != " " for letter in text[slice(*span)]):
                 assert spans[word][0] <= span[1]
                 assert span[0] <= spans[word][1]
 
