@@ -9,6 +9,7 @@ import click
 import numpy as np
 import pytest
 import torch
+import transformers
 from commands import Spin
 from conftest import FILLERS
 from inside import TEXT, add_tokenizer
@@ -164,20 +165,24 @@ def test_the_model_runs_once_and_no_deeper_than_the_head_reads(worded, monkeypat
     assert run == [0]
 
 
-def test_a_planted_word_has_the_largest_contribution(tiny_model):
+def test_a_planted_word_has_the_largest_contribution(tiny_model, tmp_path):
+    """A word of value 1 or -1 among words of no value, in embeddings that do not know a word's position."""
+    shutil.copytree(tiny_model, tmp_path / "model")
+    model = transformers.BertModel.from_pretrained(tiny_model)
+    torch.nn.init.zeros_(model.embeddings.position_embeddings.weight)
+    model.save_pretrained(tmp_path / "model")
     rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(FILLERS, 8)) for _ in range(200)]
-    planted = {"negative": "sad", "positive": "lovely"}
-    labels = ["negative", "positive"] * 100
-    for row, label in enumerate(labels):
-        words = texts[row].split()
-        words[rng.integers(len(words))] = planted[label]
-        texts[row] = " ".join(words)
-    clf = sn.SpinClassifier(tiny_model, **{**QUICK, "depth": 1}, sites=("hidden",)).fit(texts[:150], labels[:150])
-    for text, label in zip(texts[150:], labels[150:], strict=True):
-        explained = clf.explain(text)
-        assert explained.answer == label
-        assert max(explained.words, key=lambda word: word.contribution).word == planted[label]
+    planted = {1.0: "lovely", -1.0: "sad"}
+    values = [1.0, -1.0] * 100
+    texts = []
+    for value in values:
+        words = rng.choice(FILLERS, 8).tolist()
+        words[rng.integers(8)] = planted[value]
+        texts.append(" ".join(words))
+    how = {**QUICK, "depth": 1, "etas": (1.0,), "Cs": (1e4,), "head_Cs": (1e4,)}  # all dimensions, no penalty to speak of
+    reg = sn.SpinRegressor(tmp_path / "model", **how, sites=("hidden",)).fit(texts[:150], values[:150])
+    for text, value in zip(texts[150:], values[150:], strict=True):
+        assert max(reg.explain(text).words, key=lambda word: value * word.contribution).word == planted[value]
 
 
 def test_a_regressor_explains_its_value(tiny_model, texts):
