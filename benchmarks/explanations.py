@@ -7,7 +7,8 @@ For each of the first test texts of two words or more that it explains, every wo
 again. Of each text the top word is the one whose contribution to the predicted class is largest. "moved": its deletion changes
 the logit of the predicted class more, up or down, than that of another word; "lowered": it lowers that logit more. Both are
 shares of texts with one other word drawn at random (seed 0), and in expectation over all other words, which needs no draw.
-"random" is the same for a word drawn at random in place of the top one. Repeated words are one comparison each.
+"..._of_a_random_word": the same for a word drawn at random in place of the top one. "top_lowers": the share of texts where
+deleting the top word lowers the logit. "rank_correlation": of contributions and what deletions lower, the mean of the texts.
 "adds_up": the largest difference between bias + tokens and the logit. --set: other parameters of SpinClassifier, as Python
 values. The last line is JSON.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from inputs import demo_weights, read
 from machine import environment, parser, print_json
+from scipy.stats import spearmanr
 
 import spin_native as sn
 
@@ -78,14 +80,8 @@ def deletions(clf: sn.SpinClassifier, explained: Any, rng: np.random.Generator) 
         "lowered_expected": np.mean(lowered[top] > lowered[others]),
         "lowered_expected_of_a_random_word": np.mean(lowered[drawn] > lowered[elsewhere]),
         "top_lowers": lowered[top] > 0,
-        "rank_correlation": _rank_correlation(contributions, lowered),
+        "rank_correlation": float(spearmanr(contributions, lowered)[0]),
     }
-
-
-def _rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's, without ties."""
-    ranks = [values.argsort().argsort() for values in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def main() -> None:

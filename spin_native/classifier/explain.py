@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float64
 
 from spin_native.classifier.deployed import Deployed
-from spin_native.classifier.examples import Examples
+from spin_native.classifier.examples import Examples, places_of
 from spin_native.classifier.explanation import Contribution, Explanation, Parts, Token, Word
 from spin_native.classifier.heads import Head
 from spin_native.classifier.heads.base import LinearHead
@@ -29,7 +29,7 @@ def explain(deployed: Deployed, text: str, depth: int, n_neurons: int, examples:
         bias = float(sign * head.model.intercept_[score])
         parts = _parts(deployed, text, block.ids[0], sign * shares[:, score], bias)
     kept = {} if examples is None else examples.by_neuron()
-    neurons = tuple(contributions(head, features, n_neurons))
+    neurons = tuple(_contributions(head, sign * head.contributions(features, score), n_neurons))
     return Explanation(
         text=text,
         answer=head.task.answers(output)[0],
@@ -56,17 +56,12 @@ def _parts(deployed: Deployed, text: str, ids: list[int], shares: Float64[Array,
     return Parts(bias, special, words, tokens)
 
 
-def contributions(head: Head, features: Float32[Array, "1 salient"], n_neurons: int) -> list[Contribution]:
-    """The neurons that added most to the head's answer for one row, largest first.
-
-    features: the row's raw features of the salient neurons.
-    """
-    score, sign = head.task.explained(head.output(features)[0])
-    added = sign * head.contributions(features, score)
-    places = head.places
+def _contributions(head: Head, added: Float[Array, "salient"], n_neurons: int) -> list[Contribution]:
+    """The neurons that added most to the head's answer for one row, largest first. added: by each neuron."""
+    columns = np.argsort(-added, kind="stable")[:n_neurons]
     return [
-        Contribution(places[i][0].layer, places[i][1], float(added[i]), places[i][0].site, places[i][0].pooling)
-        for i in np.argsort(-added, kind="stable")[:n_neurons]
+        Contribution(feature.layer, neuron, float(added[column]), feature.site, feature.pooling)
+        for column, (feature, neuron) in zip(columns, places_of(head, columns), strict=True)
     ]
 
 
