@@ -278,9 +278,9 @@ class SpinEstimator(Ablating):
         """What each word, each token and each neuron added to the answer of the head at depth_.
 
         The answer is the value, or the logit of the class that this head predicts. A neuron adds its weight times its
-        standardised feature (for a perceptron, slope times it), and that goes to the tokens that made the feature: all alike
-        for mean pooling, the token that holds the maximum for max pooling. With the head's intercept (`bias`) the words, or the
-        tokens, add up to the logit. n_neurons: how many of the neurons to list, those that added most. See Explanation.
+        standardised feature (for a perceptron, slope times it), and the tokens that made the feature share that: with mean
+        pooling each token by its own activation, with max pooling the token that holds the maximum has all of it. With the
+        head's intercept (`bias`) the tokens add up to the logit. n_neurons: how many neurons to list. See Explanation.
         Raises InputError for what is no text, and, when they are asked for, for the words of a perceptron.
         """
         check_is_fitted(self, "heads_")
