@@ -21,8 +21,9 @@ from spin_native.classifier.baselines import Baseline
 from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.dense_training import DenseTraining
 from spin_native.classifier.deployed import Deployed
+from spin_native.classifier.examples import Keeps
 from spin_native.classifier.exits import Exit
-from spin_native.classifier.explain import Contribution
+from spin_native.classifier.explanation import Explanation
 from spin_native.classifier.learnt import LEARNT, Place
 from spin_native.classifier.options import DTYPES
 from spin_native.classifier.published import PublishedTraining
@@ -81,13 +82,15 @@ class SpinEstimator(Ablating):
     baseline: also fit the usual way, a regression on the pooled final hidden state.
     windows: (size, stride), to read texts to their end that are longer than the model holds, as `extract` does, in fit and in
         everything that reads texts later; None: such texts are cut, with a warning.
+    examples: what to keep, in a saved classifier, too, of the training rows that excite the main neurons most and least (see
+        explain): "rows", their numbers; "texts", also the first 300 characters of their texts; None, nothing.
     seed: of every random choice.
 
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
     depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
     (linear models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
-    {phase: seconds}, task_ (what the labels mean), pairs_ (whether each text is a pair), shift_reference_ (quantiles of
-    neurons, with which the texts that are read later are compared).
+    {phase: seconds}, task_ (what the labels mean), pairs_ (whether each text is a pair), examples_ (training rows by neuron, or
+    None), shift_reference_ (quantiles of neurons, with which the texts that are read later are compared).
     """
 
     task: ClassVar[TaskName]
@@ -123,6 +126,7 @@ class SpinEstimator(Ablating):
         dtype: str = "float32",
         device: str = "cpu",
         allow_pickle: bool = False,
+        examples: Keeps | None = "rows",
         seed: int = 0,
     ) -> None:
         self.model = model
@@ -152,6 +156,7 @@ class SpinEstimator(Ablating):
         self.dtype = dtype
         self.device = device
         self.allow_pickle = allow_pickle
+        self.examples = examples
         self.seed = seed
 
     @property
@@ -224,6 +229,7 @@ class SpinEstimator(Ablating):
             progress=progress,
             features=features,
             windows=windows,
+            examples=self.examples,
         )
         fitted = training.run(parts, store)
         if fitted.unconverged:
@@ -316,10 +322,14 @@ class SpinEstimator(Ablating):
             outputs, _ = self._outputs(rows.texts, False, exit)
         return self.task_.worth(self.metric_, self.task_.score(self.metric_, rows.labels, self.task_.decide(outputs)))
 
-    def explain(self, text: str | tuple[str, str], n_neurons: int = 5) -> list[Contribution]:
-        """The neurons that added most to the value, or the logit of the class that the head at depth_ predicts, largest first.
+    def explain(self, text: str | tuple[str, str], n_neurons: int = 5) -> Explanation:
+        """What each word, each token and each neuron added to the answer of the head at depth_.
 
-        Weight times standardised feature; for a perceptron, slope times it.
+        The answer is the value, or the logit of the class that this head predicts. A neuron adds its weight times its
+        standardised feature (for a perceptron, slope times it), and the tokens that made the feature share that: with mean
+        pooling each token by its own activation, with max pooling the token that holds the maximum has all of it. With the
+        head's intercept (`bias`) the tokens add up to the logit. n_neurons: how many neurons to list. See Explanation.
+        Raises InputError for what is no text, and, when they are asked for, for the words of a perceptron.
         """
         check_is_fitted(self, "heads_")
         if not self._is_one_row(text) or isinstance(text, str) is self.pairs_:
@@ -327,8 +337,7 @@ class SpinEstimator(Ablating):
             raise InputError(f"explain: got a {type(text).__name__}; expected {expected}")
         if not is_whole(n_neurons) or n_neurons < 1:
             raise InputError(f"n_neurons is {n_neurons!r}; expected a whole number, 1 or more")
-        features = self._deployed.salient_features(text, self.depth_)
-        return explain.contributions(self.head_, features, n_neurons)
+        return explain.explain(self._deployed, text, self.depth_, int(n_neurons), self.examples_)
 
     def output_names(self) -> list[str]:
         """What each weight of a neuron stands for: the second class of two, every class, or the value."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from spin_native.classifier.baselines import BASELINE_VIEWS, measure
 from spin_native.classifier.crossfit import Folds
 from spin_native.classifier.dense import DensePath, DenseRows, Solved, has_few_rows, row_weights, views_of
+from spin_native.classifier.examples import examples_of
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.grown import MAX_MATRIX_ROWS
 from spin_native.classifier.heads import Head
@@ -29,11 +30,12 @@ class DenseTraining(Training):
     def run(self, parts: Mapping[str, LabelledRows], store: Path | None) -> Fitted:
         settings, wanted = self.settings, self.everything | self.of_baselines
         extraction = self.extraction(wanted, store)
-        sampled = self._sampled(parts)
+        learnt = self._sampled(parts)
+        is_sample = learnt is not parts
         with self.timed("extract"):
-            extracted = extraction(parts if sampled is None else sampled, wanted)
+            extracted = extraction(learnt, wanted)
         with self.timed("integrate"):
-            rows = self._rows(extracted, parts if sampled is None else sampled)
+            rows = self._rows(extracted, learnt)
             few = has_few_rows(settings, rows.labels)
             views = views_of(settings, few)
             path = DensePath(rows, self.n_layers).run(
@@ -51,7 +53,7 @@ class DenseTraining(Training):
         with self.timed("baselines"):
             test = path.test_outputs(best[depth]) if "test" in extracted else None
             baselines = measure(path, depth, outputs[depth], test) if self.with_baseline else None
-        heads = path.heads(chosen) if sampled is None else self._fitted_on_all(parts, chosen, store)
+        heads = self._fitted_on_all(parts, chosen, store) if is_sample else path.heads(chosen)
         return Fitted(
             task=settings.task,
             depth=depth,
@@ -62,17 +64,18 @@ class DenseTraining(Training):
             controls=None,
             unconverged=path.unconverged("head"),
             exit=Exit("fixed", depth),
-            suspicious_rows=self._suspicious(rows, outputs, parts["training"]),
+            suspicious_rows=self._suspicious(rows, outputs, learnt["training"]),
             seconds=self.seconds,
+            examples=examples_of(heads[depth], extracted["training"], learnt["training"], None, self.examples),
             shift_reference=Reference.of_heads(heads, extracted["training"]),
         )
 
-    def _sampled(self, parts: Mapping[str, LabelledRows]) -> dict[str, LabelledRows] | None:
-        """The parts with few enough training rows to choose on; None where all of them are."""
+    def _sampled(self, parts: Mapping[str, LabelledRows]) -> Mapping[str, LabelledRows]:
+        """The parts with few enough training rows to choose on: themselves where they are."""
         n_rows = sum(len(rows.labels) for name, rows in parts.items() if name != "test")
         limit = self.sample or (CHOICE_ROWS if n_rows > MAX_MATRIX_ROWS else n_rows)
         if limit >= max(len(rows.labels) for name, rows in parts.items() if name != "test"):
-            return None
+            return parts
         sampled = {}
         for name, rows in parts.items():
             chosen, _ = self.settings.task.sample(rows.labels, limit, self.settings.seed)

@@ -1,6 +1,7 @@
 """A trained classifier at work: the layers its heads need, the salient neurons, and where each row exits."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,20 @@ from spin_native.classifier.heads import Head
 from spin_native.classifier.parts import Neurons
 from spin_native.classifier.shift import ShiftWatch
 from spin_native.features.extract import Block, Extractor, Pooled
+from spin_native.features.pooling import wide
 from spin_native.features.store import FeatureKey
-from spin_native.models import Edit
+from spin_native.models import Edit, Layer
 from spin_native.text.pairs import GivenText
 
 Array = np.ndarray
+
+
+class TokenValues(NamedTuple):
+    """What a head reads of one feature of one text: its neurons' values at every token, and what pooling makes of them."""
+
+    feature: FeatureKey
+    values: Float[Array, "token neuron"]
+    pooled: Float[Array, "neuron"]
 
 
 class Deployed:
@@ -52,6 +62,7 @@ class Deployed:
             self._heads_at.setdefault(layer, []).append(depth)
         self._kept, wanted = _without_unread_neurons(read, self.depth, checkpoint.config.n_layers)
         model = checkpoint.load(self.depth, dtype, device, last_neurons=self._kept)
+        self._wanted = wanted
         self.extractor = Extractor(model, checkpoint.tokenizer, wanted, windows=windows)
         self.extractor.reads_pairs = reads_pairs
 
@@ -121,6 +132,30 @@ class Deployed:
         """What the head at a depth reads of one text."""
         (features,) = self.extractor.blocks([text], False)
         return self._salient(features, depth)
+
+    def token_ids(self, text: GivenText) -> Block:
+        """One text, cut to what the base model holds, as token ids. Warns if it was cut."""
+        (block,) = self.extractor.encoded([text], False)
+        return block
+
+    def token_values(self, block: Block, depth: int) -> Iterator[TokenValues]:
+        """What the head at a depth reads of one text (see `token_ids`), feature by feature while the layers run."""
+        columns = self._columns[depth]
+        last = max(feature.layer for feature in columns)
+        ((rows, batch),) = self.extractor.batches(block)
+        for layer, pooled in self.extractor.pooled(block, rows, batch, last):
+            for feature in (feature for feature in columns if feature.layer == layer.index):
+                chosen = columns[feature]
+                yield TokenValues(feature, self._at_tokens(layer, feature, chosen), pooled[feature][0, chosen])
+            del layer
+
+    def _at_tokens(self, layer: Layer, feature: FeatureKey, chosen: Int[Array, "neuron"]) -> Float[Array, "token neuron"]:
+        """Some of the read neurons of a layer, at every token of the batch."""
+        values = layer.hidden if feature.site == "hidden" else layer.activation
+        assert values is not None  # the extractor has pooled it
+        read = self._wanted[feature]
+        columns = torch.from_numpy(chosen if read is None else read[chosen]).to(values.device)
+        return wide(values[:, columns]).cpu().numpy()
 
     def _heads_of(
         self, block: Block, exit_: Exit | None, edit: Edit | None = None, watch: ShiftWatch | None = None

@@ -1,36 +1,72 @@
-"""Which neurons spoke for an answer, and what weight each neuron has."""
+"""Why a head gave its answer: what each word and each neuron added, and what weight each neuron has."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float64
 
+from spin_native.classifier.deployed import Deployed
+from spin_native.classifier.examples import Examples, places_of
+from spin_native.classifier.explanation import NO_WORDS, Contribution, Explanation, Parts, Token, Word
 from spin_native.classifier.heads import Head
+from spin_native.classifier.heads.base import LinearHead
+from spin_native.classifier.token_shares import read_row, summed_by_word
+from spin_native.classifier.words import words_of_tokens
+from spin_native.text.pairs import Text
+from spin_native.text.pairs import parts as parts_of
 
 Array = np.ndarray
 
 
-class Contribution(NamedTuple):
-    """How much one neuron added to the predicted class's logit, or to the value."""
+def explain(deployed: Deployed, text: Text, depth: int, n_neurons: int, examples: Examples | None) -> Explanation:
+    """The answer that the head at a depth gives to one text, explained. The model runs once, to that head's last layer."""
+    head = deployed.heads[depth]
+    block = deployed.token_ids(text)
+    features, shares = read_row(head, deployed.token_values(block, depth), len(block.ids[0]))
+    scores = head.scores(np.ascontiguousarray(head.standardizer(features)))
+    output = head.task.outputs(scores)
+    score, sign = head.task.explained(output[0])
+    parts, no_words = None, NO_WORDS
+    if isinstance(text, tuple) or (block.windows is not None and len(block.windows[0]) > 1):
+        no_words = "the classifier read a pair of texts, or several windows of one: words are of a single text in one piece"
+    elif shares is not None and isinstance(head, LinearHead):
+        bias = float(sign * head.model.intercept_[score])
+        parts = _parts(deployed, text, block.ids[0], sign * shares[:, score], bias)
+    kept = {} if examples is None else examples.by_neuron()
+    neurons = tuple(_contributions(head, sign * head.contributions(features, score), n_neurons))
+    return Explanation(
+        text=" | ".join(parts_of(text)),
+        answer=head.task.answers(output)[0],
+        output=head.task.described(output[0]),
+        depth=depth,
+        logit=float(sign * scores[0, score]),
+        neurons=neurons,
+        parts=parts,
+        no_words=no_words,
+        examples=kept,
+    )
 
-    layer: int
-    neuron: int
-    contribution: float
-    site: str
-    pooling: str
+
+def _parts(deployed: Deployed, text: str, ids: list[int], shares: Float64[Array, "token"], bias: float) -> Parts:
+    """Words and tokens with what each adds."""
+    tokenizer = deployed.extractor.tokenizer
+    offsets = tokenizer.offsets(text)
+    spans, word_of = words_of_tokens(text, offsets)
+    sums, special = summed_by_word(shares, word_of, len(spans))
+    words = tuple(Word(text[start:end], start, end, added) for (start, end), added in zip(spans, sums, strict=True))
+    tokens = tuple(
+        Token(token, span and span[0], span and span[1], added)
+        for token, span, added in zip(tokenizer.token_strings(ids), offsets, shares.tolist(), strict=True)
+    )
+    return Parts(bias, special, words, tokens)
 
 
-def contributions(head: Head, features: Float32[Array, "1 salient"], n_neurons: int) -> list[Contribution]:
-    """The neurons that added most to the head's answer for one row, largest first.
-
-    features: the row's raw features of the salient neurons.
-    """
-    score, sign = head.task.explained(head.output(features)[0])
-    added = sign * head.contributions(features, score)
-    places = head.places
+def _contributions(head: Head, added: Float[Array, "salient"], n_neurons: int) -> list[Contribution]:
+    """The neurons that added most to the head's answer for one row, largest first. added: by each neuron."""
+    columns = np.argsort(-added, kind="stable")[:n_neurons]
     return [
-        Contribution(places[i][0].layer, places[i][1], float(added[i]), places[i][0].site, places[i][0].pooling)
-        for i in np.argsort(-added, kind="stable")[:n_neurons]
+        Contribution(feature.layer, neuron, float(added[column]), feature.site, feature.pooling)
+        for column, (feature, neuron) in zip(columns, places_of(head, columns), strict=True)
     ]
 
 

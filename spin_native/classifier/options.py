@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from spin_native.checkpoints import Dtype
 from spin_native.checkpoints.load import check_device
+from spin_native.classifier.examples import Keeps
 from spin_native.classifier.exits import shallowest_within
 from spin_native.classifier.heads import check_options
 from spin_native.classifier.settings import (
@@ -61,6 +62,7 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
         ("mixing", (*get_args(Mixing), None)),
         ("head", get_args(HeadName)),
         ("phase_two", get_args(PhaseTwo)),
+        ("examples", (*get_args(Keeps), None)),
         ("ranker", (*WEIGHTINGS, *RANKERS)),
     ):
         if not (options[name] is None or isinstance(options[name], str)) or options[name] not in choices:

@@ -11,6 +11,7 @@ from spin_native.classifier.baselines import BASELINE_VIEWS, measure
 from spin_native.classifier.crossfit import Folds
 from spin_native.classifier.curves import CurveRow, columns_of_heads, columns_of_test, controls, layer_curve
 from spin_native.classifier.dense import DensePath, DenseRows, row_weights
+from spin_native.classifier.examples import examples_of
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.extraction import Wanted
 from spin_native.classifier.fitting import Rows
@@ -39,6 +40,7 @@ class PublishedTraining(Training):
             compared_with = self._baseline_path(extracted)
         with self.timed("integrate"):
             train, validation, tested = self._gathered(extracted, layers)
+            learnt_from = extracted["heads"].rows
             del extracted  # from here on only the gathered columns are read
             found = integrate(layers, train, validation, tested, self.max_depth, self.n_layers, settings, self.progress)
         if self.max_depth not in found:
@@ -70,6 +72,7 @@ class PublishedTraining(Training):
             ],
             exit=Exit("fixed", depth),
             seconds=self.seconds,
+            examples=examples_of(head, train, parts["training"], learnt_from, self.examples),
             shift_reference=Reference.of_heads({d: found[d].head for d in kept}, train),
         )
 

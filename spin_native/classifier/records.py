@@ -121,6 +121,24 @@ class ScoresRecord(msgspec.Struct):
     suspicious_rows: list[Count] | None = None
 
 
+class NeuronExamplesRecord(msgspec.Struct):
+    """One neuron, and the training rows in which its feature is largest and smallest."""
+
+    site: Site
+    pooling: Pooling
+    layer: Annotated[int, Meta(ge=0, le=10_000)]
+    neuron: Count
+    highest: list[Count]
+    lowest: list[Count]
+
+
+class ExamplesRecord(msgspec.Struct):
+    """Training rows that excite neurons; see examples.Examples."""
+
+    neurons: list[NeuronExamplesRecord]
+    texts: dict[int, str] | None
+
+
 class Description(msgspec.Struct):
     """The whole file."""
 
@@ -135,3 +153,4 @@ class Description(msgspec.Struct):
     scores: ScoresRecord
     error_promise: ErrorPromiseRecord | None = None
     pairs: bool = False  # whether it was fitted on pairs of texts
+    examples: ExamplesRecord | None = None  # earlier versions kept none

@@ -22,6 +22,7 @@ from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier.baselines import Baseline
 from spin_native.classifier.comparisons import Comparison
 from spin_native.classifier.curves import Controls, CurveRow
+from spin_native.classifier.examples import Examples
 from spin_native.classifier.exits import Exit, Promise, checked_exit
 from spin_native.classifier.heads import Head, describe, head_tensors, read_head
 from spin_native.classifier.records import Description, ErrorPromiseRecord, FormatRecord, ScoresRecord, TensorsRecord
@@ -114,6 +115,7 @@ def pack(
             "unconverged": fitted.unconverged,
             "suspicious_rows": fitted.suspicious_rows,
         },
+        "examples": fitted.examples and fitted.examples.to_json(),
     }
     tensors = {f"{depth}.{name}": t for depth, head in fitted.heads.items() for name, t in head_tensors(head).items()}
     tensors |= fitted.shift_reference.tensors() if fitted.shift_reference else {}
@@ -256,6 +258,7 @@ def restored(saved: Saved) -> Fitted:
             promise=_promise(description, task, heads),
             shift_reference=Reference.from_tensors(saved.tensors, heads[min(heads)].n_neurons),
             pairs=description.pairs,
+            examples=None if description.examples is None else Examples.from_record(description.examples),
         )
 
 

@@ -15,6 +15,7 @@ from spin_native.classifier.baselines import Baseline
 from spin_native.classifier.comparisons import standard_error
 from spin_native.classifier.curves import Controls, CurveRow
 from spin_native.classifier.dense import ACTIVATION, HIDDEN
+from spin_native.classifier.examples import Examples, Keeps
 from spin_native.classifier.exits import Exit, shallowest_within
 from spin_native.classifier.extraction import Extraction, Wanted
 from spin_native.classifier.heads import Head
@@ -37,7 +38,8 @@ class Fitted:
     only the salient neurons were extracted, or there are none. unconverged: linear models whose solver gave up. seconds: of
     each phase. suspicious_rows: training rows that look mislabelled (None: not cross-validated). shift_reference: what
     `predict` compares the texts that it reads with (None where the head at the smallest depth reads no neuron, and in earlier
-    versions' files). pairs: each row was a pair of texts.
+    versions' files). pairs: each row was a pair of texts. examples: training rows that excite the chosen head's most important
+    neurons (None: none are kept).
     """
 
     task: Task
@@ -52,6 +54,7 @@ class Fitted:
     promise: AnyPromise | None = None
     suspicious_rows: Int[Array, "_"] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    examples: Examples | None = None
     shift_reference: Reference | None = None
     pairs: bool = False
 
@@ -62,7 +65,7 @@ class Training(ABC):
 
     max_depth: the deepest head; chooses_depth: whether held-out rows may choose a shallower one, within `tolerance`. exits:
     depths below the chosen one that keep a head. sample, phase_two, with_baseline: as SpinClassifier has them. features: of all
-    the texts (None: to be extracted). windows: as of `extract`.
+    the texts (None: to be extracted). windows: as of `extract`. examples: as SpinClassifier has them.
     """
 
     checkpoint: Checkpoint
@@ -79,6 +82,7 @@ class Training(ABC):
     progress: bool | None
     features: Features | None = None
     windows: tuple[int, int] | None = None
+    examples: Keeps | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @abstractmethod

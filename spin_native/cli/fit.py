@@ -158,6 +158,12 @@ def _option_type(annotation: Any) -> Any:
     "Research",
     "Rows of the last fit: training rows, or also the validation rows (all).  [default: all, unless --validation is given]",
 )
+@setting(
+    "examples",
+    "Output",
+    "Keep which training rows excite the main neurons: their numbers (rows), also their texts (texts), or none.",
+    type=OrWord(click.Choice(["rows", "texts"]), "rows|texts", {"none": None}),
+)
 @setting("seed", "Research", "Seed of every random choice.")
 @option("--out", group="Output", type=file_path, required=True, help="Folder to save the classifier in.")
 @as_json

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "Score a saved classifier on labelled rows.",
     "calibrate": "Let easy texts stop at an early layer, with a bound on the accuracy lost.",
     "extract": "Store the pooled activations of a file's texts.",
+    "explain": "Show which words and neurons speak for a classifier's answer.",
     "neurons": "List the salient neurons of a saved classifier.",
     "inspect": "Show one text inside a base model: tokens, and the neurons that stand out.",
     "neuron-gradients": "Write the gradient of a model's output by its neurons, for a file of prompts.",
