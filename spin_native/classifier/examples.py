@@ -146,10 +146,8 @@ def examples_of(
     texts = None
     if keeps == "texts":
         text_of = dict(zip(numbers.tolist(), rows.texts, strict=True))
-        texts = {
-            row: " | ".join(parts(text_of[row]))[:MAX_CHARACTERS]
-            for row in sorted({row for of in highest + lowest for row in of})
-        }
+        kept = sorted({row for of in highest + lowest for row in of})
+        texts = {row: " | ".join(parts(text_of[row]))[:MAX_CHARACTERS] for row in kept}
     return Examples(places_of(head, columns), highest, lowest, texts)
 
 
