@@ -140,8 +140,8 @@ def extracted(data: Labelled, model_name: str, dtype: str, store: Path | None) -
     texts = data.learnt.texts + data.test.texts
     folder = None
     if store is not None:
-        digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
-        folder = store / f"{Path(model_name).resolve().name}-{dtype}-{data.source.folder}-{digest}"
+        digest = hashlib.sha256("\0".join([model_name, dtype, *texts]).encode()).hexdigest()[:12]
+        folder = store / f"{data.source.folder}-{digest}"
     started = perf_counter()
     model, tokenizer = sn.load_model(model_name, dtype=DTYPES[dtype]), sn.load_tokenizer(model_name)
     features = sn.extract(model, tokenizer, texts, sites=("activation", "hidden"), store=folder)
