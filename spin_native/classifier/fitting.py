@@ -47,7 +47,10 @@ class Standardizer:
 
     @classmethod
     def of(cls, features: Float32[Array, "row feature"], scaling: Scaling) -> "Standardizer":
-        """To mean 0 and variance 1 ("standard"; a constant feature is only shifted, a nearly constant one keeps a smaller variance), or no change ("none")."""
+        """To mean 0 and variance 1 ("standard"), or no change ("none").
+
+        A constant feature is only shifted, and a nearly constant one keeps a smaller variance.
+        """
         if scaling == "none":
             width = features.shape[1]
             return cls(np.zeros(width, np.float32), np.ones(width, np.float32))
