@@ -1,6 +1,7 @@
 """Planted label errors: how many of them are among the most suspicious rows.
 
-    python benchmarks/label_errors.py [sst2 tweet_emotion edos] [--model FOLDER] [--seeds 0 1 2 3 4] [--rows 4000] [--share 0.05]
+    python benchmarks/label_errors.py [sst2 tweet_emotion edos] [--model FOLDER] [--seeds 0 1 2 3 4] [--rows 4000]
+                                      [--share 0.05]
 
 Needs ../shared/data beside the repository. --model is a checkpoint folder or Hub name; without it, the demo's all-MiniLM-L6-v2.
 

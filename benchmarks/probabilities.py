@@ -115,8 +115,9 @@ def promises(
         rows, others = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
         started = perf_counter()
         of_rows = {depth: outputs[rows] for depth, outputs in heads.items()}
+        text_of = numbered_texts([test[0][row] for row in rows])
         try:
-            promise = bounded_error(of_rows, labels[rows], max_error, CONFIDENCE, numbered_texts([test[0][row] for row in rows]))
+            promise = bounded_error(of_rows, labels[rows], max_error, CONFIDENCE, text_of)
         except sn.InputError:
             records.append({"exit": None, "seconds": perf_counter() - started})
             continue

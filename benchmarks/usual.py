@@ -60,7 +60,7 @@ class Model(NamedTuple):
 
 
 def labelled(name: str, n_train: int, n_test: int | None = None, seed: int = 0) -> tuple[Labelled, Labelled]:
-    """At most `n_train` random training rows of a set, none of whose texts is a test text; and its (first `n_test`) test rows."""
+    """At most `n_train` random training rows of a set, without test texts; and its (first `n_test`) test rows."""
     folder, column = SETS[name]
     test_texts, test_labels = read(folder, "test", column)
     in_test = set(test_texts)
@@ -101,4 +101,6 @@ def mean_of(records: Sequence[dict[str, Any]], *path: str) -> str:
         for key in path:
             value = value[key]
         values.append(value)
+    if all(isinstance(value, int) for value in values):
+        return f"{np.mean(values):g}"
     return f"{np.mean(values):.4f}" + (f" +- {np.std(values):.4f}" if len(values) > 1 else "")
