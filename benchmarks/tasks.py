@@ -12,8 +12,8 @@ one SpinClassifier per label, on the same features; one logistic regression per 
 pairs: MCEval8K's commonsenseqa and postag (200 questions a part). A question with each of its choices is a pair, "right" or
 "wrong"; training and validation questions, without test questions, are learnt from. Accuracy: the share of the test questions
 whose right choice has the largest probability of "right" (equal ones share the point). By default, and "balanced": with
-class_weight="balanced" and metric="macro_f1". Beside pairs: both texts joined to one;
-logistic regression on their final hidden states apart (u, v, |u - v|, u * v), and on TF-IDF of the joined text.
+class_weight="balanced" and metric="macro_f1". Beside pairs: both texts joined to one; logistic regression on their final hidden
+states apart (u, v, |u - v|, u * v), and on TF-IDF of the joined text.
 windows: film reviews (imdb_small), cut at what the model holds, against windows=(256, 254) and (512, 510), which read them to
 their end; accuracy on all test rows and on those that are cut; on the latter, an exact McNemar test of each against the cut.
 Beside: TF-IDF, which reads whole texts.

@@ -47,8 +47,7 @@ class Model(NamedTuple):
 
     def features(self, texts: Sequence[Any], windows: tuple[int, int] | None = None) -> Any:
         """All that a default fit reads of these texts."""
-        sites = ("activation", "hidden")
-        return sn.extract(self.model, self.tokenizer, texts, sites=sites, windows=windows, progress=False)
+        return sn.extract(self.model, self.tokenizer, texts, sites=("activation", "hidden"), windows=windows, progress=False)
 
     def final_hidden(self, texts: Sequence[Any]) -> np.ndarray:
         """The mean over the tokens of the final hidden state, [text, d_model]."""
