@@ -3,7 +3,8 @@
     python benchmarks/tasks.py [labels pairs windows] [--model FOLDER] [--seeds 0] [--rows 4000] [--limit N]
 
 Needs ../shared/data beside the repository. --model is a checkpoint folder or Hub name; without it, the demo's all-MiniLM-L6-v2.
---rows: training rows, at most, drawn at random by each seed. --limit: first test rows (or questions) only.
+--rows: training rows, at most, drawn at random by each seed; of pairs the first questions, where a seed changes only the folds.
+--limit: first test rows (or questions) only.
 
 labels: sexism in posts (EDOS). A sexist post has the label "sexist" and one of four categories, other posts have none. F1 over
 all labels (micro), mean F1 of the labels (macro), the share of posts whose whole set is right (subset), and the mean average
@@ -24,7 +25,6 @@ of predicting the test rows, which runs the model. The last line is JSON.
 
 import argparse
 import json
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -251,8 +251,6 @@ def main() -> None:
     given = arguments.parse_args()
     given.model = given.model or str(demo_weights())
     where = environment()
-    # Texts that are cut, and classifiers that read test texts of another kind: both are what is measured.
-    warnings.simplefilter("ignore", UserWarning)
     base = Model.load(given.model)
     print_json(where | {"arguments": vars(given)}, {name: MEASURES[name](base, given) for name in given.tasks or MEASURES})
 
