@@ -73,9 +73,9 @@ class SpinEstimator(Ablating):
         .3, 1, 3 and 10 over the number of neurons, for frozen ones .1 to 300 over the number of the probes' outputs.
     scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
     final_rows: the rows of the last fit of dense, refit and frozen heads and of the baselines, where there are validation
-        rows: "training" rows only, as published, or "all", training and validation rows (whose scores then say nothing any more). None: "all"
-        where the validation rows were split off the training rows (and phase_two is "seen"), "training" where they were given.
-        C stays; the probes stay, too.
+        rows: "training" rows only, as published, or "all", training and validation rows (whose scores then say nothing any
+        more). None: "all" where the validation rows were split off the training rows (and phase_two is "seen"), "training"
+        where they were given. C stays; the probes stay, too.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
         the first of them.
     class_weight: how many times a row of each class counts in every fit: "balanced" (rows / (classes * rows of the class), so
@@ -97,9 +97,10 @@ class SpinEstimator(Ablating):
     depth), layer_curve_ (one per single layer), baselines_ ({name: Baseline}: majority, final_hidden, best_hidden, all_hidden,
     all_activations, with paired tests; None without `baseline`), baseline_ (the row of final_hidden), controls_ (of published
     heads; None with `sample`), suspicious_rows_ (training rows whose held-out predictions contradict their label at every
-    depth, the least plausible label first; None without cross-validation), unconverged_ (models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
-    {phase: seconds}, task_ (what the labels mean), pairs_ (whether each text is a pair), examples_ (training rows by neuron, or
-    None), shift_reference_ (quantiles of neurons, with which the texts that are read later are compared).
+    depth, the least plausible label first; None without cross-validation), unconverged_ (models whose solver gave up), exit_
+    (when a row exits), promise_ (the result of calibrate, or None), seconds_ {phase: seconds}, task_ (what the labels mean),
+    pairs_ (whether each text is a pair), examples_ (training rows by neuron, or None), shift_reference_ (quantiles of neurons,
+    with which the texts that are read later are compared).
     """
 
     task: ClassVar[TaskName]
