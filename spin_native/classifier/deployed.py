@@ -112,7 +112,7 @@ class Deployed:
         asked = {int(exit_.value or 0)} if exit_ is not None and exit_.by == "fixed" else set(self.heads)
         deepest = max(asked)
         for rows, batch in self.extractor.batches(block):
-            decision = None if exit_ is None else ExitDecision(exit_, len(rows))
+            decision = None if exit_ is None else ExitDecision(exit_, len(rows), self.task)
             known: Pooled = {}  # of the rows that still run
             for layer, pooled in self.extractor.pooled(block, rows, batch, edit=edit):
                 known |= pooled

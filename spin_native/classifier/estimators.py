@@ -1,7 +1,8 @@
-"""SpinClassifier, SpinRegressor: texts and labels in, a classifier out that runs no more layers than it needs."""
+"""SpinClassifier, SpinMultilabelClassifier, SpinRegressor: texts and labels in, a classifier out that runs no more layers than it needs."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,11 @@ from spin_native.classifier.options import DTYPES, name_of
 from spin_native.classifier.rows import evaluation_rows, warn_of_seen
 from spin_native.classifier.saved import read_saved
 from spin_native.classifier.splits import numbered_texts
-from spin_native.classifier.tasks import Classes
+from spin_native.classifier.tasks import Classes, LabelSets
 from spin_native.errors import InputError
 
 Array = np.ndarray
-__all__ = ["DTYPES", "SpinClassifier", "SpinRegressor", "load_pretrained"]
+__all__ = ["DTYPES", "SpinClassifier", "SpinMultilabelClassifier", "SpinRegressor", "load_pretrained"]
 
 
 class SpinClassifier(ClassifierMixin, SpinEstimator):
@@ -79,7 +80,8 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         with rows.named_in_errors():
             outputs = self._deployed.all_outputs(rows.texts)
         text_of = numbered_texts(rows.texts)
-        promise = calibrate(outputs, rows.labels, by, max_accuracy_drop, confidence, text_of, self._deployed.dtype)
+        dtype, task = self._deployed.dtype, self.task_
+        promise = calibrate(outputs, rows.labels, by, max_accuracy_drop, confidence, text_of, dtype, task)
         needed, n_texts = rows_needed(max_accuracy_drop, confidence), int(text_of.max()) + 1
         if n_texts < needed:
             repeated = "" if n_texts == len(rows.texts) else f" ({n_texts} different texts)"
@@ -94,6 +96,61 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         return self
 
 
+class SpinMultilabelClassifier(SpinClassifier):
+    __doc__ = f"""Give each text any number of labels, also none. {SpinEstimator.__doc__}
+    labels (of fit, score and calibrate): a list, tuple or set of labels per text, all str or all int; or an array or DataFrame
+    [text, label] of 0 and 1, whose columns are the labels (of an array 0, 1, ...). Every label has a logistic score of its own,
+    and all are fitted at once, with one C. metric: "micro_f1", "macro_f1" or "subset_accuracy", the share of the texts whose
+    whole set is right, which is what calibrate calls accuracy. A text exits by confidence when every label has a probability of
+    at least that much, or at most 1 minus that; and by patience when the whole set stays the same.
+    classes_: the labels, sorted, in the order of probabilities. thresholds_: a text has the labels above theirs."""
+
+    task = "multilabel"
+
+    @property
+    def classes_(self) -> Array:
+        """The labels, in the order of probabilities."""
+        check_is_fitted(self, "heads_")
+        return cast(LabelSets, self.task_).labels
+
+    @property
+    def thresholds_(self) -> Float[Array, "label"]:
+        """The probability above which a text has a label, in the order of classes_; 1/2 after a fit."""
+        check_is_fitted(self, "heads_")
+        return cast(LabelSets, self.task_).thresholds.copy()
+
+    def set_thresholds(self, thresholds: Sequence[float] | Float[Array, "label"]) -> "SpinMultilabelClassifier":
+        """Give each label another threshold, 0 to 1, in the order of classes_ (see best_thresholds); it is saved.
+
+        The answers change, so an earlier calibration no longer holds: exit_ is at depth_ again, and promise_ is None.
+        """
+        check_is_fitted(self, "heads_")
+        task = cast(LabelSets, self.task_).with_thresholds(thresholds)
+        self.heads_ = {depth: replace(head, task=task) for depth, head in self.heads_.items()}
+        return self
+
+    def predict_proba(
+        self, texts: str | Iterable[str], progress: bool | None = False, *, exit: str | Exit | None = None
+    ) -> Float[Array, "*row label"]:
+        """Probability of each label, in the order of classes_; one row per text, or a single row for a single str.
+
+        The labels are independent: a row does not sum to 1. exit: when a row exits (see output_blocks).
+        """
+        return super().predict_proba(texts, progress, exit=exit)
+
+    def predict(self, texts: str | Iterable[str], *, exit: str | Exit | None = None, return_depth: bool = False) -> Any:
+        """A tuple of labels for each text, in an array of objects; a single tuple for a single str.
+
+        As 0/1 [text, label]: predict_proba(texts) > thresholds_. return_depth: with the depth of each text's exit.
+        """
+        return super().predict(texts, exit=exit, return_depth=return_depth)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label, tags.classifier_tags.multi_class = True, False
+        return tags
+
+
 class SpinRegressor(RegressorMixin, SpinEstimator):
     __doc__ = f"Estimate a value for each text. {SpinEstimator.__doc__}"
 
@@ -106,10 +163,12 @@ class SpinRegressor(RegressorMixin, SpinEstimator):
         return float(values[0]) if isinstance(texts, str) else values
 
 
-ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in (SpinClassifier, SpinRegressor)}
+ESTIMATORS: dict[str, type[SpinEstimator]] = {
+    kind.task: kind for kind in (SpinClassifier, SpinMultilabelClassifier, SpinRegressor)
+}
 
 
 def load_pretrained(name: str | Path, *, revision: str | None = None, **where: Any) -> SpinClassifier | SpinRegressor:
-    """A saved SpinClassifier or SpinRegressor; arguments as of from_pretrained."""
+    """A saved classifier, multilabel classifier or regressor; arguments as of from_pretrained."""
     read = read_saved(Location(name_of(name, "classifier"), revision, "classifier"))
     return ESTIMATORS.get(read.task or "", SpinClassifier)._restored(read, **where)

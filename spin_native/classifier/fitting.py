@@ -25,7 +25,7 @@ class Rows:
     """Features and labels of the same rows."""
 
     features: Float32[Array, "row feature"]
-    labels: Shaped[Array, "row"]
+    labels: Shaped[Array, "row *label"]
 
     def joined(self, other: "Rows") -> "Rows":
         """These rows, then the others."""

@@ -17,7 +17,7 @@ Neurons = dict[FeatureKey, Int[Array, "_"]]  # of each feature, some of its colu
 class Part(ABC):
     """Some rows (training, validation or test): their encoded labels, and columns of their features."""
 
-    labels: Shaped[Array, "_"]
+    labels: Shaped[Array, "_ *label"]
 
     @abstractmethod
     def take(self, feature: FeatureKey, neurons: Int[Array, "neuron"]) -> Float32[Array, "row neuron"]:

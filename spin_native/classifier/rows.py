@@ -26,7 +26,7 @@ class LabelledRows:
     """
 
     texts: list[str]
-    labels: Shaped[np.ndarray, "row"]
+    labels: Shaped[np.ndarray, "row *label"]
     what: str = "rows"
     numbers: Int[np.ndarray, "row"] | None = None
 

@@ -49,7 +49,7 @@ class Settings:
         together = [self.sources] if len(self.sources) > 1 or self.mixing == "together" else []
         return {"apart": apart, "together": together, "best": apart + together}[self.mixing]
 
-    def score(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> float:
+    def score(self, truth: Shaped[Array, "row *label"], predicted: Shaped[Array, "row *label"]) -> float:
         """The metric of encoded predictions."""
         return self.task.score(self.metric, truth, predicted)
 

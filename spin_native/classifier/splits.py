@@ -22,7 +22,7 @@ def numbered_texts(texts: Sequence[str]) -> Int[Array, "row"]:
 
 
 def split(
-    task: Task, texts: Sequence[str], labels: Shaped[Array, "row"], share: float, seed: int
+    task: Task, texts: Sequence[str], labels: Shaped[Array, "row *label"], share: float, seed: int
 ) -> tuple[Indices, Indices, list[str]]:
     """Training rows, validation rows (`share` of them), and warnings of classes whose only text is in both.
 
@@ -35,6 +35,7 @@ def split(
     is_held_out, lone = _held_out(text_of, task.strata(labels), share, seed)
     train, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     task.check_training(labels[train])
+    task.check_validation(labels[validation])
     leaks = [
         f"{task.stratum_name(stratum)} one text only, which is among the training and the validation rows: validation scores "
         "are too good; add other texts, or give validation rows of your own"
@@ -43,7 +44,7 @@ def split(
     return train, validation, leaks
 
 
-def halves(task: Task, texts: Sequence[str], labels: Shaped[Array, "row"], seed: int) -> tuple[Indices, Indices]:
+def halves(task: Task, texts: Sequence[str], labels: Shaped[Array, "row *label"], seed: int) -> tuple[Indices, Indices]:
     """Two halves of the rows; InputError if one of them lacks a class."""
     text_of = numbered_texts(texts)
     if text_of[-1] == len(texts) - 1:

@@ -98,7 +98,7 @@ def _is_text(value: object) -> bool:
 def _new_types(clf: SpinClassifier | SpinRegressor, exit_: Exit) -> dict[str, type]:
     """The names of the new columns, and the types of their values."""
     columns = clf.task_.columns(np.empty((0, clf.task_.n_outputs)))
-    types = {name: clf.task_.label_type if name == LABEL else float for name in columns}
+    types = {name: clf.task_.written_type if name == LABEL else float for name in columns}
     return types if exit_.by == "fixed" else {**types, "exit_depth": int}
 
 

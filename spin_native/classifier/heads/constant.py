@@ -23,7 +23,7 @@ class ConstantHead(LinearHead):
     label = "constant"
 
     @classmethod
-    def of(cls, labels: Shaped[Array, "row"], settings: Settings) -> "ConstantHead":
+    def of(cls, labels: Shaped[Array, "row *label"], settings: Settings) -> "ConstantHead":
         """The best constant answer to these labels."""
         site, pooling = settings.sources[0]
         empty = np.empty(0, dtype=np.float32)
