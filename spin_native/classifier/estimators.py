@@ -1,10 +1,10 @@
-"""SpinClassifier, SpinMultilabelClassifier, SpinRegressor: texts and labels in, a classifier out that runs no more layers than it needs."""
+"""The estimators: texts and labels in, a classifier (or regressor) out that runs no more layers than it needs."""
 
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from spin_native.classifier.options import DTYPES, name_of
 from spin_native.classifier.rows import evaluation_rows, warn_of_seen
 from spin_native.classifier.saved import read_saved
 from spin_native.classifier.splits import numbered_texts
-from spin_native.classifier.tasks import Classes, LabelSets
+from spin_native.classifier.tasks import Classes, LabelSets, TaskName
 from spin_native.errors import InputError
 
 Array = np.ndarray
@@ -29,7 +29,7 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
     __doc__ = f"""Classify texts, two classes or more. {SpinEstimator.__doc__}
     classes_: the labels, in the order of probabilities."""
 
-    task = "classification"
+    task: ClassVar[TaskName] = "classification"
     score = SpinEstimator.score  # not that of the mixin
 
     @property
@@ -163,9 +163,8 @@ class SpinRegressor(RegressorMixin, SpinEstimator):
         return float(values[0]) if isinstance(texts, str) else values
 
 
-ESTIMATORS: dict[str, type[SpinEstimator]] = {
-    kind.task: kind for kind in (SpinClassifier, SpinMultilabelClassifier, SpinRegressor)
-}
+KINDS: tuple[type[SpinEstimator], ...] = (SpinClassifier, SpinMultilabelClassifier, SpinRegressor)
+ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in KINDS}
 
 
 def load_pretrained(name: str | Path, *, revision: str | None = None, **where: Any) -> SpinClassifier | SpinRegressor:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -85,6 +85,7 @@ def checked_exit(exit_: Exit, depths: Sequence[int]) -> Exit:
     return exit_
 
 
+@runtime_checkable
 class Reads(Protocol):
     """How outputs are read: a task is one of these."""
 

@@ -53,7 +53,7 @@ def _has_columns(y: Any) -> bool:
     """Whether y is a dense matrix [row, label] of two labels or more, as an array, a table or a list of rows."""
     if isinstance(y, (list, tuple)):
         return len(y) > 0 and isinstance(y[0], (list, tuple, np.ndarray)) and len(y[0]) > 1
-    shape = getattr(y, "shape", ())
+    shape: tuple[int, ...] = getattr(y, "shape", ())
     return len(shape) == 2 and shape[1] > 1 and not hasattr(y, "toarray")
 
 
@@ -218,7 +218,8 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
     max_iter: Newton iterations before a ConvergenceWarning; the last one only measures the gap.
 
     After fit: classes_ [class] (multilabel: the labels' numbers 0, 1, ...); coef_ [output, feature] and intercept_ [output],
-    with one output for two classes and otherwise one per class or label; n_iter_; dual_gap_, the duality gap over the objective; converged_, whether dual_gap_ <= tol.
+    with one output for two classes and otherwise one per class or label; n_iter_; dual_gap_, the duality gap over the
+    objective; converged_, whether dual_gap_ <= tol.
     """
 
     classes_: Array

@@ -231,9 +231,7 @@ class LabelSets(Task):
         """
         for label in map(str, self.labels):
             if separator in label:
-                raise InputError(
-                    f"the label {label!r} holds the separator {separator!r}; choose another separator (--separator)"
-                )
+                raise InputError(f"the label {label!r} holds the separator {separator!r}; choose another one, with --separator")
         texts = np.empty(len(outputs), dtype=object)
         texts[:] = [separator.join(map(str, labels)) for labels in self.answers(outputs)]
         return texts
