@@ -7,7 +7,8 @@ from typing import Literal
 import click
 
 import spin_native as sn
-from spin_native import tables
+from spin_native.classifier.estimators import load_pretrained
+from spin_native.cli.labelled import LabelledFiles
 from spin_native.cli.options import (
     as_json,
     base_option,
@@ -17,6 +18,7 @@ from spin_native.cli.options import (
     file_path,
     label_column,
     pickle_option,
+    separator_option,
     text_column,
 )
 from spin_native.errors import InputError
@@ -27,6 +29,7 @@ from spin_native.errors import InputError
 @click.argument("data", type=file_path)
 @text_column
 @label_column
+@separator_option
 @delimiter_option
 @encoding_option
 @click.option("--max-accuracy-drop", default=0.01, show_default=True, help="Largest loss of accuracy against the deepest head.")
@@ -47,6 +50,7 @@ def calibrate(
     data: Path,
     text: str,
     label: str,
+    separator: str | None,
     delimiter: str | None,
     encoding: str | None,
     max_accuracy_drop: float,
@@ -61,15 +65,16 @@ def calibrate(
 
     Reads the folder CLASSIFIER, fitted with --exits, and DATA: a CSV, JSONL or Parquet file (or a folder of them, or a glob in
     quotes) of labelled texts that `fit` did not see. Prints the rule it chose and saves it in the folder, where `predict` uses
-    it.
+    it. With several labels per text, accuracy is the share of the texts whose whole set of labels is right.
     """
     if not Path(classifier).is_dir():
         raise InputError(f"{classifier}: not a folder; calibrate changes the classifier, so save it to a folder first")
-    tables.open_source(data, delimiter=delimiter, encoding=encoding).check([text, label])  # before the model is loaded
-    clf = sn.SpinClassifier.from_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
-    texts, labels = tables.read_labelled(
-        data, text, label, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
-    )
+    labelled = LabelledFiles(text, label, separator, delimiter, encoding)
+    labelled.check(data)  # before the model is loaded
+    clf = load_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
+    if not isinstance(clf, sn.SpinClassifier):
+        raise InputError(f"{classifier}: its task is {clf.task!r}, where no text stops early; expected a classifier")
+    texts, labels = labelled.read(data, clf.task, clf.task_.label_type)
     clf.calibrate(texts, labels, max_accuracy_drop=max_accuracy_drop, confidence=confidence, by=by)
     clf.save_pretrained(classifier)
     promise = clf.promise_

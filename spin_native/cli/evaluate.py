@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from spin_native import tables
 from spin_native.classifier.estimators import load_pretrained
 from spin_native.cli import render
+from spin_native.cli.labelled import LabelledFiles
 from spin_native.cli.options import (
     as_json,
     base_option,
@@ -20,6 +20,7 @@ from spin_native.cli.options import (
     file_path,
     label_column,
     pickle_option,
+    separator_option,
     text_column,
 )
 
@@ -29,6 +30,7 @@ from spin_native.cli.options import (
 @click.argument("data", type=file_path)
 @text_column
 @label_column
+@separator_option
 @delimiter_option
 @encoding_option
 @exit_option
@@ -42,6 +44,7 @@ def evaluate(
     data: Path,
     text: str,
     label: str,
+    separator: str | None,
     delimiter: str | None,
     encoding: str | None,
     exit_: str | None,
@@ -54,14 +57,14 @@ def evaluate(
     """Score a saved CLASSIFIER on the labelled texts in DATA.
 
     CLASSIFIER is a folder or a Hub name, DATA a CSV, JSONL or Parquet file (or a folder of them, or a glob in quotes). Prints
-    accuracy, macro-F1 and the confusion matrix; for a regressor Pearson and Spearman correlation, mean squared and mean
-    absolute error. Writes no file.
+    accuracy, macro-F1 and the confusion matrix; for several labels per text micro-F1, macro-F1, the share of the texts whose
+    whole set is right, the label ranking average precision, and precision, recall and F1 of each label; for a regressor
+    Pearson and Spearman correlation, mean squared and mean absolute error. Writes no file.
     """
-    tables.open_source(data, delimiter=delimiter, encoding=encoding).check([text, label])  # before the model is loaded
+    labelled = LabelledFiles(text, label, separator, delimiter, encoding)
+    labelled.check(data)  # before the model is loaded
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
-    texts, labels = tables.read_labelled(
-        data, text, label, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
-    )
+    texts, labels = labelled.read(data, clf.task, clf.task_.label_type)
     clf.task_.encode(labels, len(texts), str(data))  # refuse unusable labels before the model runs
     outputs = np.concatenate([outputs for outputs, _ in clf.output_blocks(texts, False, exit_)])
     result = clf.task_.evaluate(outputs, labels, str(data))

@@ -22,6 +22,7 @@ from spin_native.cli.options import (
     exit_option,
     file_path,
     pickle_option,
+    separator_option,
     text_column,
     utf8_text,
 )
@@ -40,6 +41,7 @@ REJECTED = 3  # exit code: finished, but some rows had no text
 @click.option("--overwrite", is_flag=True, help="Replace the file --out if it exists.")
 @exit_option
 @text_column
+@separator_option
 @delimiter_option
 @encoding_option
 @dtype_option
@@ -55,6 +57,7 @@ def predict(
     overwrite: bool,
     exit_: str | None,
     text: str,
+    separator: str | None,
     delimiter: str | None,
     encoding: str | None,
     base_model: str | None,
@@ -68,15 +71,17 @@ def predict(
     CLASSIFIER is a folder or a Hub name. TEXTS are printed with their label and its probability, one line each (with --json, as
     one JSON object each). If TEXTS is "-", each line of standard input is a text (an empty line is an empty text), labelled as
     it arrives. A file (--in) is copied to another one (--out) with new columns: predicted_label and
-    probability_<label>, or predicted_value; and exit_depth if texts can stop early. Rows without a text get empty columns, and
+    probability_<label> (several labels of one text with --separator between them), or predicted_value; and exit_depth if texts can stop early. Rows without a text get empty columns, and
     the exit code is 3.
     """
     if bool(texts) == bool(source) or bool(source) != bool(out):
         raise click.UsageError("give either TEXTS, or --in FILE and --out FILE")
     if "-" in texts and len(texts) > 1:
         raise click.UsageError('"-" stands for the lines of standard input and cannot be given beside other texts')
-    if texts and (overwrite or delimiter is not None or (encoding is not None and texts != ("-",))):
-        raise click.UsageError("--overwrite, --delimiter and --encoding are for --in (--encoding also for -); leave them out")
+    if texts and (overwrite or separator or delimiter is not None or (encoding is not None and texts != ("-",))):
+        raise click.UsageError(
+            "--overwrite, --separator, --delimiter and --encoding are for --in (--encoding also for -); leave them out"
+        )
     if source and out:  # before the model is loaded
         table = tables.open_source(source, delimiter=delimiter, encoding=encoding)
         tables.check_output(out, overwrite, table)
@@ -84,7 +89,15 @@ def predict(
     clf = load_pretrained(classifier, base_model=base_model, dtype=dtype, device=device, allow_pickle=allow_pickle)
     if source and out:
         written = predict_files(
-            clf, source, out, text=text, exit=exit_, overwrite=overwrite, delimiter=delimiter, encoding=encoding
+            clf,
+            source,
+            out,
+            text=text,
+            exit=exit_,
+            overwrite=overwrite,
+            separator=separator,
+            delimiter=delimiter,
+            encoding=encoding,
         )
         _report(written, source, text)
         sys.exit(REJECTED if written.n_rejected else 0)

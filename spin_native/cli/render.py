@@ -9,7 +9,11 @@ from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.models import ModelConfig
 
-METRIC_NAMES = {"macro_f1": "macro-F1"}  # where the printed name is not the one in JSON
+METRIC_NAMES = {
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "subset_accuracy": "whole sets right",
+}  # where the printed name is not the one in JSON
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -55,9 +59,11 @@ def layers(clf: SpinClassifier | SpinRegressor) -> str:
 
 
 def scores(result: Mapping[str, Any]) -> str:
-    """The scores of an evaluation on one line, and the confusion matrix if it has one."""
+    """The scores of an evaluation on one line, and the confusion matrix or the scores of each label if it has them."""
     metrics = {METRIC_NAMES.get(name, name): value for name, value in result.items() if isinstance(value, float)}
     line = "  ".join([f"rows {result['rows']}", *(f"{name} {value:.4f}" for name, value in metrics.items())])
+    if "per_label" in result:
+        return line + "\n\n" + table(list(result["per_label"][0]), [list(scores.values()) for scores in result["per_label"]])
     if "confusion" not in result:
         return line
     rows = [[str(label), *counts] for label, counts in zip(result["labels"], result["confusion"], strict=True)]
