@@ -17,30 +17,36 @@ class LabelledFiles:
     def __init__(self, text: str, label: str, separator: str | None, delimiter: str | None, encoding: str | None) -> None:
         self.text, self.label, self._given_separator = text, label, separator
         self._how: dict[str, Any] = {"delimiter": delimiter, "encoding": encoding}
-        self.columns: list[str] = [label]
+        self._columns: list[str] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of labels, as the first file that was checked has them."""
+        return [self.label] if self._columns is None else self._columns
 
     def check(self, path: Path) -> None:
-        """Find the label columns in a file; InputError if it has not these columns, or cannot be read."""
+        """InputError if a file has no such columns, or cannot be read. The first file decides whether --label names several."""
         source = tables.open_source(path, **self._how)
+        if self._columns is None:
+            source.check([self.text])
+            self._columns = self._found(source)
+        source.check([self.text, *self._columns])
+
+    def _found(self, source: tables.Source) -> list[str]:
         names = [name.strip() for name in self.label.split(",")]
         if len(names) > 1:
-            source.check([self.text])
             try:
                 source.check([self.label])
             except InputError:
-                source.check(names)
-                self.columns = names
-                return
-        source.check([self.text, self.label])
+                return names
+        return [self.label]
 
     def check_task(self, task: str) -> None:
         """InputError for what only several labels per text can use."""
         if task == "multilabel":
             return
         if self._given_separator is not None:
-            raise InputError(
-                f"--separator {self._given_separator!r} is for a multilabel task, and this is a {task}; leave it out"
-            )
+            raise InputError(f"--separator is for a multilabel task, and this is a {task}; leave it out")
         if len(self.columns) > 1:
             raise InputError(f"--label names several columns, which is for a multilabel task, and this is a {task}; name one")
 

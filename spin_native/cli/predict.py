@@ -70,9 +70,9 @@ def predict(
 
     CLASSIFIER is a folder or a Hub name. TEXTS are printed with their label and its probability, one line each (with --json, as
     one JSON object each). If TEXTS is "-", each line of standard input is a text (an empty line is an empty text), labelled as
-    it arrives. A file (--in) is copied to another one (--out) with new columns: predicted_label and
-    probability_<label> (several labels of one text with --separator between them), or predicted_value; and exit_depth if texts can stop early. Rows without a text get empty columns, and
-    the exit code is 3.
+    it arrives. A file (--in) is copied to another one (--out) with new columns: predicted_label and probability_<label>, or
+    predicted_value; and exit_depth if texts can stop early. Several labels of one text are written with --separator between
+    them. Rows without a text get empty columns, and the exit code is 3.
     """
     if bool(texts) == bool(source) or bool(source) != bool(out):
         raise click.UsageError("give either TEXTS, or --in FILE and --out FILE")

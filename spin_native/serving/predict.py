@@ -55,10 +55,9 @@ def predict_files(
     """Write the rows of `source` to `out`, with the classifier's predictions as new columns.
 
     The files are CSV, JSONL or Parquet, by the ending of their names (also .tsv, and .csv.gz and .jsonl.gz); `source` may be a
-    folder, a glob or a sequence of files of one format. A classifier adds `predicted_label` and one
-    `probability_<label>` per class or label, a regressor adds `predicted_value`; if rows can stop at different depths, `exit_depth` is
-    added, too. All other columns are copied as they are (see `spin_native.tables`). The rows are streamed: memory does not grow
-    with the file.
+    folder, a glob or a sequence of files of one format. A classifier adds `predicted_label` and one `probability_<label>` per
+    class or label, a regressor adds `predicted_value`; if rows can stop at different depths, `exit_depth` is added, too. All
+    other columns are copied as they are (see `spin_native.tables`). The rows are streamed: memory does not grow with the file.
 
     text: the column that holds the texts. A row without a text (also a number, or half a character) is rejected: its new
         columns are empty.

@@ -116,8 +116,8 @@ def read_label_sets(
     labels: one column; each cell holds text with `separator` between the labels, or (in JSONL and Parquet) a list of labels.
         An empty text or list is no label; so is an empty cell of a CSV file, whether in quotes or not. Or several columns of 0
         and 1 (or true and false), each named as its label.
-    labels_as: the type of the known labels, str or int. None: labels that are written as text are int if all of them are whole
-        numbers as Python writes them.
+    labels_as: the type of the known labels, str or int. None: those of a CSV file are int if all of them are whole numbers as
+        Python writes them; in JSONL and Parquet labels have their own types. With it, "7" is read as 7, or 7 as "7".
     Raises InputError, naming the row, for a missing text, a missing value of a typed file, a cell of another type, an empty
     label between separators, and a value of several columns that is no 0 or 1; and as `open_source` and `Source.blocks` do.
     """

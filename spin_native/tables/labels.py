@@ -56,8 +56,7 @@ def label_set_rows(
         else:
             indicators = [_indicators(block, column) for column in columns]
             rows += [[name for name, has in zip(columns, row, strict=True) if has] for row in zip(*indicators, strict=True)]
-    labels = [label for row in rows for label in row]
-    if labels_as is None and labels and all(isinstance(label, str) and WHOLE(label) for label in labels):
+    if labels_as is None and source.format == "CSV" and all(WHOLE(label) for row in rows for label in row):
         labels_as = int
     return texts, rows if labels_as is None else [[_as_known(label, labels_as) for label in row] for row in rows]
 
@@ -74,13 +73,13 @@ def _label_lists(block: Block, column: str, separator: str, is_csv: bool) -> lis
         if not isinstance(labels, list):
             got = "no value" if value is None else f"{value!r:.60} ({type(value).__name__})"
             raise InputError(
-                f"{block.place(row)} has {got} in column {column!r}; expected a list of labels, or text with {separator!r} between "
-                "them: fix or remove it"
+                f"{block.place(row)} has {got} in column {column!r}; expected a list of labels, or text with {separator!r} "
+                "between them: fix or remove it"
             )
         if isinstance(value, str) and "" in labels:
             raise InputError(
-                f"{block.place(row)} has {value!r:.60} in column {column!r}, with an empty label beside a {separator!r}; remove "
-                "the separator, or choose another one"
+                f"{block.place(row)} has {value!r:.60} in column {column!r}, with an empty label beside a {separator!r}; "
+                "remove the separator, or choose another one"
             )
         lists.append(labels)
     return lists
