@@ -218,16 +218,16 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
     max_iter: Newton iterations before a ConvergenceWarning; the last one only measures the gap.
 
     After fit: classes_ [class] (multilabel: the labels' numbers 0, 1, ...); coef_ [output, feature] and intercept_ [output],
-    with one output for two classes and otherwise one per class or label; n_iter_; dual_gap_, the duality gap over the
-    objective; converged_, whether dual_gap_ <= tol.
+    with one output for two classes and otherwise one per class or label; multilabel_, whether outputs are labels; n_iter_;
+    dual_gap_, the duality gap over the objective; converged_, whether dual_gap_ <= tol.
     """
 
     classes_: Array
-    _is_multilabel = False
+    multilabel_ = False
 
     def _loss(self, y: Array) -> Loss:
-        self._is_multilabel = y.ndim == 2
-        if self._is_multilabel:
+        self.multilabel_ = y.ndim == 2
+        if self.multilabel_:
             self.classes_ = np.arange(y.shape[1])
             return Logistic(torch.from_numpy(self._checked_indicators(y)))
         check_classification_targets(y)
@@ -258,17 +258,17 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
     def decision_function(self, X: Shaped[Array, "row feature"]) -> Float[Array, "row *output"]:
         """X w + b: [row] for two classes, positive where classes_[1] is predicted; otherwise [row, class] or [row, label]."""
         scores = self._scores(X)
-        return scores if self._is_multilabel or len(self.coef_) > 1 else scores[:, 0]
+        return scores if self.multilabel_ or len(self.coef_) > 1 else scores[:, 0]
 
     def predict_proba(self, X: Shaped[Array, "row feature"]) -> Float[Array, "row class"]:
         """The probability of each class, in the order of classes_; multilabel: [row, label], each label's own probability."""
         scores = self._scores(X)
-        return expit(scores) if self._is_multilabel else probabilities(scores)
+        return expit(scores) if self.multilabel_ else probabilities(scores)
 
     def predict(self, X: Shaped[Array, "row feature"]) -> Shaped[Array, "row *label"]:
         """The most probable class of each row; multilabel: [row, label], 1 where the label's probability is above 1/2, or 0."""
         scores = self.decision_function(X)
-        if self._is_multilabel:
+        if self.multilabel_:
             return (scores > 0).astype(np.int64)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
 
@@ -281,7 +281,7 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
 class MultilabelProbe(LogisticProbe):
     """A LogisticProbe whose outputs are independent labels, however many there are (also one): y is always [row, label]."""
 
-    _is_multilabel = True
+    multilabel_ = True
 
     def _loss(self, y: Array) -> Loss:
         if y.ndim != 2:

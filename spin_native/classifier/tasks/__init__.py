@@ -6,7 +6,8 @@ gives into answers. Another task is another class here, a line in TASKS, its nam
 
 from spin_native.classifier.tasks.base import Metric, Probe, Task, TaskName
 from spin_native.classifier.tasks.classes import Classes
-from spin_native.classifier.tasks.label_sets import LabelSets, best_thresholds
+from spin_native.classifier.tasks.label_sets import LabelSets
+from spin_native.classifier.tasks.thresholds import best_thresholds
 from spin_native.classifier.tasks.values import Values
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classes, LabelSets, Values)}
