@@ -21,23 +21,23 @@ SEPARATOR = "|"  # between the labels of one row, in files and on the terminal
 SPLIT_ATTEMPTS = 10
 
 
-def f1_per_label(truth: Bool[Array, "row label"], predicted: Bool[Array, "row label"]) -> Float[Array, "label"]:
-    """2 TP / (2 TP + FP + FN) of each label; 0 for a label that no row has and none is given."""
-    n_both, n_either = (truth & predicted).sum(0), truth.sum(0) + predicted.sum(0)
+def f1_per_label(truth: Shaped[Array, "row label"], predicted: Shaped[Array, "row label"]) -> Float[Array, "label"]:
+    """2 TP / (2 TP + FP + FN) of each label, from 0/1 or bool; 0 for a label that no row has and none is given."""
+    n_both, n_either = (truth * predicted).sum(0), truth.sum(0) + predicted.sum(0)
     return 2 * n_both / np.maximum(n_either, 1)
 
 
-def micro_f1(truth: Bool[Array, "row label"], predicted: Bool[Array, "row label"]) -> float:
+def micro_f1(truth: Shaped[Array, "row label"], predicted: Shaped[Array, "row label"]) -> float:
     """F1 over all pairs of a row and a label; 0 where no row has or is given any label."""
-    return float(2 * (truth & predicted).sum() / max(1, truth.sum() + predicted.sum()))
+    return float(2 * (truth * predicted).sum() / max(1, truth.sum() + predicted.sum()))
 
 
-def macro_f1(truth: Bool[Array, "row label"], predicted: Bool[Array, "row label"]) -> float:
+def macro_f1(truth: Shaped[Array, "row label"], predicted: Shaped[Array, "row label"]) -> float:
     """The mean of the labels' F1."""
     return float(f1_per_label(truth, predicted).mean())
 
 
-def subset_accuracy(truth: Bool[Array, "row label"], predicted: Bool[Array, "row label"]) -> float:
+def subset_accuracy(truth: Shaped[Array, "row label"], predicted: Shaped[Array, "row label"]) -> float:
     """The share of the rows whose whole set of labels is right."""
     return float((truth == predicted).all(1).mean())
 
@@ -266,7 +266,7 @@ class LabelSets(Task):
         return {**scores, **self._details(truth, predicted), "rows": len(truth)}
 
     def _details(self, truth: Shaped[Array, "row *label"], predicted: Shaped[Array, "row *label"]) -> dict[str, Any]:
-        n_both, n_predicted, n_true = (truth & predicted).sum(0), predicted.sum(0), truth.sum(0)
+        n_both, n_predicted, n_true = (truth * predicted).sum(0), predicted.sum(0), truth.sum(0)
         details = {
             "label": self.labels,
             "precision": n_both / np.maximum(n_predicted, 1),
