@@ -243,11 +243,13 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
         is_indicator = (y == 0) | (y == 1)
         if not is_indicator.all():
             row, label = np.argwhere(~is_indicator)[0].tolist()
-            raise InputError(f"{type(self).__name__}: y of row {row}, label {label} is {y[row, label]!r}; expected 0 or 1")
+            raise InputError(
+                f"{type(self).__name__}: y of row {row}, label {label} is {plain(y[row, label])!r}; expected 0 or 1"
+            )
         constant = np.flatnonzero((y == y[:1]).all(0))
         if len(constant):
             raise InputError(
-                f"{type(self).__name__}: label {constant[0]} of y is {y[0, constant[0]]!r} in every row; expected rows with it "
+                f"{type(self).__name__}: label {constant[0]} of y is {plain(y[0, constant[0]])!r} in every row; expected rows with it "
                 "and rows without it: leave the label out"
             )
         return y.astype(np.float64)

@@ -44,6 +44,8 @@ def given_label_sets(labels: Any, n_texts: int, what: str) -> GivenLabelSets:
 
 def _of_matrix(given: Any, what: str) -> GivenLabelSets:
     """A 0/1 array or table [row, label]; the columns of a table name the labels, those of an array are 0, 1, ..."""
+    if hasattr(given, "column_names") and hasattr(given, "to_pandas"):  # an Arrow table
+        given = given.to_pandas()
     columns = getattr(given, "columns", None)
     names = list(range(given.shape[1])) if columns is None else [plain(name) for name in columns]
     for place, name in enumerate(names):
