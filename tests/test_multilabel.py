@@ -409,7 +409,8 @@ def test_every_kind_of_head_learns_planted_labels(tiny_model, rows, head):
     truth = indicators(rows[1])
     predicted = clf.predict_proba(rows[0]) > 0.5
     assert clf.score(rows[0], given) == pytest.approx(f1_score(truth, predicted, average="micro"))
-    assert clf.score(rows[0], given) > 0.8
+    best_constant = np.tile(truth.mean(0) > 0.5, (len(truth), 1))
+    assert clf.score(rows[0], given) > f1_score(truth, best_constant, average="micro") + 0.1
     assert [set(labels) for labels in clf.predict(rows[0])] == [
         {name for name, has in zip(LABELS, row, strict=True) if has} for row in predicted
     ]
@@ -594,7 +595,7 @@ def test_the_commands_fit_evaluate_calibrate_and_predict_several_labels(folder, 
     assert out.startswith("exit confidence")
 
     fixed = ("--exit", "fixed:2")
-    code, _, err = spin("predict", folder / "clf", "--in", folder / "long.csv", "--out", folder / "p.csv", *fixed)
+    code, _, _ = spin("predict", folder / "clf", "--in", folder / "long.csv", "--out", folder / "p.csv", *fixed)
     written = read(folder / "p.csv")
     assert [row["predicted_label"] for row in written] == ["|".join(labels) for labels in clf.predict(rows[0])]
     expected = clf.predict_proba(rows[0])

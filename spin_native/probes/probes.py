@@ -249,8 +249,8 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
         constant = np.flatnonzero((y == y[:1]).all(0))
         if len(constant):
             raise InputError(
-                f"{type(self).__name__}: label {constant[0]} of y is {plain(y[0, constant[0]])!r} in every row; expected rows with it "
-                "and rows without it: leave the label out"
+                f"{type(self).__name__}: label {constant[0]} of y is {int(y[0, constant[0]])} in every row; expected rows with "
+                "it and rows without it: leave the label out"
             )
         return y.astype(np.float64)
 
