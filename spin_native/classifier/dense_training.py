@@ -54,10 +54,12 @@ class DenseTraining(Training):
             test = path.test_outputs(best[depth]) if "test" in extracted else None
             baselines = measure(path, depth, outputs[depth], test) if self.with_baseline else None
         heads = self._fitted_on_all(parts, chosen, store) if is_sample else path.heads(chosen)
+        task = settings.task.tuned(settings.metric, truth, outputs[depth])  # the scores above are those of the untuned task
+        heads = {d: replace(head, task=task) for d, head in heads.items()}
         return Fitted(
-            task=settings.task,
+            task=task,
             depth=depth,
-            heads=dict(heads),
+            heads=heads,
             depth_curve=list(curve.values()),
             layer_curve=[path.row(solved)._replace(depth=layer + 1) for layer, solved in sorted(path.alone.items())],
             baselines=baselines,

@@ -81,13 +81,16 @@ class Squared(Loss):
 # these are all rows. They compute the small probability p of a wrong class directly, never as 1 - (a number close to 1).
 
 
-def _softplus(log_odds: Float64[Tensor, "_"]) -> Float64[Tensor, "_"]:
+def _softplus(log_odds: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
     """log(1 + e^t), which is a row's log-loss when t is the log odds of a wrong class."""
     return torch.nn.functional.softplus(log_odds, threshold=40)
 
 
 class Logistic(Loss):
-    """Two classes, one margin: log(1 + e^z) - y z; targets [row, 1] are 0 or 1."""
+    """Two classes with one margin: log(1 + e^z) - y z; targets [row, output] are 0 or 1.
+
+    Several outputs are several independent labels (multilabel): a row's loss is their sum.
+    """
 
     @property
     def _error_sign(self) -> Float64[Tensor, "row output"]:
@@ -95,7 +98,7 @@ class Logistic(Loss):
         return 1 - 2 * self.targets
 
     def value(self, z: Tensor) -> Tensor:
-        return _softplus((self._error_sign * z)[:, 0])
+        return _softplus(self._error_sign * z).sum(1)
 
     def slope(self, z: Tensor) -> Tensor:
         return self._error_sign * (self._error_sign * z).sigmoid()
@@ -109,8 +112,8 @@ class Logistic(Loss):
 
     def dual(self, z: Tensor, scale: float) -> Tensor:
         # The binary entropy of q = |scaled slope|: -q log q - (1 - q) log(1 - q).
-        q = scale * (self._error_sign * z)[:, 0].sigmoid()
-        return torch.special.entr(q) - torch.special.xlog1py(1 - q, -q)
+        q = scale * (self._error_sign * z).sigmoid()
+        return (torch.special.entr(q) - torch.special.xlog1py(1 - q, -q)).sum(1)
 
 
 class Softmax(Loss):
