@@ -29,14 +29,15 @@ import spin_native as sn
 from spin_native import tables
 from spin_native.classifier.exits import Exit, ExitDecision, calibrate, replay
 from spin_native.classifier.heads.weighted import ALPHAS, HIDDEN, Perceptron
+from spin_native.classifier.risk import bounded_error, is_answered
 from spin_native.classifier.tasks import LabelSets, best_thresholds
 from spin_native.classifier.tasks.iterative_split import iterative_split
 from spin_native.probes.importance import RANKERS
 from spin_native.probes.probes import MultilabelProbe
-from spin_native.probes.solver import Logistic
+from spin_native.probes.solver import GramMatrix, Logistic, dual_fits
 
 LABELS = ["film", "happy", "sad"]
-QUICK = {"poolings": ("mean",), "etas": (0.8,), "Cs": (1.0,), "head_Cs": (0.1,), "baseline": False}
+QUICK = {"head": "refit", "poolings": ("mean",), "etas": (0.8,), "Cs": (1.0,), "head_Cs": (0.1,), "baseline": False}
 PROBABILITIES = np.array([[0.9, 0.2, 0.6], [0.1, 0.3, 0.2], [0.4, 0.8, 0.7]])
 
 
@@ -64,6 +65,12 @@ def rows():
 @pytest.fixture(scope="module")
 def fitted(tiny_model, rows):
     return sn.SpinMultilabelClassifier(tiny_model, depth=3, exits="all", **QUICK).fit(*rows)
+
+
+@pytest.fixture(scope="module")
+def by_default(tiny_model, rows):
+    """The default head, with everything it chooses."""
+    return sn.SpinMultilabelClassifier(tiny_model, exits="all").fit(rows[0][:90], rows[1][:90], test=(rows[0][90:], rows[1][90:]))
 
 
 @pytest.fixture
@@ -406,7 +413,7 @@ def test_a_calibration_counts_rows_whose_whole_set_was_right_and_is_wrong_now():
 def test_every_kind_of_head_is_fitted_to_several_labels(tiny_model, rows, head):
     settings = {name: value for name, value in QUICK.items() if name != "head_Cs" or head != "weighted"}
     given = pd.DataFrame(indicators(rows[1]), columns=LABELS) if head == "frozen" else rows[1]
-    clf = sn.SpinMultilabelClassifier(tiny_model, depth=1, head=head, **settings).fit(rows[0], given)
+    clf = sn.SpinMultilabelClassifier(tiny_model, depth=1, **{**settings, "head": head}).fit(rows[0], given)
     assert clf.classes_.tolist() == LABELS
     truth = indicators(rows[1])
     predicted = clf.predict_proba(rows[0]) > 0.5
@@ -501,11 +508,16 @@ def test_a_calibration_promises_whole_sets(fitted, rows, tmp_path):
 
 def test_the_explained_neurons_add_up_to_the_logit_of_the_most_probable_label(fitted, rows):
     text = rows[0][0]
-    added = sum(one.contribution for one in fitted.explain(text, n_neurons=10**6))
+    explained = fitted.explain(text, n_neurons=10**6)
     most_probable = int(fitted.predict_proba(text).argmax())
     score = logit(fitted.predict_proba(text)[most_probable])
     sign = 1 if score > 0 else -1
+    assert explained.logit == pytest.approx(sign * score, abs=1e-4)
+    added = sum(one.contribution for one in explained)
     assert added == pytest.approx(sign * (score - fitted.head_.model.intercept_[most_probable]), abs=1e-4)
+    words = sum(word.contribution for word in explained.words)
+    assert explained.bias + explained.special + words == pytest.approx(explained.logit, abs=1e-6)
+    assert explained.answer == fitted.predict(text)
     assert fitted.output_names() == LABELS
     assert len(fitted.neuron_weights()[0]["weights"]) == 3
 
@@ -535,6 +547,95 @@ def test_scikit_learn_knows_that_there_are_several_labels(fitted):
     assert tags.classifier_tags.multi_label
     assert tags.estimator_type == "classifier"
     assert clone(fitted).get_params() == fitted.get_params()
+
+
+# The default head.
+
+
+def test_the_default_head_learns_all_labels_at_once(by_default, rows):
+    assert by_default.head_.kind == "dense"
+    assert by_default.head_.weights.shape[0] == 3
+    assert by_default.score(rows[0][90:], rows[1][90:]) > 0.7
+    assert by_default.baselines_["majority"].row.validation < by_default.depth_curve_[-1].validation
+
+
+def test_a_dense_head_is_one_l2_regression_per_label_with_one_c(problem):
+    X, Y = problem
+    gram = GramMatrix(torch.from_numpy((X @ X.T).astype(np.float32)))
+    loss, _ = LabelSets.learn(Y, len(Y), "rows").loss(Y.astype(bool))
+    weights = torch.from_numpy(np.stack([np.full(200, 0.3), np.arange(200) % 3 / 10], 1))
+    fits = dual_fits(gram, loss, weights, 1e-7)
+    for k, y in enumerate(Y.T):
+        for p, row_weights in enumerate(weights.numpy().T):
+            peer = LogisticRegression(C=1.0, tol=1e-9, max_iter=2000).fit(X, y, row_weights)
+            np.testing.assert_allclose(fits.scores[:, p, k], peer.decision_function(X), atol=5e-3)
+
+
+def test_the_thresholds_of_the_default_head_are_the_best_ones_for_its_held_out_probabilities():
+    task = LabelSets.learn([["a"], ["b"]], 2, "rows")
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(size=(2000, 2)) < [0.3, 0.1]
+    outputs = expit(1.5 * truth - [2.0, 3.0] + rng.normal(size=truth.shape))
+    tuned = task.tuned("micro_f1", truth, outputs)
+    assert tuned.thresholds.tolist() == best_thresholds(truth, outputs).tolist()
+    assert f1_score(truth, tuned.decide(outputs), average="micro") > f1_score(truth, outputs > 0.5, average="micro")
+    # Whole sets are most often right at 1/2, and the metric is theirs.
+    assert task.tuned("subset_accuracy", truth, outputs) is task
+
+
+def test_every_head_of_a_fit_has_the_thresholds_that_were_chosen_at_its_depth(by_default, tiny_model, rows):
+    assert all(head.task.thresholds.tolist() == by_default.thresholds_.tolist() for head in by_default.heads_.values())
+    # A label that is rare and hard: a random tenth of the rows.
+    rng = np.random.default_rng(1)
+    labels = [["odd"] * bool(rng.uniform() < 0.2) + row for row in rows[1]]
+    settings = {"depth": 1, "baseline": False, "validation": None}
+    settings.pop("validation")
+    clf = sn.SpinMultilabelClassifier(tiny_model, metric="macro_f1", **settings).fit(rows[0], labels)
+    assert clf.thresholds_[clf.classes_.tolist().index("odd")] < 0.5
+    predicted = clf.predict_proba(rows[0]) > clf.thresholds_
+    assert [tuple(clf.classes_[row].tolist()) for row in predicted] == clf.predict(rows[0]).tolist()
+
+
+def test_rows_count_as_often_as_their_weight_says_and_weights_of_classes_are_refused(tiny_model, rows):
+    validation = (rows[0][:40], rows[1][:40])
+    texts, labels = rows[0][40:], rows[1][40:]
+    settings = {"depth": 1, "baseline": False, "scaling": "none"}
+    clf = sn.SpinMultilabelClassifier(tiny_model, **settings)
+    weighted = clf.fit(texts, labels, [2.0] * 20 + [1.0] * 60, validation=validation).predict_proba(texts)
+    clf = sn.SpinMultilabelClassifier(tiny_model, **settings)
+    repeated = clf.fit(texts[:20] + texts, labels[:20] + labels, validation=validation).predict_proba(texts)
+    np.testing.assert_allclose(weighted, repeated, atol=5e-3)
+    with pytest.raises(sn.InputError, match="class_weight='balanced' is for classes; a multilabel has none"):
+        sn.SpinMultilabelClassifier(tiny_model, class_weight="balanced").fit(*rows)
+
+
+def test_a_planted_wrong_set_is_suspicious(tiny_model, rows):
+    labels = [list(row) for row in rows[1]]
+    wrong = [7, 33, 58, 90]
+    for row in wrong:
+        labels[row] = [name for name in LABELS if name not in labels[row]]
+    clf = sn.SpinMultilabelClassifier(tiny_model, baseline=False).fit(rows[0], labels)
+    assert set(wrong) <= set(clf.suspicious_rows_[:8].tolist())
+
+
+def test_how_well_a_row_fits_is_the_mean_probability_of_what_was_given(task):
+    truth = np.array([[1, 0, 1], [0, 0, 1], [0, 1, 1]], dtype=bool)
+    np.testing.assert_allclose(task.fit_of(PROBABILITIES, truth), [(0.9 + 0.8 + 0.6) / 3, (0.9 + 0.7 + 0.2) / 3, 2.1 / 3])
+    assert task.contradicts(PROBABILITIES, truth).tolist() == [False, True, False]
+
+
+def test_a_bounded_error_counts_whole_sets():
+    two, n = LabelSets.learn([["a"], ["b"]], 2, "rows"), 1000
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(size=(n, 2)) < 0.5
+    outputs = np.where(truth, 0.95, 0.05)
+    wrong = rng.permutation(n)[:300]
+    outputs[wrong, 1] = np.where(truth[wrong, 1], 0.4, 0.6)  # one label of the two is wrong, and uncertain
+    promise = bounded_error({1: outputs}, truth, 0.05, 0.95, reads=two)
+    assert 0.6 < promise.exit.value <= 0.95
+    answered = is_answered(outputs, promise.exit, two)
+    assert sorted(np.flatnonzero(~answered)) == sorted(wrong)
+    assert promise.n_wrong == 0
 
 
 # Files and commands.
@@ -592,7 +693,7 @@ def folder(tiny_model, rows, tmp_path_factory):
 
 def test_the_commands_fit_evaluate_calibrate_and_predict_several_labels(folder, tiny_model, rows, capsys):
     spin = Spin(capsys)
-    options = ("--poolings", "mean", "--eta", "0.8", "--Cs", "1", "--head-Cs", "0.1", "--no-baseline", "--exits", "all")
+    options = ("--poolings", "mean", "--head", "refit", "--eta", "0.8", "--Cs", "1", "--head-Cs", "0.1", "--no-baseline", "--exits", "all")
     command = ("fit", folder / "wide.csv", "--task", "multilabel", "--label", "film,happy,sad", "--model", tiny_model)
     code, out, _ = spin(*command, "--depth", 2, *options, "--out", folder / "clf")
     assert code == 0
@@ -618,6 +719,33 @@ def test_the_commands_fit_evaluate_calibrate_and_predict_several_labels(folder, 
     np.testing.assert_allclose([float(row["probability_sad"]) for row in written], expected[:, 2], rtol=1e-6)
     code, out, _ = spin("predict", folder / "clf", rows[0][0], "--json", *fixed)
     assert json.loads(out)["labels"] == list(clf.predict(rows[0][0]))
+
+
+def test_the_commands_work_with_the_default_head(folder, tiny_model, rows, capsys):
+    spin = Spin(capsys)
+    command = ("fit", folder / "long.csv", "--task", "multilabel", "--separator", ";", "--model", tiny_model)
+    code, _, _ = spin(*command, "--exits", "all", "--out", folder / "default")
+    assert code == 0
+    clf = sn.SpinMultilabelClassifier.from_pretrained(folder / "default")
+    assert clf.head_.kind == "dense"
+    long = (folder / "default", folder / "long.csv", "--separator", ";")
+
+    _, out, _ = spin("evaluate", *long, "--json")
+    assert json.loads(out)["micro_f1"] == pytest.approx(clf.score(*rows))
+
+    _, out, _ = spin("explain", folder / "default", rows[0][0], "--json")
+    explained = json.loads(out)
+    assert explained["logit"] == pytest.approx(clf.explain(rows[0][0]).logit)
+
+    code, out, _ = spin("calibrate", *long, "--max-error", 0.3)
+    assert code == 0
+    assert "are answered" in out
+    code, _, err = spin("predict", "--abstain", folder / "default", "--in", folder / "long.csv", "--out", folder / "a.csv")
+    expected = sn.SpinMultilabelClassifier.from_pretrained(folder / "default").predict(rows[0], abstain=True)
+    written = [row["predicted_label"] if row["answered"] == "True" else None for row in read(folder / "a.csv")]
+    assert written == [None if answer is None else "|".join(answer) for answer in expected]
+    _, out, _ = spin("predict", "--abstain", "--json", folder / "default", rows[0][0])
+    assert json.loads(out)["labels"] == (None if expected[0] is None else list(expected[0]))
 
 
 def test_several_label_columns_and_a_separator_are_for_multilabel_tasks_only(folder, clf, tmp_path, capsys):
