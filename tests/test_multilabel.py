@@ -70,7 +70,9 @@ def fitted(tiny_model, rows):
 @pytest.fixture(scope="module")
 def by_default(tiny_model, rows):
     """The default head, with everything it chooses."""
-    return sn.SpinMultilabelClassifier(tiny_model, exits="all").fit(rows[0][:90], rows[1][:90], test=(rows[0][90:], rows[1][90:]))
+    return sn.SpinMultilabelClassifier(tiny_model, exits="all").fit(
+        rows[0][:90], rows[1][:90], test=(rows[0][90:], rows[1][90:])
+    )
 
 
 @pytest.fixture
@@ -530,9 +532,8 @@ def test_a_repeated_text_stays_on_one_side_of_the_split(tiny_model, rows):
 
 @pytest.mark.parametrize("settings", [{"sample": 60}, {"phase_two": "both", "head": "frozen"}, {"ranker": "predictivity"}])
 def test_samples_halves_and_rankers_work_with_several_labels(tiny_model, rows, settings):
-    clf = sn.SpinMultilabelClassifier(tiny_model, **{**QUICK, "depth": 1, "baseline": True, **settings}).fit(*rows, test=None)
+    clf = sn.SpinMultilabelClassifier(tiny_model, **{**QUICK, "depth": 1, **settings}).fit(*rows)
     assert clf.score(*rows) > 0.7
-    assert clf.baseline_.validation > 0.5
 
 
 def test_ablation_compares_whole_sets(fitted, rows):
@@ -576,11 +577,11 @@ def test_the_thresholds_of_the_default_head_are_the_best_ones_for_its_held_out_p
     rng = np.random.default_rng(0)
     truth = rng.uniform(size=(2000, 2)) < [0.3, 0.1]
     outputs = expit(1.5 * truth - [2.0, 3.0] + rng.normal(size=truth.shape))
-    tuned = task.tuned("micro_f1", truth, outputs)
+    tuned = task.tuned("micro_f1", outputs, truth)
     assert tuned.thresholds.tolist() == best_thresholds(truth, outputs).tolist()
     assert f1_score(truth, tuned.decide(outputs), average="micro") > f1_score(truth, outputs > 0.5, average="micro")
     # Whole sets are most often right at 1/2, and the metric is theirs.
-    assert task.tuned("subset_accuracy", truth, outputs) is task
+    assert task.tuned("subset_accuracy", outputs, truth) is task
 
 
 def test_every_head_of_a_fit_has_the_thresholds_that_were_chosen_at_its_depth(by_default, tiny_model, rows):
@@ -588,9 +589,7 @@ def test_every_head_of_a_fit_has_the_thresholds_that_were_chosen_at_its_depth(by
     # A label that is rare and hard: a random tenth of the rows.
     rng = np.random.default_rng(1)
     labels = [["odd"] * bool(rng.uniform() < 0.2) + row for row in rows[1]]
-    settings = {"depth": 1, "baseline": False, "validation": None}
-    settings.pop("validation")
-    clf = sn.SpinMultilabelClassifier(tiny_model, metric="macro_f1", **settings).fit(rows[0], labels)
+    clf = sn.SpinMultilabelClassifier(tiny_model, metric="macro_f1", depth=1, baseline=False).fit(rows[0], labels)
     assert clf.thresholds_[clf.classes_.tolist().index("odd")] < 0.5
     predicted = clf.predict_proba(rows[0]) > clf.thresholds_
     assert [tuple(clf.classes_[row].tolist()) for row in predicted] == clf.predict(rows[0]).tolist()
@@ -693,9 +692,23 @@ def folder(tiny_model, rows, tmp_path_factory):
 
 def test_the_commands_fit_evaluate_calibrate_and_predict_several_labels(folder, tiny_model, rows, capsys):
     spin = Spin(capsys)
-    options = ("--poolings", "mean", "--head", "refit", "--eta", "0.8", "--Cs", "1", "--head-Cs", "0.1", "--no-baseline", "--exits", "all")
+    options = (
+        "--poolings",
+        "mean",
+        "--head",
+        "refit",
+        "--eta",
+        "0.8",
+        "--Cs",
+        "1",
+        "--head-Cs",
+        "0.1",
+        "--no-baseline",
+        "--exits",
+        "all",
+    )
     command = ("fit", folder / "wide.csv", "--task", "multilabel", "--label", "film,happy,sad", "--model", tiny_model)
-    code, out, _ = spin(*command, "--depth", 2, *options, "--out", folder / "clf")
+    code, out, _ = spin(*command, "--depth", 2, "--no-baseline", *options, "--out", folder / "clf")
     assert code == 0
     assert "micro_f1" in out
     clf = sn.SpinMultilabelClassifier.from_pretrained(folder / "clf")
@@ -740,7 +753,7 @@ def test_the_commands_work_with_the_default_head(folder, tiny_model, rows, capsy
     code, out, _ = spin("calibrate", *long, "--max-error", 0.3)
     assert code == 0
     assert "are answered" in out
-    code, _, err = spin("predict", "--abstain", folder / "default", "--in", folder / "long.csv", "--out", folder / "a.csv")
+    spin("predict", "--abstain", folder / "default", "--in", folder / "long.csv", "--out", folder / "a.csv")
     expected = sn.SpinMultilabelClassifier.from_pretrained(folder / "default").predict(rows[0], abstain=True)
     written = [row["predicted_label"] if row["answered"] == "True" else None for row in read(folder / "a.csv")]
     assert written == [None if answer is None else "|".join(answer) for answer in expected]

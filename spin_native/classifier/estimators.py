@@ -196,8 +196,8 @@ class SpinMultilabelClassifier(SpinClassifier):
         """The probability above which a text has a label, in the order of classes_.
 
         A fit with head="best" or "dense" takes the best ones for the held-out probabilities at depth_ (see best_thresholds), or
-        keeps 1/2 if those do not raise the metric there; all scores in depth_curve_, layer_curve_ and baselines_ are those at
-        1/2. The published heads keep 1/2.
+        keeps 1/2 if those do not raise the metric there. So does every row of depth_curve_, layer_curve_ and baselines_, for
+        its own model: validation scores are those of the rows that chose the thresholds. The published heads keep 1/2.
         """
         check_is_fitted(self, "heads_")
         return cast(LabelSets, self.task_).thresholds.copy()

@@ -139,6 +139,16 @@ class Task(ABC):
     def network_targets(self, labels: Shaped[Array, "row *label"]) -> NetworkTargets:
         """What a neural network is fitted to."""
 
+    def calibration(
+        self, scores: Float[Array, "row score"], labels: Shaped[Array, "row *label"]
+    ) -> tuple[float, Float[Array, "score"]]:
+        """(temperature, shift): outputs of scores / temperature + shift fit these held-out rows best. Here no change."""
+        return 1.0, np.zeros(self.n_scores)
+
+    def tuned(self, metric: Metric, outputs: Float[Array, "row output"], labels: Shaped[Array, "row *label"]) -> "Task":
+        """The task that decides for the best metric on these held-out rows: itself where nothing can be tuned."""
+        return self
+
     @abstractmethod
     def loss(self, labels: Shaped[Array, "row *label"]) -> tuple[Loss, Float[Array, "score"]]:
         """The loss of a linear model's scores, and what to add to these: the mean of values, which the loss subtracts."""
@@ -154,10 +164,6 @@ class Task(ABC):
     @abstractmethod
     def constant(self, labels: Shaped[Array, "row *label"], weights: Float[Array, "row"] | None = None) -> Probe:
         """A probe without features that gives the best constant answer. weights: how many times each row counts."""
-
-    def tuned(self, metric: Metric, truth: Shaped[Array, "row *label"], outputs: Float[Array, "row output"]) -> "Task":
-        """The task that decides best, by the metric, on held-out rows with these outputs; most tasks have nothing to choose."""
-        return self
 
     def n_of_rarest(self, labels: Shaped[Array, "row *label"]) -> float:
         """How many rows the rarest class has (of values: all rows), which limits what cross-validation can choose."""

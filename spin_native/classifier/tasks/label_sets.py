@@ -204,10 +204,10 @@ class LabelSets(Task):
     def contradicts(self, outputs: Float[Array, "row label"], labels: Shaped[Array, "row *label"]) -> Bool[Array, "row"]:
         return (self.decide(outputs) != labels).any(1)
 
-    def tuned(self, metric: Metric, truth: Shaped[Array, "row *label"], outputs: Float[Array, "row label"]) -> "LabelSets":
+    def tuned(self, metric: Metric, outputs: Float[Array, "row label"], labels: Shaped[Array, "row *label"]) -> "LabelSets":
         """The same labels with the best thresholds for these rows (see best_thresholds), if they raise the metric there."""
-        tuned = self.with_thresholds(best_thresholds(truth, outputs))
-        is_better = self.score(metric, truth, tuned.decide(outputs)) > self.score(metric, truth, self.decide(outputs))
+        tuned = self.with_thresholds(best_thresholds(labels, outputs))
+        is_better = self.score(metric, labels, tuned.decide(outputs)) > self.score(metric, labels, self.decide(outputs))
         return tuned if is_better else self
 
     def n_of_rarest(self, labels: Shaped[Array, "row *label"]) -> float:
