@@ -82,11 +82,7 @@ class Squared(Loss):
 # these are all rows. They compute the small probability p of a wrong class directly, never as 1 - (a number close to 1).
 
 
-<<<<<<< /tmp/l_ours.py
-def _softplus(log_odds: Float64[Tensor, "..."]) -> Float64[Tensor, "..."]:
-=======
-def _softplus(log_odds: Float[Tensor, "_"]) -> Float[Tensor, "_"]:
->>>>>>> /tmp/l_theirs.py
+def _softplus(log_odds: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """log(1 + e^t), which is a row's log-loss when t is the log odds of a wrong class."""
     return torch.nn.functional.softplus(log_odds, threshold=40)
 
