@@ -8,7 +8,7 @@ from spin_native.version import __version__
 if TYPE_CHECKING:
     from spin_native import analyses
     from spin_native.checkpoints import load_model, load_tokenizer
-    from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
+    from spin_native.classifier.estimators import SpinClassifier, SpinMultilabelClassifier, SpinRegressor
     from spin_native.errors import InputError
     from spin_native.features import pooling
     from spin_native.features.extract import extract
@@ -28,6 +28,7 @@ _MODULES = {
     "LinearProbe": "probes",
     "LogisticProbe": "probes",
     "SpinClassifier": "classifier.estimators",
+    "SpinMultilabelClassifier": "classifier.estimators",
     "SpinRegressor": "classifier.estimators",
     "TokenBatch": "text.batch",
     "analyses": "analyses",  # the module itself

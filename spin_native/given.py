@@ -59,7 +59,7 @@ def _column(given: object, shape: tuple[int, ...], one: str) -> str:
     if shape[1:] == (1,):
         return "pass its only column, for example with .ravel()"
     if one == "label":
-        return "for one-hot rows pass .argmax(axis=1); several labels per row cannot be learnt"
+        return "for one-hot rows pass .argmax(axis=1); several labels per row are for SpinMultilabelClassifier"
     return "pass the texts themselves, for example one column: X[:, 0]"
 
 

@@ -316,7 +316,7 @@ def test_paths_name_folders_everywhere(clf, tiny_model, texts, labels, tmp_path)
         (pd.Series([0, None] * 10, dtype="Int64"), "y of row 1 is missing .got <NA>"),
         (["a", None] * 10, "y of row 1 is missing .got None"),
         ([0.0, float("nan")] * 10, "y of row 1 is missing .got nan"),
-        (np.eye(2)[[0, 1] * 10], "y should be a 1d array"),
+        (np.eye(2)[[0, 1] * 10] * 2, "y of row 0, label 0 is 2.0; expected 0 or 1"),  # 0/1 columns are several labels
         (["a\0", "a"] * 10, "y of row 0 is 'a.x00', and NumPy drops the NUL"),
         ([2**63 + 1, -1] * 10, "y of row 0 is 9223372036854775809, which does not fit 64 bits"),
         ([1, "a"] * 10, "y is of two types, row 0 has 1 and row 1 has 'a'"),

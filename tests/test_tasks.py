@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 import spin_native as sn
-from spin_native.classifier.tasks import TASKS, Classes, Values
+from spin_native.classifier.tasks import TASKS, Classes, LabelSets, Values
 from spin_native.classifier.tasks.classes import hidden_classes
 
 TWO = np.array([[0.9, 0.1], [0.25, 0.75], [0.4, 0.6]])
@@ -18,7 +18,7 @@ def classes():
 
 
 def test_every_task_is_listed_under_its_name():
-    assert {"classification": Classes, "regression": Values} == TASKS
+    assert {"classification": Classes, "multilabel": LabelSets, "regression": Values} == TASKS
     assert list(Classes.metrics) == ["accuracy", "macro_f1"]
     assert list(Values.metrics) == ["pearson", "spearman", "mse", "mae"]
 

@@ -296,6 +296,8 @@ def _probe_reading(probe: LogisticProbe | LinearProbe, truth: Shaped[Array, "row
     if isinstance(probe, LinearProbe):
         score = None if truth is None else lambda outputs: float(r2_score(truth, outputs))
         return Reading(np.arange(len(probe.coef_)), None, score, "r2")
+    if probe.multilabel_:
+        raise InputError("the probe gives several labels per row, whose answer is no single class; expected a probe of classes")
     classes = probe.classes_
     decide = lambda outputs: classes[outputs.argmax(1)]
     accuracy = None if truth is None else lambda outputs: float(accuracy_score(truth, decide(outputs)))

@@ -93,7 +93,7 @@ class Ablating(Learnt):
             n_texts=len(listed),
             **plan.settings(others),
         )
-        return measure(outputs, runs, Reading(names, task.answers, score, metric), metadata, progress)
+        return measure(outputs, runs, Reading(names, task.written, score, metric), metadata, progress)
 
     def _chosen(self, neurons: Neurons | int | None, importance: Importance) -> dict[int, Array]:
         """The neurons to change."""

@@ -35,7 +35,7 @@ class Folds:
 
     @classmethod
     def crossed(
-        cls, task: Task, texts: Sequence[Text], labels: Shaped[Array, "row"], weights: Float64[Array, "row"], seed: int
+        cls, task: Task, texts: Sequence[Text], labels: Shaped[Array, "row *label"], weights: Float64[Array, "row"], seed: int
     ) -> "Folds":
         """Cross-validation; the last fit learns from all rows."""
         return cls(folds(task, texts, labels, N_FOLDS, seed), np.ones(len(labels), dtype=bool), weights)

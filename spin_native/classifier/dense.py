@@ -49,8 +49,7 @@ def views_of(settings: Settings, few: bool) -> list[View]:
 
 def has_few_rows(settings: Settings, labels: Shaped[Array, "row *label"]) -> bool:
     """Whether the rarest class (or the whole, of values) has too few rows for a choice by cross-validation."""
-    counts = np.unique(settings.task.strata(labels), return_counts=True)[1]
-    return bool(counts.min() < FEW_ROWS)
+    return settings.task.n_of_rarest(labels) < FEW_ROWS
 
 
 def row_weights(settings: Settings, labels: Shaped[Array, "row *label"], *parts: ExtractedPart) -> Float[Array, "row"]:

@@ -168,7 +168,7 @@ class Deployed:
         deepest = max(asked)
         first_layer, (first_depth, *_) = next(iter(self._heads_at.items()))
         for rows, batch in self.extractor.batches(block):
-            decision = None if exit_ is None else ExitDecision(exit_, len(rows))
+            decision = None if exit_ is None else ExitDecision(exit_, len(rows), self.task)
             known: Pooled = {}  # of the rows that still run
             for layer, pooled in self.extractor.pooled(block, rows, batch, edit=edit):
                 known |= pooled

@@ -1,9 +1,10 @@
-"""SpinClassifier, SpinRegressor: texts and labels in, a classifier out that runs no more layers than it needs."""
+"""The estimators: texts and labels in, a classifier (or regressor) out that runs no more layers than it needs."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from jaxtyping import Float
@@ -18,20 +19,20 @@ from spin_native.classifier.risk import ErrorPromise, answered_only, bounded_err
 from spin_native.classifier.rows import evaluation_rows, warn_of_seen
 from spin_native.classifier.saved import read_saved
 from spin_native.classifier.splits import numbered_texts
-from spin_native.classifier.tasks import Classes
+from spin_native.classifier.tasks import Classes, LabelSets, TaskName
 from spin_native.errors import InputError
 from spin_native.given import is_number
 from spin_native.text.pairs import GivenText
 
 Array = np.ndarray
-__all__ = ["DTYPES", "SpinClassifier", "SpinRegressor", "load_pretrained"]
+__all__ = ["DTYPES", "SpinClassifier", "SpinMultilabelClassifier", "SpinRegressor", "load_pretrained"]
 
 
 class SpinClassifier(ClassifierMixin, SpinEstimator):
     __doc__ = f"""Classify texts, two classes or more. {SpinEstimator.__doc__}
     classes_: the labels, in the order of probabilities."""
 
-    task = "classification"
+    task: ClassVar[TaskName] = "classification"
     score = SpinEstimator.score  # not that of the mixin
 
     @property
@@ -70,7 +71,7 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         probabilities, depths = self._outputs(texts, False, exit)
         labels = self.task_.answers(probabilities)
         if rule:
-            labels = answered_only(labels, is_answered(probabilities, rule))
+            labels = answered_only(labels, is_answered(probabilities, rule, self.task_))
         if self._is_one_row(texts):
             labels, depths = labels[0], depths[0]
         return (labels, depths) if return_depth else labels
@@ -135,7 +136,8 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         with rows.named_in_errors():
             outputs = self._deployed.all_outputs(rows.texts)
         text_of = numbered_texts(rows.texts)
-        promise = calibrate(outputs, rows.labels, by, max_accuracy_drop, confidence, text_of, self._deployed.dtype)
+        dtype, task = self._deployed.dtype, self.task_
+        promise = calibrate(outputs, rows.labels, by, max_accuracy_drop, confidence, text_of, dtype, task)
         needed, n_texts = rows_needed(max_accuracy_drop, confidence), int(text_of.max()) + 1
         if n_texts < needed:
             repeated = "" if n_texts == len(rows.texts) else f" ({n_texts} different texts)"
@@ -166,10 +168,78 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
         with rows.named_in_errors():
             outputs = self._deployed.all_outputs(rows.texts)
         text_of, dtype = numbered_texts(rows.texts), self._deployed.dtype
-        promise = bounded_error(outputs, rows.labels, max_error, confidence, text_of, dtype)
+        promise = bounded_error(outputs, rows.labels, max_error, confidence, text_of, dtype, reads=self.task_)
         warn_of_seen(rows, self._seen)
         self.exit_, self.promise_ = promise.exit, promise
         return self
+
+
+class SpinMultilabelClassifier(SpinClassifier):
+    __doc__ = f"""Give each text any number of labels, also none. {SpinEstimator.__doc__}
+    labels (of fit, score and calibrate): a list, tuple or set of labels per text, all str or all int; or an array or DataFrame
+    [text, label] of 0 and 1, whose columns are the labels (of an array 0, 1, ...). Every label has a logistic score of its own,
+    and all are fitted at once, with one C. metric: "micro_f1", "macro_f1" or "subset_accuracy", the share of the texts whose
+    whole set is right, which is what calibrate calls accuracy. A text exits by confidence when every label has a probability of
+    at least that much, or at most 1 minus that; and by patience when the whole set stays the same.
+    classes_: the labels, sorted, in the order of probabilities. thresholds_: a text has the labels above theirs."""
+
+    task = "multilabel"
+
+    @property
+    def classes_(self) -> Array:
+        """The labels, in the order of probabilities."""
+        check_is_fitted(self, "heads_")
+        return cast(LabelSets, self.task_).labels
+
+    @property
+    def thresholds_(self) -> Float[Array, "label"]:
+        """The probability above which a text has a label, in the order of classes_.
+
+        A fit with head="best" or "dense" takes the best ones for the held-out probabilities at depth_ (see best_thresholds), or
+        keeps 1/2 if those do not raise the metric there. So does every row of depth_curve_, layer_curve_ and baselines_, for
+        its own model: validation scores are those of the rows that chose the thresholds. The published heads keep 1/2.
+        """
+        check_is_fitted(self, "heads_")
+        return cast(LabelSets, self.task_).thresholds.copy()
+
+    def set_thresholds(self, thresholds: Sequence[float] | Float[Array, "label"]) -> "SpinMultilabelClassifier":
+        """Give each label another threshold, 0 to 1, in the order of classes_ (see best_thresholds); it is saved.
+
+        The answers change, so an earlier calibration no longer holds: exit_ is at depth_ again, and promise_ is None.
+        """
+        check_is_fitted(self, "heads_")
+        task = cast(LabelSets, self.task_).with_thresholds(thresholds)
+        self.heads_ = {depth: replace(head, task=task) for depth, head in self.heads_.items()}
+        return self
+
+    def predict_proba(
+        self, texts: str | Iterable[GivenText], progress: bool | None = False, *, exit: str | Exit | None = None
+    ) -> Float[Array, "*row label"]:
+        """Probability of each label, in the order of classes_; one row per text, or a single row for a single str.
+
+        The labels are independent: a row does not sum to 1. exit: when a row exits (see output_blocks).
+        """
+        return super().predict_proba(texts, progress, exit=exit)
+
+    def predict(
+        self,
+        texts: str | Iterable[GivenText],
+        *,
+        exit: str | Exit | None = None,
+        return_depth: bool = False,
+        abstain: bool | float | None = None,
+    ) -> Any:
+        """A tuple of labels for each text, in an array of objects; a single tuple for a single text or pair.
+
+        As 0/1 [text, label]: predict_proba(texts) > thresholds_. return_depth: with the depth of each text's exit. abstain: as
+        of SpinClassifier.predict; an answer is wrong unless the whole set is right, and texts without an answer get None.
+        """
+        return super().predict(texts, exit=exit, return_depth=return_depth, abstain=abstain)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label, tags.classifier_tags.multi_class = True, False
+        return tags
 
 
 class SpinRegressor(RegressorMixin, SpinEstimator):
@@ -184,10 +254,11 @@ class SpinRegressor(RegressorMixin, SpinEstimator):
         return float(values[0]) if self._is_one_row(texts) else values
 
 
-ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in (SpinClassifier, SpinRegressor)}
+KINDS: tuple[type[SpinEstimator], ...] = (SpinClassifier, SpinMultilabelClassifier, SpinRegressor)
+ESTIMATORS: dict[str, type[SpinEstimator]] = {kind.task: kind for kind in KINDS}
 
 
 def load_pretrained(name: str | Path, *, revision: str | None = None, **where: Any) -> SpinClassifier | SpinRegressor:
-    """A saved SpinClassifier or SpinRegressor; arguments as of from_pretrained."""
+    """A saved classifier, multilabel classifier or regressor; arguments as of from_pretrained."""
     read = read_saved(Location(name_of(name, "classifier"), revision, "classifier"))
     return ESTIMATORS.get(read.task or "", SpinClassifier)._restored(read, **where)

@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import beta
 
 from spin_native.errors import InputError
@@ -26,7 +26,7 @@ class Exit:
 
     by: "fixed": at the depth `value` (None: the deepest head); "confidence": at the first head whose most probable class has a
     probability of at least `value` (CALM, DeeBERT); "patience": at the first head that gives the same label as the `value`
-    heads before it (PABEE).
+    heads before it (PABEE). Of several labels per row every one must be that certain, and the whole set must be the same.
     """
 
     by: ExitBy = "fixed"
@@ -85,12 +85,41 @@ def checked_exit(exit_: Exit, depths: Sequence[int]) -> Exit:
     return exit_
 
 
-class ExitDecision:
-    """Decides, head by head, which of the rows that still run exit."""
+@runtime_checkable
+class Reads(Protocol):
+    """How outputs are read: a task is one of these."""
 
-    def __init__(self, exit_: Exit, n_rows: int) -> None:
-        self._exit = exit_
-        self._labels: Int[Array, "row"] = np.full(n_rows, -1)  # of the head before
+    def confidence(self, outputs: Float[Array, "row output"]) -> Float[Array, "row"]:
+        """How certain each row's answer is."""
+
+    def decide(self, outputs: Float[Array, "row output"]) -> Shaped[Array, "row *label"]:
+        """Each row's answer."""
+
+
+class MostProbable:
+    """Outputs are the probabilities of classes, of which a row has one."""
+
+    def confidence(self, outputs: Float[Array, "row class"]) -> Float[Array, "row"]:
+        return outputs.max(1)
+
+    def decide(self, outputs: Float[Array, "row class"]) -> Int[Array, "row"]:
+        return outputs.argmax(1)
+
+
+ONE_CLASS = MostProbable()
+
+
+def are_equal(one: Shaped[Array, "row *label"], other: Shaped[Array, "row *label"]) -> Bool[Array, "row"]:
+    """Which rows have the same answer, and the same whole set where an answer is several labels."""
+    return (one == other).reshape(len(one), -1).all(1)
+
+
+class ExitDecision:
+    """Decides, head by head, which of the rows that still run exit. reads: how outputs are read."""
+
+    def __init__(self, exit_: Exit, n_rows: int, reads: Reads = ONE_CLASS) -> None:
+        self._exit, self._reads = exit_, reads
+        self._labels: Array | None = None  # of the head before
         self._n_agreed: Int[Array, "row"] = np.zeros(n_rows, dtype=int)
 
     def __call__(self, probabilities: Float[Array, "row class"], depth: int) -> Bool[Array, "row"]:
@@ -98,18 +127,18 @@ class ExitDecision:
         if self._exit.by == "fixed":
             return np.full(len(probabilities), depth == self._exit.value)
         if self._exit.by == "confidence":
-            return probabilities.max(1) >= self._exit.value
-        labels = probabilities.argmax(1)
-        n_agreed = np.where(labels == self._labels, self._n_agreed + 1, 0)
+            return self._reads.confidence(probabilities) >= self._exit.value
+        labels = self._reads.decide(probabilities)
+        n_agreed = self._n_agreed if self._labels is None else np.where(are_equal(labels, self._labels), self._n_agreed + 1, 0)
         exits = n_agreed >= self._exit.value
         self._labels, self._n_agreed = labels[~exits], n_agreed[~exits]
         return exits
 
 
-def replay(exit_: Exit, probabilities: Mapping[int, Float[Array, "row class"]]) -> Int[Array, "row"]:
+def replay(exit_: Exit, probabilities: Mapping[int, Float[Array, "row class"]], reads: Reads = ONE_CLASS) -> Int[Array, "row"]:
     """The depth at which each row would exit, from every head's probabilities {depth: [row, class]}."""
     n_rows = len(next(iter(probabilities.values())))
-    depths, running, decision = np.full(n_rows, max(probabilities)), np.arange(n_rows), ExitDecision(exit_, n_rows)
+    depths, running, decision = np.full(n_rows, max(probabilities)), np.arange(n_rows), ExitDecision(exit_, n_rows, reads)
     for depth in sorted(probabilities)[:-1]:
         exits = decision(probabilities[depth][running], depth)
         depths[running[exits]] = depth
@@ -170,12 +199,13 @@ class Promise(Limited):
 
 def calibrate(
     probabilities: Mapping[int, Float[Array, "row class"]],
-    labels: Int[Array, "row"],
+    labels: Shaped[Array, "row *label"],
     by: ExitBy,
     max_accuracy_drop: float,
     confidence: float,
     text_of: Int[Array, "row"] | None = None,
     dtype: str | None = None,
+    reads: Reads = ONE_CLASS,
 ) -> Promise:
     """The earliest exit that keeps the promise, on rows that the heads were not fitted on.
 
@@ -184,18 +214,19 @@ def calibrate(
     failure, so that many tests cost no confidence (fixed-sequence testing; Angelopoulos et al. 2021, as in CALM).
 
     text_of: the number of each row's text (None: all texts differ). Rows of one text are no independent draws: a text counts
-    once, and is harmed if one of its rows is. dtype: what the base model ran in.
+    once, and is harmed if one of its rows is. dtype: what the base model ran in. reads: how the outputs are read; a row with
+    several labels is right if its whole set is.
     """
     check_calibration(by, max_accuracy_drop, confidence)
     text_of = np.arange(len(labels)) if text_of is None else text_of
     n_texts = len(np.unique(text_of))
     depths = sorted(probabilities)
-    is_right = {depth: outputs.argmax(1) == labels for depth, outputs in probabilities.items()}
+    is_right = {depth: are_equal(reads.decide(outputs), labels) for depth, outputs in probabilities.items()}
     made: dict[str, Any] = {"max_accuracy_drop": max_accuracy_drop, "confidence": confidence, "n_rows": len(labels)}
     made |= {"n_texts": n_texts, "dtype": dtype}
     promise = Promise(Exit("fixed", depths[-1]), n_harmed=0, mean_depth=float(depths[-1]), **made)
     for exit_ in _candidates(by, len(depths)):
-        exited_at = replay(exit_, probabilities)
+        exited_at = replay(exit_, probabilities, reads)
         right_at_exit = np.select([exited_at == depth for depth in depths], [is_right[depth] for depth in depths])
         n_harmed = len(np.unique(text_of[is_right[depths[-1]] & ~right_at_exit.astype(bool)]))
         if harm_bound(n_harmed, n_texts, confidence) > max_accuracy_drop:

@@ -26,7 +26,7 @@ class Rows:
     """Features and labels of the same rows. weights: how many times each row counts in a fit; None means once."""
 
     features: Float32[Array, "row feature"]
-    labels: Shaped[Array, "row"]
+    labels: Shaped[Array, "row *label"]
     weights: Float[Array, "row"] | None = None
 
     def joined(self, other: "Rows") -> "Rows":

@@ -19,6 +19,7 @@ from spin_native.probes.solver import Gram, GramFactors, GramMatrix, GramSum, ti
 MAX_MATRIX_ROWS = 16_384  # 1 GiB a matrix; a few are in memory at a time
 
 Features = Float32[Tensor, "row feature"]
+TestFeatures = Float32[Tensor, "test feature"]
 
 
 def grown(n_rows: int, n_features: int, keeps_layers: bool = False) -> "Grown":
@@ -42,7 +43,7 @@ class Grown(ABC):
     def __init__(self) -> None:
         self.widths: dict[FeatureKey, int] = {}
 
-    def add(self, key: FeatureKey, features: Features, test: Features) -> Gram:
+    def add(self, key: FeatureKey, features: Features, test: TestFeatures) -> Gram:
         """One more feature. Returns its Gram matrix alone, over its width."""
         self.widths[key] = features.shape[1]
         return self._add(key, features, test)
@@ -52,7 +53,7 @@ class Grown(ABC):
         return feature_weights({key: self.widths[key] for key in keys})
 
     @abstractmethod
-    def _add(self, key: FeatureKey, features: Features, test: Features) -> Gram: ...
+    def _add(self, key: FeatureKey, features: Features, test: TestFeatures) -> Gram: ...
 
     @abstractmethod
     def gram(self, keys: Sequence[FeatureKey]) -> Gram:
@@ -71,7 +72,7 @@ class GrownMatrices(Grown):
         self._sums: dict[Source, GramSum] = {}
         self._tests: dict[Source, Float32[Tensor, "test row"]] = {}
 
-    def _add(self, key: FeatureKey, features: Features, test: Features) -> Gram:
+    def _add(self, key: FeatureKey, features: Features, test: TestFeatures) -> Gram:
         source = (key.site, key.pooling)
         one = GramSum(len(features))
         one.add(features, 1 / features.shape[1])
@@ -103,9 +104,9 @@ class GrownFactors(Grown):
 
     def __init__(self) -> None:
         super().__init__()
-        self._features: dict[FeatureKey, tuple[Features, Features]] = {}
+        self._features: dict[FeatureKey, tuple[Features, TestFeatures]] = {}
 
-    def _add(self, key: FeatureKey, features: Features, test: Features) -> Gram:
+    def _add(self, key: FeatureKey, features: Features, test: TestFeatures) -> Gram:
         self._features[key] = features, test
         return GramFactors([features], [1 / features.shape[1]])
 

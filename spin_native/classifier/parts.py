@@ -20,7 +20,7 @@ class Part(ABC):
     weights: how many times each row counts in a fit; None means once.
     """
 
-    labels: Shaped[Array, "_"]
+    labels: Shaped[Array, "_ *label"]
     weights: Float[Array, "_"] | None = field(default=None, kw_only=True)
 
     @abstractmethod

@@ -16,6 +16,7 @@ from spin_native.probes.importance import Cut
 Depth = Annotated[int, Meta(ge=1, le=10_000)]
 Share = Annotated[float, Meta(gt=0, lt=1)]
 Label = str | int | bool
+LabelWithThreshold = tuple[str | int, Annotated[float, Meta(ge=0, le=1)]]  # of several labels per row
 Setting = str | int | float | bool | None
 
 # The rows of the curves as objects; a score that is no finite number is null in JSON.
@@ -145,7 +146,7 @@ class Description(msgspec.Struct):
     head_sha256: str
     task: TaskName
     base_model: BaseModelRecord
-    labels: list[Label]
+    labels: list[Label | LabelWithThreshold]
     heads: Annotated[dict[str, HeadRecord], Meta(min_length=1)]
     exit: str
     promise: PromiseRecord | None

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from spin_native.classifier.exits import Exit, Limited, Promise, harm_bound, rows_needed
+from spin_native.classifier.exits import ONE_CLASS, Exit, Limited, Promise, Reads, are_equal, harm_bound, rows_needed
 from spin_native.errors import InputError
 from spin_native.given import is_number
 
@@ -23,10 +23,11 @@ PILOT_SHARE = 0.2
 class ErrorPromise(Limited):
     """The result of a calibration: with `confidence`, at most `max_error` of the answered rows are wrong.
 
-    exit: confidence:THRESHOLD. A row exits, answered, at the first head whose most probable class has this probability; a row
-    that no head is so sure of is not answered. n_rows: rows of the calibration. n_texts: different texts among them that the
-    bound counts. n_answered, n_wrong: those of these texts that are answered, and answered wrongly. mean_depth: layers run per
-    row. dtype: what the base model ran in; the promise says nothing about another one (None: not known).
+    exit: confidence:THRESHOLD. A row exits, answered, at the first head whose most probable class has this probability (of
+    several labels: the least certain one); a row that no head is so sure of is not answered. n_rows: rows of the calibration.
+    n_texts: different texts among them that the bound counts. n_answered, n_wrong: those of these texts that are answered, and
+    answered wrongly. mean_depth: layers run per row. dtype: what the base model ran in; the promise says nothing about another
+    one (None: not known).
     """
 
     promised: ClassVar[str] = "error"
@@ -51,9 +52,9 @@ class ErrorPromise(Limited):
 AnyPromise = Promise | ErrorPromise
 
 
-def is_answered(outputs: Float[Array, "row class"], exit_: Exit) -> Bool[Array, "row"]:
-    """Which rows are answered under a promise's exit. outputs: of the head where each row exited."""
-    return outputs.max(1, initial=0.0) >= exit_.value
+def is_answered(outputs: Float[Array, "row class"], exit_: Exit, reads: Reads = ONE_CLASS) -> Bool[Array, "row"]:
+    """Which rows are answered under a promise's exit. outputs: of the head where each row exited; reads: how they are read."""
+    return reads.confidence(outputs) >= exit_.value
 
 
 def answered_only(labels: Shaped[Array, "row"], answered: Bool[Array, "row"]) -> Shaped[Array, "row"]:
@@ -65,12 +66,13 @@ def answered_only(labels: Shaped[Array, "row"], answered: Bool[Array, "row"]) ->
 
 def bounded_error(
     probabilities: Mapping[int, Float[Array, "row class"]],
-    labels: Int[Array, "row"],
+    labels: Shaped[Array, "row *label"],
     max_error: float,
     confidence: float,
     text_of: Int[Array, "row"] | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    reads: Reads = ONE_CLASS,
 ) -> ErrorPromise:
     """The loosest threshold that keeps the promise, on rows that the heads were not fitted on.
 
@@ -85,7 +87,8 @@ def bounded_error(
     El-Yaniv 2017.
 
     probabilities: every head's, by depth. text_of: the number of each row's text (None: all texts differ); a text counts once,
-    and is wrong if it is for one of its rows. dtype: what the base model ran in. seed: of the draw of the pilot texts.
+    and is wrong if it is for one of its rows. dtype: what the base model ran in. seed: of the draw of the pilot texts. reads:
+    how the outputs are read; a row with several labels is right if its whole set is.
 
     Raises InputError, with what was reached, if no threshold passes.
     """
@@ -96,8 +99,8 @@ def bounded_error(
     is_tested = np.ones(n_texts, dtype=bool)
     is_tested[np.random.default_rng(seed).permutation(n_texts)[:n_pilot]] = False
     depths = sorted(probabilities)
-    certainty = np.stack([probabilities[depth].max(1) for depth in depths])
-    is_right = np.stack([probabilities[depth].argmax(1) == labels for depth in depths])
+    certainty = np.stack([reads.confidence(probabilities[depth]) for depth in depths])
+    is_right = np.stack([are_equal(reads.decide(probabilities[depth]), labels) for depth in depths])
     tests = _Counts(certainty, is_right, numbers)
     surest = np.sort(certainty.max(0)[np.unique(numbers, return_index=True)[1]][~is_tested])
     n_sure = n_pilot - np.searchsorted(surest, THRESHOLDS)

@@ -27,7 +27,7 @@ class LabelledRows:
     """
 
     texts: list[Text]
-    labels: Shaped[np.ndarray, "row"]
+    labels: Shaped[np.ndarray, "row *label"]
     what: str = "rows"
     numbers: Int[np.ndarray, "row"] | None = None
     weights: Float[np.ndarray, "row"] | None = None

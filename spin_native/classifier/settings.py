@@ -63,7 +63,7 @@ class Settings:
         return {"apart": apart, "together": together, "best": apart + together}[self.mixing]
 
     def row_weights(
-        self, labels: Shaped[Array, "row"], sample_weight: Float[Array, "row"] | None = None
+        self, labels: Shaped[Array, "row *label"], sample_weight: Float[Array, "row"] | None = None
     ) -> Float[Array, "row"] | None:
         """How many times each row counts in a fit on these rows: its own weight times its class's. None: every row once.
 
@@ -74,7 +74,7 @@ class Settings:
         of_class = np.array(self.class_weight) if self.class_weight != "balanced" else balanced_weights(labels)
         return of_class[labels] if sample_weight is None else of_class[labels] * sample_weight
 
-    def score(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> float:
+    def score(self, truth: Shaped[Array, "row *label"], predicted: Shaped[Array, "row *label"]) -> float:
         """The metric of encoded predictions."""
         return self.task.score(self.metric, truth, predicted)
 

@@ -81,7 +81,7 @@ def _probed(train: ExtractedPart, validation: ExtractedPart, feature: FeatureKey
     Cs = settings.Cs or [smallest * times for times in PROBE_C_TIMES]
     probe, score = best_probe(fitted, held_out, Cs, 1.0, settings)
     if settings.ranker in RANKERS:
-        ranked = RANKERS[settings.ranker](fitted.features, fitted.labels)
+        ranked = settings.task.ranked(RANKERS[settings.ranker], fitted.features, fitted.labels)
     else:
         ranked = importance(probe.coef_, settings.ranker)  # type: ignore[arg-type]
     return ProbedLayer(feature, standardizer, probe, score, ranked)

@@ -23,7 +23,7 @@ def numbered_texts(texts: Sequence[Text]) -> Int[Array, "row"]:
 
 
 def split(
-    task: Task, texts: Sequence[Text], labels: Shaped[Array, "row"], share: float, seed: int
+    task: Task, texts: Sequence[Text], labels: Shaped[Array, "row *label"], share: float, seed: int
 ) -> tuple[Indices, Indices, list[str]]:
     """Training rows, validation rows (`share` of them), and warnings of classes whose only text is in both.
 
@@ -36,6 +36,7 @@ def split(
     is_held_out, lone = _held_out(text_of, task.strata(labels), share, seed)
     train, validation = np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     task.check_training(labels[train])
+    task.check_validation(labels[validation])
     leaks = [
         f"{task.stratum_name(stratum)} one text only, which is among the training and the validation rows: validation scores "
         "are too good; add other texts, or give validation rows of your own"
@@ -44,7 +45,7 @@ def split(
     return train, validation, leaks
 
 
-def halves(task: Task, texts: Sequence[Text], labels: Shaped[Array, "row"], seed: int) -> tuple[Indices, Indices]:
+def halves(task: Task, texts: Sequence[Text], labels: Shaped[Array, "row *label"], seed: int) -> tuple[Indices, Indices]:
     """Two halves of the rows; InputError if one of them lacks a class."""
     text_of = numbered_texts(texts)
     if text_of[-1] == len(texts) - 1:
@@ -89,7 +90,7 @@ def _held_out(
     return is_held_out, lone
 
 
-def folds(task: Task, texts: Sequence[Text], labels: Shaped[Array, "row"], n_folds: int, seed: int) -> Int[Array, "row"]:
+def folds(task: Task, texts: Sequence[Text], labels: Shaped[Array, "row *label"], n_folds: int, seed: int) -> Int[Array, "row"]:
     """The fold that holds each row out, from 0; -1 for a row that no fold holds out.
 
     Every stratum is spread evenly over the folds, and equal texts are in one fold. The rows of a stratum with one text only are

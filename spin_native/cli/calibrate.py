@@ -7,8 +7,9 @@ from typing import Literal
 import click
 
 import spin_native as sn
-from spin_native import tables
+from spin_native.classifier.estimators import load_pretrained
 from spin_native.classifier.risk import ErrorPromise
+from spin_native.cli.labelled import LabelledFiles
 from spin_native.cli.options import (
     as_json,
     base_option,
@@ -19,6 +20,7 @@ from spin_native.cli.options import (
     label_column,
     pair_column,
     pickle_option,
+    separator_option,
     text_column,
 )
 from spin_native.errors import InputError
@@ -31,6 +33,7 @@ from spin_native.serving.predict import check_columns
 @text_column
 @pair_column
 @label_column
+@separator_option
 @delimiter_option
 @encoding_option
 @click.option("--max-accuracy-drop", type=float, help="Largest loss of accuracy against the deepest head (default 0.01).")
@@ -53,6 +56,7 @@ def calibrate(
     text: str,
     text_pair: str | None,
     label: str,
+    separator: str | None,
     delimiter: str | None,
     encoding: str | None,
     max_accuracy_drop: float | None,
@@ -69,17 +73,18 @@ def calibrate(
     Reads the folder CLASSIFIER, fitted with --exits, and DATA: a CSV, JSONL or Parquet file (or a folder of them, or a glob in
     quotes) of labelled texts that `fit` did not see. Prints the rule it chose and saves it in the folder, where `predict` uses
     it. With --max-error, texts that no head is confident enough about are not answered (`predict --abstain`), and the bound is
-    on the error among the others; --exits are then not needed.
+    on the error among the others; --exits are then not needed. With several labels per text, an answer is right where the whole
+    set of labels is right.
     """
     if not Path(classifier).is_dir():
         raise InputError(f"{classifier}: not a folder; calibrate changes the classifier, so save it to a folder first")
-    columns = [*tables.text_columns(text, text_pair), label]
-    tables.open_source(data, delimiter=delimiter, encoding=encoding).check(columns)  # before the model is loaded
-    clf = sn.SpinClassifier.from_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
+    labelled = LabelledFiles(text, label, separator, delimiter, encoding, text_pair)
+    labelled.check(data)  # before the model is loaded
+    clf = load_pretrained(classifier, base_model=base_model, device=device, allow_pickle=allow_pickle)
+    if not isinstance(clf, sn.SpinClassifier):
+        raise InputError(f"{classifier}: its task is {clf.task!r}, where no text stops early; expected a classifier")
     check_columns(clf, text_pair)
-    texts, labels = tables.read_labelled(
-        data, text, label, text_pair=text_pair, labels_as=clf.task_.label_type, delimiter=delimiter, encoding=encoding
-    )
+    texts, labels = labelled.read(data, clf.task, clf.task_.label_type)
     clf.calibrate(texts, labels, max_accuracy_drop=max_accuracy_drop, max_error=max_error, confidence=confidence, by=by)
     clf.save_pretrained(classifier)
     promise = clf.promise_

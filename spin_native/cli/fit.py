@@ -4,7 +4,6 @@ import inspect
 import json
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,9 +12,9 @@ import click
 from click.core import ParameterSource
 
 import spin_native as sn
-from spin_native import tables
 from spin_native.classifier.estimators import DTYPES
 from spin_native.cli import render
+from spin_native.cli.labelled import LabelledFiles
 from spin_native.cli.options import (
     Decorator,
     GroupedCommand,
@@ -28,6 +27,7 @@ from spin_native.cli.options import (
     label_column,
     option,
     pair_column,
+    separator_option,
     text_column,
 )
 from spin_native.errors import InputError
@@ -35,6 +35,7 @@ from spin_native.probes.importance import RANKERS, WEIGHTINGS
 
 ESTIMATORS: dict[str, type[sn.SpinClassifier | sn.SpinRegressor]] = {
     "classification": sn.SpinClassifier,
+    "multilabel": sn.SpinMultilabelClassifier,
     "regression": sn.SpinRegressor,
 }
 GROUPS = ("Data", "Model", "How deep", "Speed", "Research", "Output")
@@ -81,6 +82,7 @@ def _option_type(annotation: Any) -> Any:
 @text_column
 @pair_column
 @label_column
+@separator_option
 @delimiter_option
 @encoding_option
 @option(
@@ -89,7 +91,7 @@ def _option_type(annotation: Any) -> Any:
     type=click.Choice(list(ESTIMATORS)),
     default="classification",
     show_default=True,
-    help="Predict a class, or a number.",
+    help="Predict one class per text, any number of labels (multilabel), or a number.",
 )
 @option("--validation", group="Data", type=file_path, help="File of validation rows. Without it, a share of DATA is split off.")
 @setting("validation_share", "Data", "Share of DATA to split off for validation.")
@@ -105,7 +107,7 @@ def _option_type(annotation: Any) -> Any:
     type=Several(int),
     metavar="SIZE,STRIDE",
 )
-@setting("metric", "Model", "Score that validation compares.  [default: accuracy; for a regression pearson]")
+@setting("metric", "Model", "Score that validation compares.  [default: accuracy; multilabel micro_f1; regression pearson]")
 @setting(
     "class_weight",
     "Model",
@@ -118,7 +120,13 @@ def _option_type(annotation: Any) -> Any:
     "Layers to run: a number, the best on the validation rows, or all.",
     type=OrWord(click.INT, "NUMBER", {"best": "best", "all": None}),
 )
-@setting("tolerance", "How deep", "With --depth best: choose the shallowest depth whose score is this close to the best.")
+@setting(
+    "tolerance",
+    "How deep",
+    "With --depth best: choose the shallowest depth whose score is this close to the best; one-se: within one standard error "
+    "of it.  [default: one-se; for published heads 0]",
+    type=OrWord(click.FLOAT, "NUMBER", {"one-se": "one-se"}),
+)
 @setting(
     "exits",
     "How deep",
@@ -174,6 +182,7 @@ def fit(
     text: str,
     text_pair: str | None,
     label: str,
+    separator: str | None,
     delimiter: str | None,
     encoding: str | None,
     task: str,
@@ -197,15 +206,16 @@ def fit(
     given = {name: value for name, value in settings.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
     clf = ESTIMATORS[task](**given)
     files = {"validation": validation, "test": test}
-    columns = [*tables.text_columns(text, text_pair), label]
+    labelled = LabelledFiles(text, label, separator, delimiter, encoding, text_pair)
     for path in (data, *files.values()):  # before anything is read whole
         if path is not None:
-            tables.open_source(path, delimiter=delimiter, encoding=encoding).check(columns)
-    read = partial(tables.read_labelled, text=text, text_pair=text_pair, label=label, delimiter=delimiter, encoding=encoding)
+            labelled.check(path)
     labels_as = float if task == "regression" else None
-    texts, labels = read(data, labels_as=labels_as)
+    texts, labels = labelled.read(data, task, labels_as)
+    if task == "multilabel":
+        labels_as = next((type(label) for row in labels for label in row), None)
     labels_as = labels_as or type(labels[0])  # what the training labels are, validation and test labels are, too
-    held_out = {name: read(path, labels_as=labels_as) for name, path in files.items() if path is not None}
+    held_out = {name: labelled.read(path, task, labels_as) for name, path in files.items() if path is not None}
     clf.fit(texts, labels, validation=held_out.get("validation"), test=held_out.get("test"), store=store)
     clf.save_pretrained(out)
     if as_json:

@@ -111,7 +111,15 @@ pair_column = option(
     help="Column of the second texts, if each row is a pair of texts.",
 )
 label_column = option(
-    "--label", group="Data", type=utf8_text, default="label", show_default=True, help="Column that holds the labels."
+    "--label",
+    group="Data",
+    type=utf8_text,
+    default="label",
+    show_default=True,
+    help="Column that holds the labels. For several labels per text also several 0/1 columns: --label joy,anger.",
+)
+separator_option = option(
+    "--separator", group="Data", type=utf8_text, help="What separates several labels of one text in a cell.  [default: |]"
 )
 delimiter_option = option(
     "--delimiter",

@@ -26,6 +26,7 @@ from spin_native.cli.options import (
     file_path,
     pair_column,
     pickle_option,
+    separator_option,
     text_column,
     utf8_text,
 )
@@ -47,6 +48,7 @@ REJECTED = 3  # exit code: finished, but some rows had no text
 @click.option("--abstain", is_flag=True, help="Answer only where the error promised by `calibrate --max-error` holds.")
 @text_column
 @pair_column
+@separator_option
 @delimiter_option
 @encoding_option
 @dtype_option
@@ -64,6 +66,7 @@ def predict(
     abstain: bool,
     text: str,
     text_pair: str | None,
+    separator: str | None,
     delimiter: str | None,
     encoding: str | None,
     base_model: str | None,
@@ -78,16 +81,18 @@ def predict(
     one JSON object each). If TEXTS is "-", each line of standard input is a text (an empty line is an empty text), labelled as
     it arrives. A classifier that was fitted on pairs takes two TEXTS: the first and the second text of one pair. A file (--in)
     is copied to another one (--out) with new columns: predicted_label and probability_<label>, or predicted_value; and
-    exit_depth if texts can stop early. Rows without a text get empty columns, and the exit code is 3. With --abstain, texts
-    that are not answered are printed as "-" (label null in JSON), or have an empty predicted_label and false in the column
-    answered.
+    exit_depth if texts can stop early. Several labels of one text are written with --separator between them. Rows without a
+    text get empty columns, and the exit code is 3. With --abstain, texts that are not answered are printed as "-" (label null
+    in JSON), or have an empty predicted_label and false in the column answered.
     """
     if bool(texts) == bool(source) or bool(source) != bool(out):
         raise click.UsageError("give either TEXTS, or --in FILE and --out FILE")
     if "-" in texts and len(texts) > 1:
         raise click.UsageError('"-" stands for the lines of standard input and cannot be given beside other texts')
-    if texts and (overwrite or delimiter is not None or (encoding is not None and texts != ("-",))):
-        raise click.UsageError("--overwrite, --delimiter and --encoding are for --in (--encoding also for -); leave them out")
+    if texts and (overwrite or separator or delimiter is not None or (encoding is not None and texts != ("-",))):
+        raise click.UsageError(
+            "--overwrite, --separator, --delimiter and --encoding are for --in (--encoding also for -); leave them out"
+        )
     if texts and text_pair is not None:
         raise click.UsageError("--text-pair names a column of --in; a classifier of pairs takes two TEXTS, one pair")
     if source and out:  # before the model is loaded
@@ -105,6 +110,7 @@ def predict(
             exit=exit_,
             abstain=abstain,
             overwrite=overwrite,
+            separator=separator,
             delimiter=delimiter,
             encoding=encoding,
         )
@@ -138,15 +144,16 @@ def _print(
     """
     task, rows, n_unanswered = clf.task_, iter(texts), 0
     for outputs, depths in clf.output_blocks(texts, False, rule or exit_, watch):
-        answered = [True] * len(outputs) if rule is None else is_answered(outputs, rule).tolist()
+        answered = [True] * len(outputs) if rule is None else is_answered(outputs, rule, task).tolist()
         n_unanswered += answered.count(False)
         for output, depth, is_given in zip(outputs, depths.tolist(), answered, strict=True):
             given = dict(zip(("text", "text_pair"), parts(next(rows)), strict=False))
             line = {**given, **task.described(output), "depth": depth}
             shown = task.shown(output)
             if rule is not None:
-                line |= {"label": line["label"] if is_given else None, "answered": is_given}
-                shown = shown if is_given else f"-\t{output.max():.4f}"
+                answer = "labels" if "labels" in line else "label"
+                line |= {answer: line[answer] if is_given else None, "answered": is_given}
+                shown = shown if is_given else f"-\t{task.confidence(output[None])[0]:.4f}"
             click.echo(json.dumps(line, ensure_ascii=False) if as_json else "\t".join([shown, *given.values()]))
     return n_unanswered
 

@@ -9,7 +9,11 @@ from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.models import ModelConfig
 
-METRIC_NAMES = {"macro_f1": "macro-F1"}  # where the printed name is not the one in JSON
+METRIC_NAMES = {
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "subset_accuracy": "whole sets right",
+}  # where the printed name is not the one in JSON
 PROBABILITY_NAMES = {"ece": "expected calibration error", "log_loss": "log-loss"}
 
 
@@ -56,11 +60,14 @@ def layers(clf: SpinClassifier | SpinRegressor) -> str:
 
 
 def scores(result: Mapping[str, Any]) -> str:
-    """The scores of an evaluation on one line; those of its probabilities and the confusion matrix below, if it has them."""
+    """The scores of an evaluation on one line; below it those of its probabilities and the confusion matrix, or those of each
+    label, if it has them."""
     metrics = {name: value for name, value in result.items() if isinstance(value, float) and name not in PROBABILITY_NAMES}
     line = "  ".join(
         [f"rows {result['rows']}", *(f"{METRIC_NAMES.get(name, name)} {value:.4f}" for name, value in metrics.items())]
     )
+    if "per_label" in result:
+        return line + "\n\n" + table(list(result["per_label"][0]), [list(scores.values()) for scores in result["per_label"]])
     if "confusion" not in result:
         return line
     line += "\nprobabilities: " + "  ".join(f"{shown} {result[name]:.4f}" for name, shown in PROBABILITY_NAMES.items())

@@ -26,7 +26,7 @@ def random_neurons(n_neurons: int, n: int, seed: int | Sequence[int]) -> Int[Arr
     return np.sort(np.random.default_rng(seed).permutation(n_neurons)[:n])
 
 
-def control_task(labels: Shaped[Array, "row"], seed: int) -> Shaped[Array, "row"]:
+def control_task(labels: Shaped[Array, "row *label"], seed: int) -> Shaped[Array, "row *label"]:
     """The labels in a random order, drawn by `seed`: a task with the same label counts and nothing to learn from the text.
 
     What a probe scores on it is memorisation; selectivity is the score on the true labels minus this one (Hewitt & Liang

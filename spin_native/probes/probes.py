@@ -49,6 +49,14 @@ def checked_targets(y: Any, what: str) -> Any:
     return y
 
 
+def _has_columns(y: Any) -> bool:
+    """Whether y is a dense matrix [row, label] of two labels or more, as an array, a table or a list of rows."""
+    if isinstance(y, (list, tuple)):
+        return len(y) > 0 and isinstance(y[0], (list, tuple, np.ndarray)) and len(y[0]) > 1
+    shape: tuple[int, ...] = getattr(y, "shape", ())
+    return len(shape) == 2 and shape[1] > 1 and not hasattr(y, "toarray")
+
+
 class _LinearModel(BaseEstimator):
     """The parameters, fitting and prediction that both probes share."""
 
@@ -72,7 +80,8 @@ class _LinearModel(BaseEstimator):
         is_numeric = isinstance(self, RegressorMixin)
         with self._input_errors():
             y = checked_targets(y, type(self).__name__)
-            X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=is_numeric, y_numeric=is_numeric)
+            is_matrix = is_numeric or _has_columns(y)
+            X, y = validate_data(self, X, y, dtype=(np.float64, np.float32), multi_output=is_matrix, y_numeric=is_numeric)
             weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
             loss = self._loss(y)
         (solution,) = self._solve(Design([X]), loss, weights, [self.C])
@@ -202,6 +211,9 @@ def probabilities(scores: Float[Array, "row output"]) -> Float[Array, "row class
 class LogisticProbe(ClassifierMixin, _LinearModel):
     """Logistic regression with an L1, L2 or elastic-net penalty, for two classes (binomial) or more (multinomial).
 
+    y [row, label] of 0 and 1, with two labels or more, is several independent labels per row (multilabel): the loss is the sum
+    of the labels' log-losses, and all labels share one C.
+
     Minimises, over weights w and intercepts b that are not penalised,
 
         C * sum_i sample_weight_i * log_loss_i(w, b) + l1_ratio * |w|_1 + (1 - l1_ratio) / 2 * |w|_2^2
@@ -213,13 +225,19 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
         share above its minimum.
     max_iter: Newton iterations before a ConvergenceWarning; the last one only measures the gap.
 
-    After fit: classes_ [class]; coef_ [output, feature] and intercept_ [output], with one output for two classes and otherwise
-    one per class; n_iter_; dual_gap_, the duality gap over the objective; converged_, whether dual_gap_ <= tol.
+    After fit: classes_ [class] (multilabel: the labels' numbers 0, 1, ...); coef_ [output, feature] and intercept_ [output],
+    with one output for two classes and otherwise one per class or label; multilabel_, whether outputs are labels; n_iter_;
+    dual_gap_, the duality gap over the objective; converged_, whether dual_gap_ <= tol.
     """
 
     classes_: Array
+    multilabel_ = False
 
     def _loss(self, y: Array) -> Loss:
+        self.multilabel_ = y.ndim == 2
+        if self.multilabel_:
+            self.classes_ = np.arange(y.shape[1])
+            return Logistic(torch.from_numpy(self._checked_indicators(y)))
         check_classification_targets(y)
         self.classes_, class_index = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
@@ -228,22 +246,60 @@ class LogisticProbe(ClassifierMixin, _LinearModel):
             return Logistic(torch.from_numpy(class_index.astype(np.float64)[:, None]))
         return Softmax(torch.nn.functional.one_hot(torch.from_numpy(class_index)).double())
 
+    def _checked_indicators(self, y: Shaped[Array, "row label"]) -> Float[Array, "row label"]:
+        """y as float64; InputError unless it is 0 or 1, and each label has rows with it and rows without it."""
+        is_indicator = (y == 0) | (y == 1)
+        if not is_indicator.all():
+            row, label = np.argwhere(~is_indicator)[0].tolist()
+            raise InputError(
+                f"{type(self).__name__}: y of row {row}, label {label} is {plain(y[row, label])!r}; expected 0 or 1"
+            )
+        constant = np.flatnonzero((y == y[:1]).all(0))
+        if len(constant):
+            raise InputError(
+                f"{type(self).__name__}: label {constant[0]} of y is {int(y[0, constant[0]])} in every row; expected rows with "
+                "it and rows without it: leave the label out"
+            )
+        return y.astype(np.float64)
+
     def _set_default_outputs(self, n_outputs: int) -> None:
         self.classes_ = np.arange(max(2, n_outputs))
 
     def decision_function(self, X: Shaped[Array, "row feature"]) -> Float[Array, "row *output"]:
-        """X w + b: [row] for two classes, positive where classes_[1] is predicted; otherwise [row, class]."""
+        """X w + b: [row] for two classes, positive where classes_[1] is predicted; otherwise [row, class] or [row, label]."""
         scores = self._scores(X)
-        return scores[:, 0] if len(self.coef_) == 1 else scores
+        return scores if self.multilabel_ or len(self.coef_) > 1 else scores[:, 0]
 
     def predict_proba(self, X: Shaped[Array, "row feature"]) -> Float[Array, "row class"]:
-        """The probability of each class, in the order of classes_."""
-        return probabilities(self._scores(X))
+        """The probability of each class, in the order of classes_; multilabel: [row, label], each label's own probability."""
+        scores = self._scores(X)
+        return expit(scores) if self.multilabel_ else probabilities(scores)
 
-    def predict(self, X: Shaped[Array, "row feature"]) -> Shaped[Array, "row"]:
-        """The most probable class of each row."""
+    def predict(self, X: Shaped[Array, "row feature"]) -> Shaped[Array, "row *label"]:
+        """The most probable class of each row; multilabel: [row, label], 1 where the label's probability is above 1/2, or 0."""
         scores = self.decision_function(X)
+        if self.multilabel_:
+            return (scores > 0).astype(np.int64)
         return self.classes_[(scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class MultilabelProbe(LogisticProbe):
+    """A LogisticProbe whose outputs are independent labels, however many there are (also one): y is always [row, label]."""
+
+    multilabel_ = True
+
+    def _loss(self, y: Array) -> Loss:
+        if y.ndim != 2:
+            raise InputError(f"MultilabelProbe: y has shape {list(y.shape)}; expected [row, label], of 0 and 1")
+        return super()._loss(y)
+
+    def _set_default_outputs(self, n_outputs: int) -> None:
+        self.classes_ = np.arange(n_outputs)
 
 
 class LinearProbe(RegressorMixin, _LinearModel):

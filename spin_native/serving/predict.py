@@ -1,8 +1,9 @@
 """Predict a whole file: table in, table with the predictions out, block by block."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.risk import answered_only, is_answered
 from spin_native.classifier.shift import ShiftWatch
+from spin_native.classifier.tasks import LabelSets, Task
 from spin_native.errors import InputError
 from spin_native.given import is_unicode
 from spin_native.text.tokenizer import TruncationWarning
 
 LABEL, ANSWERED = "predicted_label", "answered"
+ColumnsOf = Callable[[np.ndarray], dict[str, np.ndarray]]
 LISTED_ROWS = 5  # how many rejected rows are listed by number
 
 
@@ -51,6 +54,7 @@ def predict_files(
     exit: str | Exit | None = None,
     abstain: bool | float | None = None,
     overwrite: bool = False,
+    separator: str | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
     progress: bool | None = None,
@@ -58,10 +62,9 @@ def predict_files(
     """Write the rows of `source` to `out`, with the classifier's predictions as new columns.
 
     The files are CSV, JSONL or Parquet, by the ending of their names (also .tsv, and .csv.gz and .jsonl.gz); `source` may be a
-    folder, a glob or a sequence of files of one format. A classifier adds `predicted_label` and one
-    `probability_<label>` per class, a regressor adds `predicted_value`; if rows can stop at different depths, `exit_depth` is
-    added, too. All other columns are copied as they are (see `spin_native.tables`). The rows are streamed: memory does not grow
-    with the file.
+    folder, a glob or a sequence of files of one format. A classifier adds `predicted_label` and one `probability_<label>` per
+    class or label, a regressor adds `predicted_value`; if rows can stop at different depths, `exit_depth` is added, too. All
+    other columns are copied as they are (see `spin_native.tables`). The rows are streamed: memory does not grow with the file.
 
     text: the column that holds the texts. A row without a text (also a number, or half a character) is rejected: its new
         columns are empty.
@@ -71,6 +74,8 @@ def predict_files(
     abstain: True, or the largest error to accept: answer only where the promise of calibrate(max_error=...) holds. The label of
         other rows is empty, their probabilities stay; the column `answered` tells them apart.
     overwrite: replace `out` if it exists. It is replaced only after all rows are predicted; an error leaves it as it was.
+    separator: between the labels in `predicted_label` where a text has several ("" stands for none); None: "|". InputError for
+        a classifier that gives one label, and for a label that holds the separator.
     delimiter: of CSV cells in `source`, one character or "tab". encoding: of CSV and JSONL files (None: UTF-8).
     progress: show a bar on stderr (None: only on a terminal).
 
@@ -85,12 +90,12 @@ def predict_files(
     table.check(columns)
     check_columns(clf, text_pair)
     rule = abstention(clf, abstain, exit)
-    chosen = rule or Exit.of(clf.exit_ if exit is None else exit)
+    new = _NewColumns(clf, _columns_of(clf.task_, separator), rule or Exit.of(clf.exit_ if exit is None else exit), rule)
     truncated_before, watch = clf.n_truncated_, clf.shift_watch()
     n_rows = n_rejected = n_unanswered = 0
     rejected_rows: list[int] = []
     with (
-        tables.open_writer(out, table, _new_types(clf, chosen, rule), overwrite) as writer,
+        tables.open_writer(out, table, new.types, overwrite) as writer,
         tqdm(unit=" rows", disable=None if progress is None else not progress) as bar,
         warnings.catch_warnings(),
     ):
@@ -99,7 +104,7 @@ def predict_files(
             parts = [block.values(column) for column in columns]
             texts = parts[0] if text_pair is None else list(zip(*parts, strict=True))
             is_usable = [all(map(_is_text, row)) for row in zip(*parts, strict=True)]
-            added = _new_columns(clf, texts, np.flatnonzero(is_usable).tolist(), chosen, rule, watch)
+            added = new.of(texts, np.flatnonzero(is_usable).tolist(), watch)
             writer.write(block, added)
             n_unanswered += added.get(ANSWERED, []).count(False)
             rejected = [row for row, usable in enumerate(is_usable, n_rows) if not usable]
@@ -137,34 +142,51 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and (value.isascii() or is_unicode(value))
 
 
-def _new_types(clf: SpinClassifier | SpinRegressor, exit_: Exit, rule: Exit | None) -> dict[str, type]:
-    """The names of the new columns, and the types of their values."""
-    columns = clf.task_.columns(np.empty((0, clf.task_.n_outputs)))
-    types = {name: clf.task_.label_type if name == LABEL else float for name in columns}
-    types |= {} if exit_.by == "fixed" else {"exit_depth": int}
-    return types if rule is None else {**types, ANSWERED: bool}
+def _columns_of(task: Task, separator: str | None) -> ColumnsOf:
+    """How outputs become columns; InputError for a separator that nothing would use."""
+    if separator is None:
+        return task.columns
+    if not isinstance(task, LabelSets):
+        raise InputError(f"separator {separator!r} is for several labels per text, and this is a {task.name}; leave it out")
+    return partial(task.columns, separator=separator)
 
 
-def _new_columns(
-    clf: SpinClassifier | SpinRegressor,
-    texts: Sequence[Any],
-    usable: Sequence[int],
-    exit_: Exit,
-    rule: Exit | None,
-    watch: ShiftWatch | None,
-) -> dict[str, list[Any]]:
-    """The values to add to one block of rows: of the usable rows the predictions, of the others None."""
-    columns: dict[str, list[Any]] = {name: [None] * len(texts) for name in _new_types(clf, exit_, rule)}
-    position = 0
-    for outputs, depths in clf.output_blocks([texts[row] for row in usable], False, exit_, watch) if usable else ():
-        rows = usable[position : position + len(outputs)]
-        position += len(outputs)
-        new = {**clf.task_.columns(outputs), "exit_depth": depths}
-        if rule is not None:
-            new[ANSWERED] = is_answered(outputs, rule)
-            new[LABEL] = answered_only(new[LABEL], new[ANSWERED])
-        for name, values in new.items():
-            if name in columns:
-                for row, value in zip(rows, values.tolist(), strict=True):
-                    columns[name][row] = value
-    return columns
+@dataclass(frozen=True)
+class _NewColumns:
+    """The columns that predictions add to a table.
+
+    columns_of: how outputs become columns. exit: when a row stops. rule: the exit below whose confidence rows are not answered;
+    None: all rows are answered.
+    """
+
+    clf: SpinClassifier | SpinRegressor
+    columns_of: ColumnsOf
+    exit: Exit
+    rule: Exit | None
+
+    @cached_property
+    def types(self) -> dict[str, type]:
+        """The names of the new columns, and the types of their values."""
+        task = self.clf.task_
+        columns = self.columns_of(np.empty((0, task.n_outputs)))
+        types = {name: task.written_type if name == LABEL else float for name in columns}
+        types |= {} if self.exit.by == "fixed" else {"exit_depth": int}
+        return types if self.rule is None else {**types, ANSWERED: bool}
+
+    def of(self, texts: Sequence[Any], usable: Sequence[int], watch: ShiftWatch | None) -> dict[str, list[Any]]:
+        """The values to add to one block of rows: of the usable rows the predictions, of the others None."""
+        columns: dict[str, list[Any]] = {name: [None] * len(texts) for name in self.types}
+        position = 0
+        blocks = self.clf.output_blocks([texts[row] for row in usable], False, self.exit, watch) if usable else ()
+        for outputs, depths in blocks:
+            rows = usable[position : position + len(outputs)]
+            position += len(outputs)
+            new = {**self.columns_of(outputs), "exit_depth": depths}
+            if self.rule is not None:
+                new[ANSWERED] = is_answered(outputs, self.rule, self.clf.task_)
+                new[LABEL] = answered_only(new[LABEL], new[ANSWERED])
+            for name, values in new.items():
+                if name in columns:
+                    for row, value in zip(rows, values.tolist(), strict=True):
+                        columns[name][row] = value
+        return columns

@@ -17,7 +17,7 @@ guess types and rewrite rows, so nothing could pass through; pyarrow's CSV reade
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from spin_native.tables.arrow_files import ArrowWriter, arrow_writer_for
 from spin_native.tables.delimited import CsvSource, checked_delimiter
 from spin_native.tables.files import FORMATS, Given, checked_encoding, ending_of, files_of, would_read
 from spin_native.tables.jsonl import JsonlSource
-from spin_native.tables.labels import checked_texts, labelled_rows, text_columns
+from spin_native.tables.labels import SEPARATOR, checked_texts, label_set_rows, labelled_rows, text_columns
 from spin_native.tables.source import Block, Source
 from spin_native.tables.streams import arriving_lines
 from spin_native.tables.writers import Writer, writer_for
@@ -39,6 +39,7 @@ AnyWriter = TypeVar("AnyWriter", Writer, ArrowWriter)
 __all__ = [
     "BLOCK_ROWS",
     "FORMATS",
+    "SEPARATOR",
     "Block",
     "Given",
     "Source",
@@ -49,6 +50,7 @@ __all__ = [
     "open_arrow_writer",
     "open_source",
     "open_writer",
+    "read_label_sets",
     "read_labelled",
     "text_columns",
 ]
@@ -100,6 +102,32 @@ def read_labelled(
     not of this type; and as `open_source` and `Source.blocks` do.
     """
     return labelled_rows(open_source(source, delimiter=delimiter, encoding=encoding), text, label, labels_as, text_pair)
+
+
+def read_label_sets(
+    source: Given,
+    text: str,
+    labels: Sequence[str],
+    *,
+    text_pair: str | None = None,
+    separator: str = SEPARATOR,
+    labels_as: type | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> tuple[list[Any], list[list[Any]]]:
+    """All texts of a table, and the list of labels of each.
+
+    text_pair: the column of second texts; each text is then a pair of them, a tuple.
+    labels: one column; each cell holds text with `separator` between the labels, or (in JSONL and Parquet) a list of labels.
+        An empty text or list is no label; so is an empty cell of a CSV file, whether in quotes or not. Or several columns of 0
+        and 1 (or true and false), each named as its label.
+    labels_as: the type of the known labels, str or int. None: those of a CSV file are int if all of them are whole numbers as
+        Python writes them; in JSONL and Parquet labels have their own types. With it, "7" is read as 7, or 7 as "7".
+    Raises InputError, naming the row, for a missing text, a missing value of a typed file, a cell of another type, an empty
+    label between separators, and a value of several columns that is no 0 or 1; and as `open_source` and `Source.blocks` do.
+    """
+    table = open_source(source, delimiter=delimiter, encoding=encoding)
+    return label_set_rows(table, text, labels, separator, labels_as, text_pair)
 
 
 def check_output(out: str | Path, overwrite: bool, source: Source | None = None) -> None:

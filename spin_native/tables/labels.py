@@ -1,8 +1,8 @@
-"""Labelled rows: texts and labels, each checked as the type it has in the file."""
+"""Labelled rows: texts and labels (one or several of each row), each checked as the type it has in the file."""
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spin_native.errors import InputError
@@ -11,6 +11,8 @@ from spin_native.tables.source import Block, Source
 from spin_native.tables.texts import EXACT
 
 WHOLE = re.compile(r"(0|-?[1-9][0-9]{0,3999})(\.0)?").fullmatch  # as Python and pandas write it: 007 is no such number
+SEPARATOR = "|"  # between several labels of one cell
+INDICATORS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}  # in lower case
 NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII).fullmatch
 
 
@@ -39,6 +41,67 @@ def labelled_rows(
         return texts, _from_text(labels, label, labels_as, place)
     labels = _whole_floats_as_int(labels) if labels_as in (None, int) else labels
     return texts, labels if labels_as is None else [_as_known(value, labels_as) for value in labels]
+
+
+def label_set_rows(
+    source: Source,
+    text: str,
+    columns: Sequence[str],
+    separator: str,
+    labels_as: type | None,
+    text_pair: str | None = None,
+) -> tuple[list[Any], list[list[Any]]]:
+    """All texts and lists of labels of a table, as `tables.read_label_sets` describes it."""
+    if not separator:
+        raise InputError("the separator between labels is empty; expected one character or more, such as '|'")
+    texts: list[Any] = []
+    rows: list[list[Any]] = []
+    for block in source.blocks((*text_columns(text, text_pair), *columns)):
+        texts += checked_texts(block, text, text_pair)
+        if len(columns) == 1:
+            rows += _label_lists(block, columns[0], separator, source.format == "CSV")
+        else:
+            indicators = [_indicators(block, column) for column in columns]
+            rows += [[name for name, has in zip(columns, row, strict=True) if has] for row in zip(*indicators, strict=True)]
+    if labels_as is None and source.format == "CSV" and all(WHOLE(label) for row in rows for label in row):
+        labels_as = int
+    return texts, rows if labels_as is None else [[_as_known(label, labels_as) for label in row] for row in rows]
+
+
+def _label_lists(block: Block, column: str, separator: str, is_csv: bool) -> list[list[Any]]:
+    """The labels in each cell of one column."""
+    lists = []
+    for row, value in enumerate(block.values(column)):
+        if is_csv and value is None:
+            value = ""
+        labels = [part.strip() for part in value.split(separator)] if isinstance(value, str) else value
+        if isinstance(value, str) and not value.strip():
+            labels = []
+        if not isinstance(labels, list):
+            got = "no value" if value is None else f"{value!r:.60} ({type(value).__name__})"
+            raise InputError(
+                f"{block.place(row)} has {got} in column {column!r}; expected a list of labels, or text with {separator!r} "
+                "between them: fix or remove it"
+            )
+        if isinstance(value, str) and "" in labels:
+            raise InputError(
+                f"{block.place(row)} has {value!r:.60} in column {column!r}, with an empty label beside a {separator!r}; "
+                "remove the separator, or choose another one"
+            )
+        lists.append(labels)
+    return lists
+
+
+def _indicators(block: Block, column: str) -> list[bool]:
+    """Whether each row has the label that a 0/1 column is named for."""
+    has_label = []
+    for row, value in enumerate(block.values(column)):
+        has = INDICATORS.get(str(value).lower())
+        if has is None:
+            got = "no value" if value is None else f"{value!r:.60}"
+            raise InputError(f"{block.place(row)} has {got} in column {column!r}; expected 0 or 1: fix or remove it")
+        has_label.append(has)
+    return has_label
 
 
 def text_columns(text: str, text_pair: str | None) -> list[str]:

@@ -120,7 +120,7 @@ class Head(ABC):
         # C order: sums along a row are taken in another order in another layout.
         return self.task.outputs(self.scores(np.ascontiguousarray(self.standardizer(features))))
 
-    def predict(self, features: Float32[Array, "row salient"]) -> Shaped[Array, "row"]:
+    def predict(self, features: Float32[Array, "row salient"]) -> Shaped[Array, "row *label"]:
         """Encoded predictions from raw features."""
         return self.task.decide(self.output(features))
 

@@ -11,6 +11,8 @@ from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import ProbedLayers, Selection
 from spin_native.features.store import FeatureKey
 
+Array = np.ndarray
+
 
 @dataclass(frozen=True)
 class ConstantHead(LinearHead):
@@ -22,7 +24,7 @@ class ConstantHead(LinearHead):
 
     @classmethod
     def of(
-        cls, labels: Shaped[np.ndarray, "row"], settings: Settings, weights: Float[np.ndarray, "row"] | None = None
+        cls, labels: Shaped[Array, "row *label"], settings: Settings, weights: Float[Array, "row"] | None = None
     ) -> "ConstantHead":
         """The best constant answer to these labels. weights: how many times each row counts; None means once."""
         site, pooling = settings.sources[0]

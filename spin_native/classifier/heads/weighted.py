@@ -32,7 +32,7 @@ class Perceptron:
     def fit(
         cls,
         features: Float[Array, "row feature"],
-        labels: Shaped[Array, "row"],
+        labels: Shaped[Array, "row *label"],
         worth: Callable[["Perceptron"], float],
         task: Task,
         seed: int,

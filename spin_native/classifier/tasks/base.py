@@ -15,15 +15,16 @@ from spin_native.probes.solver import Loss
 
 Array = np.ndarray
 Probe = LogisticProbe | LinearProbe
-TaskName = Literal["classification", "regression"]
-Metric = Literal["accuracy", "macro_f1", "pearson", "spearman", "mse", "mae"]
+TaskName = Literal["classification", "multilabel", "regression"]
+Metric = Literal["accuracy", "macro_f1", "micro_f1", "subset_accuracy", "pearson", "spearman", "mse", "mae"]
+Ranker = Callable[[Array, Array], Array]  # features [row, neuron] and labels [row] -> importance [neuron]
 Indices = Int[Array, "_"]
 
 
 class NetworkTargets(NamedTuple):
     """What a neural network is fitted to: (labels - shift) / spread, and further arguments of its fit."""
 
-    targets: Shaped[Array, "row"]
+    targets: Shaped[Array, "row *label"]
     shift: float
     spread: float
     arguments: dict[str, Any]
@@ -54,7 +55,7 @@ class Task(ABC):
         """The task that the training labels describe; InputError if nothing can be learnt from them."""
 
     @abstractmethod
-    def encode(self, labels: Iterable[Any], n_texts: int, what: str) -> Shaped[Array, "row"]:
+    def encode(self, labels: Iterable[Any], n_texts: int, what: str) -> Shaped[Array, "row *label"]:
         """Labels as arrays; InputError, naming the row, for labels that are missing, unknown, or too few."""
 
     @abstractmethod
@@ -71,13 +72,18 @@ class Task(ABC):
     def label_type(self) -> type:
         """The Python type of a label: str, int, bool or float. Labels that are text in a file are read as this type."""
 
+    @property
+    def written_type(self) -> type:
+        """The Python type of a prediction in a file."""
+        return self.label_type
+
     # Rows.
 
     @abstractmethod
-    def check_split(self, labels: Shaped[Array, "row"], share: float) -> None:
+    def check_split(self, labels: Shaped[Array, "row *label"], share: float) -> None:
         """InputError where `share` of the rows cannot be split off."""
 
-    def strata(self, labels: Shaped[Array, "row"]) -> Int[Array, "row"]:
+    def strata(self, labels: Shaped[Array, "row *label"]) -> Int[Array, "row"]:
         """Groups of rows that each part of the data should hold its share of: all rows are one."""
         return np.zeros(len(labels), dtype=np.int64)
 
@@ -86,23 +92,26 @@ class Task(ABC):
         return "the rows have"
 
     @abstractmethod
-    def split(self, labels: Shaped[Array, "row"], share: float, seed: int) -> tuple[Indices, Indices]:
+    def split(self, labels: Shaped[Array, "row *label"], share: float, seed: int) -> tuple[Indices, Indices]:
         """Which rows to train on, and which `share` of them to validate on; InputError where that cannot be done."""
 
-    def sample(self, labels: Shaped[Array, "row"], n_rows: int, seed: int) -> tuple[Indices, Indices]:
+    def sample(self, labels: Shaped[Array, "row *label"], n_rows: int, seed: int) -> tuple[Indices, Indices]:
         """`n_rows` random rows (or all), and the others, each in input order."""
         order = self._sampling_order(labels, np.random.default_rng(seed).permutation(len(labels)))
         return np.sort(order[:n_rows]), np.sort(order[n_rows:])
 
-    def _sampling_order(self, labels: Shaped[Array, "row"], order: Indices) -> Indices:
+    def _sampling_order(self, labels: Shaped[Array, "row *label"], order: Indices) -> Indices:
         return order
 
-    def check_part(self, labels: Shaped[Array, "_"], what: str) -> None:  # noqa: B027 (most tasks need no check)
+    def check_part(self, labels: Shaped[Array, "_ *label"], what: str) -> None:  # noqa: B027 (most tasks need no check)
         """InputError if a part of the training rows can no longer be learnt from."""
 
-    def check_training(self, labels: Shaped[Array, "_"]) -> None:
+    def check_training(self, labels: Shaped[Array, "_ *label"]) -> None:
         """InputError if the rows that a split leaves for training can no longer be learnt from."""
         self.check_part(labels, "training rows after the split")
+
+    def check_validation(self, labels: Shaped[Array, "_ *label"]) -> None:  # noqa: B027
+        """InputError if the rows that a split holds out cannot be scored."""
 
     # Fitting and comparing.
 
@@ -117,38 +126,48 @@ class Task(ABC):
         """How many outputs users see."""
 
     @abstractmethod
-    def one_against_rest(self, labels: Shaped[Array, "row"]) -> list[Shaped[Array, "row"]]:
+    def one_against_rest(self, labels: Shaped[Array, "row *label"]) -> list[Shaped[Array, "row"]]:
         """The target of each score: of every class whether a row belongs to it, or the values."""
 
+    def ranked(
+        self, ranker: Ranker, features: Float[Array, "row neuron"], labels: Shaped[Array, "row *label"]
+    ) -> Float[Array, "neuron"]:
+        """Each neuron's importance by a ranker that needs no probe."""
+        return ranker(features, labels)
+
     @abstractmethod
-    def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
+    def network_targets(self, labels: Shaped[Array, "row *label"]) -> NetworkTargets:
         """What a neural network is fitted to."""
 
     def calibration(
-        self, scores: Float[Array, "row score"], labels: Shaped[Array, "row"]
+        self, scores: Float[Array, "row score"], labels: Shaped[Array, "row *label"]
     ) -> tuple[float, Float[Array, "score"]]:
         """(temperature, shift): outputs of scores / temperature + shift fit these held-out rows best. Here no change."""
         return 1.0, np.zeros(self.n_scores)
 
-    def tuned(self, metric: Metric, outputs: Float[Array, "row output"], labels: Shaped[Array, "row"]) -> "Task":
+    def tuned(self, metric: Metric, outputs: Float[Array, "row output"], labels: Shaped[Array, "row *label"]) -> "Task":
         """The task that decides for the best metric on these held-out rows: itself where nothing can be tuned."""
         return self
 
     @abstractmethod
-    def loss(self, labels: Shaped[Array, "row"]) -> tuple[Loss, Float[Array, "score"]]:
+    def loss(self, labels: Shaped[Array, "row *label"]) -> tuple[Loss, Float[Array, "score"]]:
         """The loss of a linear model's scores, and what to add to these: the mean of values, which the loss subtracts."""
 
     @abstractmethod
-    def fit_of(self, outputs: Float[Array, "row output"], labels: Shaped[Array, "row"]) -> Float[Array, "row"]:
+    def fit_of(self, outputs: Float[Array, "row output"], labels: Shaped[Array, "row *label"]) -> Float[Array, "row"]:
         """How well each row's outputs agree with its label, larger for better: the label's probability, or minus the error."""
 
     @abstractmethod
-    def contradicts(self, outputs: Float[Array, "row output"], labels: Shaped[Array, "row"]) -> Bool[Array, "row"]:
-        """Which rows' outputs speak against their label: another class, or a value two standard errors away."""
+    def contradicts(self, outputs: Float[Array, "row output"], labels: Shaped[Array, "row *label"]) -> Bool[Array, "row"]:
+        """Which rows' outputs speak against their label: another class or set, or a value two standard errors away."""
 
     @abstractmethod
-    def constant(self, labels: Shaped[Array, "row"], weights: Float[Array, "row"] | None = None) -> Probe:
+    def constant(self, labels: Shaped[Array, "row *label"], weights: Float[Array, "row"] | None = None) -> Probe:
         """A probe without features that gives the best constant answer. weights: how many times each row counts."""
+
+    def n_of_rarest(self, labels: Shaped[Array, "row *label"]) -> float:
+        """How many rows the rarest class has (of values: all rows), which limits what cross-validation can choose."""
+        return float(np.unique(self.strata(labels), return_counts=True)[1].min())
 
     @classmethod
     def check_ranker(cls, ranker: str) -> None:
@@ -164,7 +183,7 @@ class Task(ABC):
         """A score such that more is better."""
         return -score if metric in cls.less_is_better else score
 
-    def score(self, metric: Metric, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> float:
+    def score(self, metric: Metric, truth: Shaped[Array, "row *label"], predicted: Shaped[Array, "row *label"]) -> float:
         """One metric of encoded predictions."""
         return float(self.metrics[metric](truth, predicted))
 
@@ -180,12 +199,20 @@ class Task(ABC):
         """Scores as users see them."""
 
     @abstractmethod
-    def decide(self, outputs: Float[Array, "row output"]) -> Shaped[Array, "row"]:
+    def decide(self, outputs: Float[Array, "row output"]) -> Shaped[Array, "row *label"]:
         """Encoded predictions."""
+
+    def confidence(self, outputs: Float[Array, "row output"]) -> Float[Array, "row"]:
+        """How certain each row's answer is, 0 to 1, for an exit by confidence."""
+        return outputs.max(1)
 
     @abstractmethod
     def answers(self, outputs: Float[Array, "row output"]) -> Shaped[Array, "row"]:
         """Predictions as users wrote their labels."""
+
+    def written(self, outputs: Float[Array, "row output"]) -> Shaped[Array, "row"]:
+        """Predictions as a file holds them."""
+        return self.answers(outputs)
 
     @abstractmethod
     def explained(self, output: Float[Array, "output"]) -> tuple[int, int]:
@@ -209,7 +236,7 @@ class Task(ABC):
         scores: dict[str, Any] = {name: float(metric(truth, predicted)) for name, metric in self.metrics.items()}
         return {**scores, **self._details(truth, outputs), "rows": len(truth)}
 
-    def _details(self, truth: Shaped[Array, "row"], outputs: Float[Array, "row output"]) -> dict[str, Any]:
+    def _details(self, truth: Shaped[Array, "row *label"], outputs: Float[Array, "row output"]) -> dict[str, Any]:
         """What an evaluation shows beside the metrics."""
         return {}
 

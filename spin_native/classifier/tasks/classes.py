@@ -60,7 +60,7 @@ class Classes(Task):
         if len(classes) < 2:
             got = f"every row has the label {classes[0]!r}" if classes else "no rows"
             raise InputError(f"{what}: {got}; expected at least two classes")
-        return cls(_as_array(classes, what))
+        return cls(label_array(classes, what))
 
     def encode(self, labels: Iterable[Any], n_texts: int, what: str) -> Int[Array, "row"]:
         checked, classes = _checked_labels(labels, n_texts, what), self.classes.tolist()
@@ -77,7 +77,7 @@ class Classes(Task):
     def from_json(cls, labels: Sequence[Any]) -> "Classes":
         if len(labels) < 2:
             raise ValueError(f"{len(labels)} labels; expected two or more")
-        return cls(_as_array(labels, "labels"))
+        return cls(label_array(labels, "labels"))
 
     @property
     def label_type(self) -> type:
@@ -270,7 +270,7 @@ def majority_share(truth: Int[Array, "row"]) -> float:
     return float(np.bincount(truth).max() / len(truth))
 
 
-def _as_array(classes: Sequence[Label], what: str) -> Shaped[Array, "class"]:
+def label_array(classes: Sequence[Label], what: str) -> Shaped[Array, "class"]:
     """The classes as an array that gives every one of them back; InputError for whole numbers that no such array holds."""
     if any(isinstance(label, str) and label.endswith("\0") for label in classes):
         array = np.empty(len(classes), dtype=object)  # NumPy's own strings drop a NUL at the end
