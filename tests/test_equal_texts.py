@@ -63,7 +63,7 @@ def test_probes_and_a_frozen_head_that_learns_from_unseen_rows_share_no_text(tin
     monkeypatch.setattr(
         "spin_native.classifier.training.halves", lambda *given: parts.append((given, true(*given))) or parts[-1][1]
     )
-    sn.SpinClassifier(str(tiny_model), head="frozen", phase_two="unseen", **QUICK).fit(rows, twice)
+    sn.SpinClassifier(str(tiny_model), phase_two="unseen", **{**QUICK, "head": "frozen"}).fit(rows, twice)
     ((_, given, *_), (first, second)) = parts[0]
     assert not {given[row] for row in first} & {given[row] for row in second}
     assert len(first) + len(second) == len(given)
