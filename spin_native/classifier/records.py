@@ -152,5 +152,6 @@ class Description(msgspec.Struct):
     settings: dict[str, Setting | list[Setting]]
     scores: ScoresRecord
     error_promise: ErrorPromiseRecord | None = None
+    class_priorities: list[Annotated[float, Meta(gt=0)]] | None = None  # factors of the probabilities in a decision
     pairs: bool = False  # whether it was fitted on pairs of texts
     examples: ExamplesRecord | None = None  # earlier versions kept none

@@ -29,7 +29,7 @@ from spin_native.classifier.records import Description, ErrorPromiseRecord, Form
 from spin_native.classifier.risk import AnyPromise, ErrorPromise
 from spin_native.classifier.settings import class_weights_of
 from spin_native.classifier.shift import PREFIX, Reference
-from spin_native.classifier.tasks import TASKS, Task
+from spin_native.classifier.tasks import TASKS, Classes, Task
 from spin_native.classifier.training import Fitted
 from spin_native.disk import check_header, decode_record, flush, json_bytes, read_record, record_bytes, write_bytes
 from spin_native.errors import InputError, as_input_error
@@ -105,6 +105,7 @@ def pack(
         "exit": str(fitted.exit),
         **_described_promise(fitted.promise),
         "settings": _settings_for_json(parameters, fitted.task),
+        "class_priorities": getattr(fitted.task, "priorities", None),
         "pairs": fitted.pairs,
         "scores": {
             "metric": metric,
@@ -270,6 +271,10 @@ def _task(description: Description) -> Task:
     task = TASKS[description.task].from_json(labels)
     if task.to_json() != labels:
         raise ValueError(f"its labels are {labels}; read back they are {task.to_json()}")
+    if (priorities := description.class_priorities) is not None:
+        if not isinstance(task, Classes) or len(priorities) != len(labels):
+            raise ValueError(f"it has {len(priorities)} class priorities for {len(labels)} labels")
+        task = Classes(task.classes, np.array(priorities))
     return task
 
 

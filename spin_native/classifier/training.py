@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int, Shaped
 
 from spin_native.checkpoints import Checkpoint, Dtype
 from spin_native.classifier.baselines import Baseline
@@ -96,11 +96,11 @@ class Training(ABC):
         self,
         curve: Mapping[int, CurveRow],
         truth: Shaped[Array, "held_out *label"],
-        outputs: Mapping[int, Float[Array, "held_out output"]],
+        predicted: Mapping[int, Shaped[Array, "held_out *label"]],
     ) -> int:
         """The depth that the held-out rows choose: the shallowest one within the tolerance of the best.
 
-        outputs: of the head at each depth. "one-se": within one standard error of the best score (Breiman et al. 1984, the
+        predicted: by the head at each depth. "one-se": within one standard error of the best score (Breiman et al. 1984, the
         one-standard-error rule).
         """
         if not self.chooses_depth:
@@ -109,7 +109,7 @@ class Training(ABC):
         tolerance = self.tolerance
         if tolerance == "one-se":
             best = shallowest_within(scores, 0.0)
-            tolerance = standard_error(self.settings, truth, self.settings.task.decide(outputs[best]))
+            tolerance = standard_error(self.settings, truth, predicted[best])
         return shallowest_within(scores, tolerance or 0.0)
 
     def kept(self, depth: int, depths: Sequence[int]) -> list[int]:
