@@ -25,7 +25,7 @@ from spin_native.probes import probes, solver
 from spin_native.probes.controls import bottom, control_task, random_neurons, stability
 from spin_native.probes.importance import Cut, class_mean_difference, f_statistic, importance, mutual_information, predictivity
 
-SMALL = {
+SMALL = {"head": "refit", "poolings": ("mean",), "etas": (0.8,)}  # one head per depth: enough where the choice is no matter
     "head": "refit",
     "poolings": ("mean",),
     "etas": (0.8,),
@@ -239,9 +239,9 @@ def test_the_rows_of_phase_two(tiny_model, reviews, monkeypatch, phase_two, expe
         rows.append(range(len(part.labels)) if part.rows is None else part.rows.tolist())
         return true(part, neurons)
 
-    monkeypatch.setattr("spin_native.classifier.training.sparsify", probed)
+    monkeypatch.setattr("spin_native.classifier.published.sparsify", probed)
     monkeypatch.setattr(ExtractedPart, "gathered", gathered)
-    clf = sn.SpinClassifier(str(tiny_model), head="frozen", phase_two=phase_two, depth=2, baseline=False, **SMALL)
+    clf = sn.SpinClassifier(str(tiny_model), phase_two=phase_two, depth=2, baseline=False, **{**SMALL, "head": "frozen"})
     clf.fit(*reviews)
     of_probes, of_heads, _of_validation = rows
     assert (len(of_probes), len(of_heads)) == expected
