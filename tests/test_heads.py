@@ -26,10 +26,6 @@ from spin_native.probes.controls import bottom, control_task, random_neurons, st
 from spin_native.probes.importance import Cut, class_mean_difference, f_statistic, importance, mutual_information, predictivity
 
 SMALL = {"head": "refit", "poolings": ("mean",), "etas": (0.8,)}  # one head per depth: enough where the choice is no matter
-    "head": "refit",
-    "poolings": ("mean",),
-    "etas": (0.8,),
-}  # one head for every depth: enough where the choice among several is no matter
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +173,7 @@ def test_a_frozen_head_reads_nothing_but_the_outputs_of_the_layers_probes(tiny_m
 def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, values, monkeypatch, final_rows):
     """scikit-learn's ridge regression on the same neurons of the same rows, and on the final hidden state."""
     monkeypatch.setattr("spin_native.classifier.fitting.TOL", 1e-10)
+    monkeypatch.setattr("spin_native.classifier.crossfit.TOL", 1e-10)
     texts, n_train = reviews[0], 44
     parts = (texts[:n_train], values[:n_train]), (texts[n_train:], values[n_train:])
     reg = sn.SpinRegressor(str(tiny_model), head="refit", poolings=("mean",), etas=(0.9,), final_rows=final_rows)
@@ -190,7 +187,7 @@ def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, 
     np.testing.assert_allclose(reg.head_.model.coef_[0], expected.coef_, atol=1e-4 * np.abs(expected.coef_).max())
     final = features.array(site="hidden", pooling="mean", layer=3).astype(np.float64)
     final = (final - final[:n_train].mean(0)) / final[:n_train].std(0)
-    expected = Ridge(1 / reg.baseline_.C).fit(final[rows], np.array(values)[rows])
+    expected = Ridge(final.shape[1] / reg.baseline_.C).fit(final[rows], np.array(values)[rows])
     assert reg.baseline_.test == pytest.approx(pearsonr(expected.predict(final[n_train:]), values[n_train:])[0], abs=1e-5)
 
 
@@ -365,16 +362,17 @@ def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_
 
 def test_probes_that_did_not_converge_are_warned_of_and_recorded(tiny_model, reviews, tmp_path, monkeypatch):
     monkeypatch.setattr("spin_native.classifier.fitting.TOL", 1e-300)
+    monkeypatch.setattr("spin_native.classifier.crossfit.TOL", 1e-300)
     monkeypatch.setattr(probes, "ridge_path", lambda *a, **k: [replace(s, gap=1.0) for s in solver.ridge_path(*a, **k)])
     with pytest.warns(
-        ConvergenceWarning, match="linear models did not converge: baseline, probe on activation mean of layer 0"
+        ConvergenceWarning, match="linear models did not converge: probe on activation mean of layer 0"
     ):
         clf = sn.SpinClassifier(str(tiny_model), head="refit", poolings=("mean",), Cs=(100.0,)).fit(*reviews)
     clf.save_pretrained(tmp_path)
     recorded = json.loads((tmp_path / "spin_classifier.json").read_text())["scores"]["unconverged"]
     assert recorded == clf.unconverged_
     assert "probe on activation mean of layer 0" in recorded
-    assert {"baseline", "head at depth 1"} <= set(recorded)
+    assert {"baseline on hidden state 3", "baseline on hidden_mean below depth 1", "head at depth 1"} <= set(recorded)
 
 
 @pytest.mark.parametrize(
