@@ -364,9 +364,7 @@ def test_probes_that_did_not_converge_are_warned_of_and_recorded(tiny_model, rev
     monkeypatch.setattr("spin_native.classifier.fitting.TOL", 1e-300)
     monkeypatch.setattr("spin_native.classifier.crossfit.TOL", 1e-300)
     monkeypatch.setattr(probes, "ridge_path", lambda *a, **k: [replace(s, gap=1.0) for s in solver.ridge_path(*a, **k)])
-    with pytest.warns(
-        ConvergenceWarning, match="linear models did not converge: probe on activation mean of layer 0"
-    ):
+    with pytest.warns(ConvergenceWarning, match="linear models did not converge: probe on activation mean of layer 0"):
         clf = sn.SpinClassifier(str(tiny_model), head="refit", poolings=("mean",), Cs=(100.0,)).fit(*reviews)
     clf.save_pretrained(tmp_path)
     recorded = json.loads((tmp_path / "spin_classifier.json").read_text())["scores"]["unconverged"]

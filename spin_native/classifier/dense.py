@@ -205,14 +205,14 @@ class DensePath:
 
     def row(self, solved: Solved) -> CurveRow:
         """Its row in a table. Of a single hidden state, depth is how many layers lie before it."""
-        sources, features = solved.sources, self.rows.parts["training"].features.widths
+        sources = solved.sources
         keys = [FeatureKey(*sources[0], solved.depth)] if solved is self.alone.get(solved.depth) else None
         keys = keys or features_below(sources, solved.depth, self.n_layers)
         sites, poolings = ("+".join(dict.fromkeys(names)) for names in zip(*sources, strict=True))
         held_out, test = self.predictions(solved)
         truth, settings = self.rows.labels[self.rows.folds.held_out], self.rows.settings
         tested = settings.score(self.rows.parts["test"].labels, test) if "test" in self.rows.parts else None
-        width = sum(features[key] for key in keys)
+        width = sum(len(self.rows.standardizers[key].mean) for key in keys)  # the features themselves may be gone by now
         return CurveRow(solved.depth, settings.score(truth, held_out), tested, width, poolings, None, solved.fit.C, sites)
 
     def predictions(self, solved: Solved) -> tuple[Shaped[Array, "held_out *label"], Shaped[Array, "test *label"]]:
