@@ -129,9 +129,7 @@ def test_the_salient_columns_have_the_largest_weights(clf):
 
 
 def test_the_salient_columns_of_a_perceptron_have_the_longest_weights_to_its_first_layer(tiny_model, reviews):
-    clf = sn.SpinClassifier(
-        str(tiny_model), head="refit", depth=1, head="weighted", baseline=False, poolings=("mean",), etas=(0.8,)
-    )
+    clf = sn.SpinClassifier(str(tiny_model), head="weighted", depth=1, baseline=False, poolings=("mean",), etas=(0.8,))
     head = clf.fit(*reviews).head_
     lengths = np.sqrt((head.model.weights[0] ** 2).sum(1))
     assert set(salient_columns(head, 3).tolist()) == set(np.argsort(lengths)[-3:].tolist())
