@@ -1,5 +1,7 @@
 """The dense head, its cross-validation, baselines and choice of depth, against scikit-learn on what `extract` gives."""
 
+import re
+
 import numpy as np
 import pytest
 from conftest import BAD, FILLERS, GOOD
@@ -157,7 +159,8 @@ def test_the_loss_of_held_out_rows_chooses_C(tiny_model, noisy, extracted, enoug
     clf = sn.SpinClassifier(str(tiny_model), head="dense", depth=2, head_Cs=Cs, baseline=False, **PLAIN).fit(texts, labels)
     X, y, fold_of = design(extracted, 2), encoded(labels), folds_of(texts, labels)
     losses = [log_loss(y, 1 / (1 + np.exp(-out_of_fold(X, y, fold_of, C)))) for C in Cs]
-    assert clf.head_.C == Cs[int(np.argmin(losses))]
+    chosen = Cs[int(np.argmin(losses))]
+    assert clf.head_.C == chosen
 
 
 @pytest.mark.parametrize(("metric", "by_hand"), [("accuracy", accuracy_score), (None, accuracy_score)])
@@ -228,18 +231,19 @@ def test_given_validation_rows_are_held_out_and_learnt_from_at_last_or_not(
     assert clf.suspicious_rows_ is None
 
 
-def test_the_depth_is_the_shallowest_within_one_standard_error(tiny_model, noisy, enough_rows, unchecked, monkeypatch):
-    """The standard error of an accuracy is the square root of p (1 - p) / n."""
-    texts, labels = noisy
+def test_the_depth_is_the_shallowest_within_one_standard_error(tiny_model, noisy, extracted, enough_rows, unchecked):
+    """The standard error of an accuracy is the square root of p (1 - p) / n. The labels follow from a deep neuron."""
+    texts, neuron = noisy[0], extracted("activation", "max", 2)[:, 14]
+    labels = np.where(neuron > np.median(neuron), "positive", "negative").tolist()
     clf = sn.SpinClassifier(str(tiny_model), baseline=False).fit(texts, labels)
     scores = {row.depth: row.validation for row in clf.depth_curve_}
     best = max(scores.values())
     error = np.sqrt(best * (1 - best) / len(texts))
-    margins = [abs(best - score - error) for score in scores.values() if score != best]
-    assert min(margins, default=1) > 0.1 * error  # the bootstrap's error cannot decide otherwise
+    assert min(abs(best - score - error) for score in scores.values()) > 0.15 * error  # more than the bootstrap may err
     assert clf.depth_ == min(depth for depth, score in scores.items() if score >= best - error)
     exact = sn.SpinClassifier(str(tiny_model), baseline=False, tolerance=0).fit(texts, labels)
     assert exact.depth_ == min(depth for depth, score in scores.items() if score == best)
+    assert 1 < clf.depth_ < exact.depth_
 
 
 def test_the_bootstrapped_standard_error_is_that_of_a_share(tiny_model):
@@ -293,7 +297,9 @@ def test_the_same_seed_gives_the_same_bytes(tiny_model, noisy, tmp_path, uncheck
         sn.SpinClassifier(str(tiny_model), seed=5).fit(*noisy).save_pretrained(tmp_path / name)
     one, two = ({p.name: p.read_bytes() for p in sorted((tmp_path / name).iterdir())} for name in ("one", "two"))
     assert one.keys() == two.keys()
-    assert [name for name in one if one[name] != two[name] and name.endswith(".safetensors")] == []
+    for files in (one, two):
+        files["spin_classifier.json"] = re.sub(rb'"seconds": \{[^}]*\}', b"", files["spin_classifier.json"])
+    assert one == two
 
 
 # Baselines and comparisons.
@@ -351,7 +357,7 @@ def test_errors_are_compared_so_that_positive_is_better(tiny_model):
     truth = np.arange(50.0)
     compared = compare(settings, truth, truth + 1, truth + 2)
     assert compared.difference == pytest.approx(3)
-    assert compared.p_value == 0
+    assert compared.p_value == pytest.approx(2 / 501)  # the smallest that 500 resamples can show
 
 
 @pytest.mark.parametrize(
@@ -369,12 +375,14 @@ def test_the_test_score_is_scikit_learns_of_the_predictions(tiny_model, noisy, u
 # Label errors.
 
 
-def test_planted_label_flips_are_the_most_suspicious_rows(tiny_model, noisy, unchecked):
-    """Texts that one word decides, of which six have the other class's label."""
-    texts = [f"{text} {'lovely' if label == 'positive' else 'awful'} " * 2 for text, label in zip(*noisy, strict=True)]
-    labels, flipped = list(noisy[1]), {7, 22, 41, 58, 90, 111}
-    for row in flipped:
-        labels[row] = {"positive": "negative", "negative": "positive"}[labels[row]]
+def test_planted_label_flips_are_the_most_suspicious_rows(tiny_model, unchecked):
+    """Texts of six fillers and three words of one tone, of which six have the other class's label."""
+    random, flipped = np.random.default_rng(1), {7, 22, 41, 58, 90, 111}
+    texts, labels = [], []
+    for row in range(120):
+        words = [*random.choice(FILLERS, 6), *random.choice((BAD, GOOD)[row % 2], 3)]
+        texts.append(" ".join(map(str, random.permutation(words))))
+        labels.append(("negative", "positive")[row % 2 != (row in flipped)])
     clf = sn.SpinClassifier(str(tiny_model), baseline=False).fit(texts, labels)
     assert set(clf.suspicious_rows_[: len(flipped)].tolist()) == flipped
 
