@@ -46,15 +46,21 @@ Spin = TypeVar("Spin", bound="SpinEstimator")
 
 
 class SpinEstimator(Ablating):
-    """Read the salient neurons of a language model's first layers (SPIN, arXiv 2311.15983).
+    """Read the hidden states and neurons of a language model's first layers, and classify with a linear model or a perceptron.
 
     model, revision: the base model, a folder or a Hub name. dtype, device: how to run it.
-    depth: how many layers it may run; None for all, "best" to let the validation rows choose among all.
-    tolerance: with "best", take the shallowest depth whose validation score is at most this much below the best.
-    sites, poolings: what is read of every layer. mixing: one (site, pooling) per head ("apart", as SPIN does), all of them in
-        one head ("together", Sparsify-then-Classify), or what validation prefers of these ("best").
-    head: "refit", a new regression on the salient neurons (SPIN); "frozen", the layers' own probes, pruned, under a dense
-        layer (Liu, phase 2); "weighted", a small perceptron over neurons weighted by their layers' validation scores (SIREN).
+    depth: how many layers it may run; None for all, "best" to let the held-out rows choose among all.
+    tolerance: with "best", take the shallowest depth whose held-out score is at most this much below the best; "one-se": one
+        standard error of the best score. None: "one-se" for dense heads, 0 for published ones.
+    head: "best", of few dense heads the one that held-out rows prefer at each depth; "dense", an L2 regression on everything
+        that is read below a depth. Or a published head on salient neurons: "refit", a new regression on them (SPIN, arXiv
+        2311.15983); "frozen", the layers' own probes, pruned, under a dense layer (Liu, phase 2); "weighted", a small
+        perceptron over neurons weighted by their layers' validation scores (SIREN). Dense heads are chosen by
+        cross-validation over all rows, published ones by validation rows that are split off; both by yours, if you give some.
+    sites, poolings: what is read of every layer. None: what the head's kind needs, mean hidden states and mean and max
+        activations for dense heads, mean and max activations for published ones.
+    mixing: for published heads, one (site, pooling) per head ("apart", as SPIN does), all of them in one head ("together",
+        Sparsify-then-Classify), or what validation prefers of these ("best", None).
     phase_two: the rows that a frozen head learns from: those the probes have "seen", as many "unseen" ones (half the training
         rows are kept from the probes), or "both".
     ranker: what makes a neuron important: its probe's weights, "squared" (SPIN), "l2" (Liu) or "absolute" (SIREN); or, without
@@ -63,11 +69,11 @@ class SpinEstimator(Ablating):
     etas: shares of the importance to keep, validation chooses (None: .2, .4, .6, .8, .9 and 1). top_k: numbers of neurons per
         layer, or top_share: shares of each layer, instead.
     Cs: of the layers' L1 probes; None: 3, 10, 30 and 100 times the smallest C at which a probe has any weight. head_Cs: of the
-        refit and frozen heads' L2 regressions; None: .3, 1, 3 and 10 over the number of neurons (frozen: .1 to 300 over the
-        number of the probes' outputs), so that the prior variance of a logit does not depend on it.
+        L2 regressions; None: for dense heads 1, 3 and 10, as prior variances of a score (see docs/methods.md), for refit heads
+        .3, 1, 3 and 10 over the number of neurons, for frozen ones .1 to 300 over the number of the probes' outputs.
     scaling: "standard" gives every neuron mean 0 and variance 1 over the training rows before any probe sees it.
-    final_rows: the rows of the last fit of refit and frozen heads and of the baseline, once validation has chosen: "training"
-        rows only, as published, or "all", training and validation rows (whose scores then say nothing any more). None: "all"
+    final_rows: the rows of the last fit of dense, refit and frozen heads and of the baselines, where there are validation
+        rows: "training" rows only, as published, or "all", training and validation rows (whose scores then say nothing any more). None: "all"
         where the validation rows were split off the training rows (and phase_two is "seen"), "training" where they were given.
         C stays; the probes stay, too.
     metric: what validation compares: "accuracy" or "macro_f1"; for a regression "pearson", "spearman", "mse" or "mae". None:
@@ -76,10 +82,11 @@ class SpinEstimator(Ablating):
         that rare classes count as much as frequent ones), {label: weight} (1 where a label is not named), or None: all rows
         count once. For classes only. Scores count every row once; so do scaling, and rankers that need no probe.
     validation_share: of the training rows, split off (by class, equal texts on one side) where no validation rows are given.
-    sample: fit probes and selection on at most so many training (and validation) rows, and extract of all rows the salient
-        neurons only: kilobytes for each row instead of megabytes. None: on all rows.
+    sample: choose on at most so many training (and validation) rows, and extract of all rows only what the chosen heads read.
+        Published heads: probes and selection are fitted on the sample. Dense heads: their curves and baselines are the
+        sample's, the heads are fitted on all rows. None: all rows choose (at most 10,000 of more than 16,384, for dense heads).
     exits: depths below depth_ that keep a head of their own, so that easy texts can stop early: "all", a sequence, or None.
-    baseline: also fit the usual way, a regression on the pooled final hidden state.
+    baseline: also fit what a head must beat: see baselines_.
     windows: (size, stride), to read texts to their end that are longer than the model holds, as `extract` does, in fit and in
         everything that reads texts later; None: such texts are cut, with a warning.
     examples: what to keep, in a saved classifier, too, of the training rows that excite the main neurons most and least (see
@@ -87,8 +94,10 @@ class SpinEstimator(Ablating):
     seed: of every random choice.
 
     After fit: depth_, salient_neurons_ {layer: sorted indices}, head_, heads_ {depth: head}, depth_curve_ (a CurveRow per
-    depth), layer_curve_ (one per single layer), baseline_ (a CurveRow or None), controls_ (None with `sample`), unconverged_
-    (linear models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
+    depth), layer_curve_ (one per single layer), baselines_ ({name: Baseline}: majority, final_hidden, best_hidden, all_hidden,
+    all_activations, with paired tests; None without `baseline`), baseline_ (the row of final_hidden), controls_ (of published
+    heads; None with `sample`), suspicious_rows_ (training rows whose held-out predictions contradict their label at every
+    depth, the least plausible label first; None without cross-validation), unconverged_ (models whose solver gave up), exit_ (when a row exits), promise_ (the result of calibrate, or None), seconds_
     {phase: seconds}, task_ (what the labels mean), pairs_ (whether each text is a pair), examples_ (training rows by neuron, or
     None), shift_reference_ (quantiles of neurons, with which the texts that are read later are compared).
     """

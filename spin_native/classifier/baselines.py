@@ -10,11 +10,12 @@ from spin_native.classifier.comparisons import Comparison, compare
 from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.dense import ACTIVATION, HIDDEN, DensePath
 from spin_native.classifier.heads import ConstantHead
+from spin_native.classifier.settings import View
 
 Array = np.ndarray
 
 # The views that baselines read beside single hidden states.
-BASELINE_VIEWS = ((HIDDEN,), (ACTIVATION,))
+BASELINE_VIEWS = (View((HIDDEN,)), View((ACTIVATION,)))
 
 
 class Baseline(NamedTuple):
@@ -41,8 +42,8 @@ def measure(
     solved = {
         "final_hidden": path.alone[path.n_layers],
         "best_hidden": min(path.alone.values(), key=lambda one: one.fit.loss),
-        "all_hidden": path.solved.get(((HIDDEN,), depth)),
-        "all_activations": path.solved.get(((ACTIVATION,), depth)),
+        "all_hidden": path.solved.get((BASELINE_VIEWS[0], depth)),
+        "all_activations": path.solved.get((BASELINE_VIEWS[1], depth)),
     }
     return {"majority": _majority(path, held_out, test)} | {
         name: _compared(path, path.row(one), *path.predictions(one), held_out, test)

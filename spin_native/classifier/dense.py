@@ -18,20 +18,19 @@ from tqdm.auto import tqdm
 from spin_native.classifier.crossfit import CrossFit, Folds
 from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.fitting import Standardizer
-from spin_native.classifier.grown import Grown, grown
+from spin_native.classifier.grown import Grown, feature_weights, grown
 from spin_native.classifier.heads import Head
 from spin_native.classifier.heads.dense import DenseHead
 from spin_native.classifier.heads.scaled import scaled
 from spin_native.classifier.parts import ExtractedPart
-from spin_native.classifier.settings import Settings, Source, features_below
+from spin_native.classifier.settings import Settings, Source, View, features_below
 from spin_native.classifier.tasks import Task
 from spin_native.features.spec import FeatureKey
 from spin_native.probes.solver import Gram
 
 Array = np.ndarray
-View = tuple[Source, ...]  # what one head may read
 
-CS = (1.0, 3.0, 10.0, 30.0)  # prior variances of a score that are tried
+CS = (1.0, 3.0, 10.0)  # prior variances of a score that are tried
 # With fewer rows of the rarest class than this, nothing is chosen: cross-validation would choose by chance.
 FEW_ROWS, FEW_ROWS_C = 150, 3.0
 HIDDEN: Source = ("hidden", "mean")
@@ -39,11 +38,13 @@ ACTIVATION: Source = ("activation", "mean")
 
 
 def views_of(settings: Settings, few: bool) -> list[View]:
-    """The candidates. few: take the whole, without a choice."""
+    """The candidates of a head. few: "best" then takes, without a choice, the upper half of the layers' hidden states."""
     hidden = tuple(source for source in settings.sources if source[0] == "hidden")
-    if settings.head == "dense" or few or hidden in ((), settings.sources):
-        return [settings.sources]
-    return [hidden, settings.sources]
+    if settings.head == "best" and few:
+        return [View(hidden or settings.sources, is_upper=True)]
+    if settings.head != "best" or hidden in ((), settings.sources):
+        return [View(settings.sources)]
+    return [View(hidden), View(settings.sources)]
 
 
 def has_few_rows(settings: Settings, labels: Shaped[Array, "row *label"]) -> bool:
@@ -61,9 +62,12 @@ def row_weights(settings: Settings, labels: Shaped[Array, "row *label"], *parts:
 
 
 class Solved(NamedTuple):
-    """The solution of one candidate at one depth (of single: on one layer alone), and its scores on test rows."""
+    """The solution on some features, at a depth (of one hidden state alone: how many layers lie before it).
 
-    sources: View
+    test: scores of test rows, without the intercepts.
+    """
+
+    features: list[FeatureKey]
     depth: int
     fit: CrossFit
     test: Float32[Array, "test score"]
@@ -133,33 +137,32 @@ class DensePath:
     ) -> "DensePath":
         """Solve the candidates at depths 1 to max_depth (or only at `depths`). with_alone: also single hidden states, and the
         final one."""
-        rows = self.rows
-        sources = list(dict.fromkeys(source for view in views for source in view))
-        keys = features_below(sources, max_depth, self.n_layers)
-        widths = rows.parts["training"].features.widths
-        kept = grown(len(rows.labels), sum(widths[key] for key in keys))
+        keys = sorted({key for view in views for key in features_below(view.sources, max_depth, self.n_layers)}, key=_by_layer)
+        widths = self.rows.parts["training"].features.widths
+        kept = grown(len(self.rows.labels), sum(widths[key] for key in keys), any(view.is_upper for view in views))
         hidden_bar = None if progress is None else not progress
         for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
             for key in keys:
                 if key.layer == depth - 1 or depth == self.n_layers == key.layer:
                     self._add(kept, key, with_alone)
             for view in views if depths is None or depth in depths else ():
-                fit = self._fit(kept.gram(view))
-                self.solved[view, depth] = Solved(view, depth, fit, kept.test_scores(view, torch.from_numpy(fit.a)).numpy())
+                features = view.features(depth, self.n_layers)
+                fit = self._fit(kept.gram(features))
+                test = kept.test_scores(features, torch.from_numpy(fit.a)).numpy()
+                self.solved[view, depth] = Solved(features, depth, fit, test)
         final = FeatureKey(*HIDDEN, self.n_layers)
         if with_alone and final.layer not in self.alone:
-            self._add(grown(len(rows.labels), widths[final]), final, with_alone)
+            self._add(grown(len(self.rows.labels), widths[final]), final, with_alone)
         return self
 
     def _add(self, kept: Grown, key: FeatureKey, with_alone: bool) -> None:
         """One more feature; and what it gives alone."""
-        source = (key.site, key.pooling)
         features, test = self.rows.read(key)
-        gram = kept.add(source, features, test)
-        if with_alone and source == HIDDEN:
+        gram = kept.add(key, features, test)
+        if with_alone and (key.site, key.pooling) == HIDDEN:
             fit = self._fit(gram)
             w = features.T @ torch.from_numpy(fit.a) / features.shape[1]
-            self.alone[key.layer] = Solved((source,), key.layer, fit, (test @ w).numpy())
+            self.alone[key.layer] = Solved([key], key.layer, fit, (test @ w).numpy())
 
     def _fit(self, gram: Gram) -> CrossFit:
         settings = self.rows.settings
@@ -167,14 +170,14 @@ class DensePath:
         Cs = settings.head_Cs or ((FEW_ROWS_C,) if has_few_rows(settings, self.rows.labels) else CS)
         return CrossFit.on(gram, loss, self.rows.folds, Cs)
 
-    def best(self, depth: int, views: Sequence[View]) -> Solved:
+    def best(self, depth: int, views: Sequence[View]) -> View:
         """The candidate with the smallest held-out loss at a depth (the first of equals)."""
-        return min((self.solved[view, depth] for view in views), key=lambda solved: solved.fit.loss)
+        return min(views, key=lambda view: self.solved[view, depth].fit.loss)
 
     def unconverged(self, what: str) -> list[str]:
         """The names of the models whose solver gave up."""
         failed = [
-            f"{what} on {'+'.join(map('_'.join, view))} below depth {depth}"
+            f"{what} on {' and '.join(map(' '.join, view.sources))} below depth {depth}"
             for (view, depth), one in self.solved.items()
             if not one.fit.converged
         ]
@@ -205,14 +208,11 @@ class DensePath:
 
     def row(self, solved: Solved) -> CurveRow:
         """Its row in a table. Of a single hidden state, depth is how many layers lie before it."""
-        sources = solved.sources
-        keys = [FeatureKey(*sources[0], solved.depth)] if solved is self.alone.get(solved.depth) else None
-        keys = keys or features_below(sources, solved.depth, self.n_layers)
-        sites, poolings = ("+".join(dict.fromkeys(names)) for names in zip(*sources, strict=True))
+        sites, poolings = ("+".join(dict.fromkeys(getattr(key, of) for key in solved.features)) for of in ("site", "pooling"))
         held_out, test = self.predictions(solved)
         truth, settings = self.rows.labels[self.rows.folds.held_out], self.rows.settings
         tested = settings.score(self.rows.parts["test"].labels, test) if "test" in self.rows.parts else None
-        width = sum(len(self.rows.standardizers[key].mean) for key in keys)  # the features themselves may be gone by now
+        width = sum(len(self.rows.standardizers[key].mean) for key in solved.features)  # they themselves may be gone
         return CurveRow(solved.depth, settings.score(truth, held_out), tested, width, poolings, None, solved.fit.C, sites)
 
     def predictions(self, solved: Solved) -> tuple[Shaped[Array, "held_out *label"], Shaped[Array, "test *label"]]:
@@ -237,16 +237,14 @@ class DensePath:
         settings = self.rows.settings
         adjusted = {d: self.adjustment(solved) for d, solved in chosen.items()} if adjusted is None else adjusted
         settings = replace(settings, task=adjusted[max(adjusted)].task)
+        widths = self.rows.parts["training"].features.widths
         coefs: dict[int, dict[FeatureKey, Array]] = {depth: {} for depth in chosen}
-        read_by = {depth: features_below(solved.sources, depth, self.n_layers) for depth, solved in chosen.items()}
-        for key in sorted({key for keys in read_by.values() for key in keys}, key=lambda key: key.layer):
+        for key in sorted({key for solved in chosen.values() for key in solved.features}, key=_by_layer):
             features, _ = self.rows.read(key)
             for depth, solved in chosen.items():
-                if key not in read_by[depth]:
-                    continue
-                n_of_source = sum((k.site, k.pooling) == (key.site, key.pooling) for k in read_by[depth])
-                weight = 1 / (len(solved.sources) * n_of_source * features.shape[1])
-                coefs[depth][key] = (weight * (torch.from_numpy(solved.fit.a).T @ features)).numpy()
+                if key in solved.features:
+                    weight = feature_weights({one: widths[one] for one in solved.features})[key]
+                    coefs[depth][key] = (weight * (torch.from_numpy(solved.fit.a).T @ features)).numpy()
         heads: dict[int, Head] = {}
         for depth, solved in chosen.items():
             intercepts = solved.fit.intercepts + self._offset
@@ -254,3 +252,7 @@ class DensePath:
             shift = adjusted[depth].shift + self._offset * (1 - 1 / adjusted[depth].temperature)
             heads[depth] = scaled(head, adjusted[depth].temperature, shift)
         return heads
+
+
+def _by_layer(key: FeatureKey) -> int:
+    return key.layer

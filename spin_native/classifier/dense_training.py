@@ -16,7 +16,7 @@ from spin_native.classifier.grown import MAX_MATRIX_ROWS
 from spin_native.classifier.heads import Head
 from spin_native.classifier.parts import ExtractedPart
 from spin_native.classifier.rows import LabelledRows
-from spin_native.classifier.settings import features_below
+from spin_native.classifier.settings import View
 from spin_native.classifier.shift import Reference
 from spin_native.classifier.training import Fitted, Training
 
@@ -43,7 +43,8 @@ class DenseTraining(Training):
                 with_alone=self.with_baseline,
                 progress=self.progress,
             )
-            best = {depth: path.best(depth, views) for depth in range(1, self.max_depth + 1)}
+            view_at = {depth: path.best(depth, views) for depth in range(1, self.max_depth + 1)}
+            best = {depth: path.solved[view, depth] for depth, view in view_at.items()}
             curve = {depth: path.row(solved) for depth, solved in best.items()}
             outputs = {depth: path.held_out_outputs(solved) for depth, solved in best.items()}
             predicted = {depth: path.predictions(solved)[0] for depth, solved in best.items()}
@@ -55,7 +56,7 @@ class DenseTraining(Training):
         if learnt is parts:
             heads = path.heads(chosen)
         else:
-            heads = self._fitted_on_all(parts, chosen, {d: path.adjustment(one) for d, one in chosen.items()}, store)
+            heads = self._fitted_on_all(parts, chosen, view_at, {d: path.adjustment(one) for d, one in chosen.items()}, store)
         return Fitted(
             task=heads[depth].task,
             depth=depth,
@@ -108,12 +109,12 @@ class DenseTraining(Training):
         self,
         parts: Mapping[str, LabelledRows],
         chosen: Mapping[int, Solved],
+        views: Mapping[int, View],
         adjusted: Mapping[int, Adjustment],
         store: Path | None,
     ) -> dict[int, Head]:
         """What a sample has chosen, fitted on all rows; only what the chosen heads read is extracted of them."""
-        below = {d: features_below(solved.sources, d, self.n_layers) for d, solved in chosen.items()}
-        wanted = dict.fromkeys(sorted({key for keys in below.values() for key in keys}, key=lambda key: key.layer))
+        wanted = dict.fromkeys(sorted({key for one in chosen.values() for key in one.features}, key=lambda key: key.layer))
         names = ("training", "validation") if self._learns_all else ("training",)
         learnt = {name: parts[name] for name in names if name in parts}
         with self.timed("extract"):
@@ -126,8 +127,8 @@ class DenseTraining(Training):
             for d, solved in chosen.items():
                 settings = replace(self.settings, head_Cs=(solved.fit.C,))
                 path = DensePath(DenseRows(extracted, settings, labels, folds), self.n_layers)
-                path.run([solved.sources], d, depths=[d], with_alone=False, progress=self.progress)
-                heads |= path.heads({d: path.solved[solved.sources, d]}, {d: adjusted[d]})
+                path.run([views[d]], d, depths=[d], with_alone=False, progress=self.progress)
+                heads |= path.heads({d: path.solved[views[d], d]}, {d: adjusted[d]})
         return heads
 
     @property

@@ -17,6 +17,7 @@ Array = np.ndarray
 PROBE_C_TIMES = (3.0, 10.0, 30.0, 100.0)
 HEAD_C_TIMES = (0.3, 1.0, 3.0, 10.0)
 BASELINE_C_TIMES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+LEAST_SCALE = 0.01  # of a feature, as a share of the median over the features of its layer
 TOL = 1e-4  # of the objective: a hundred times below what a validation score can see
 
 
@@ -46,7 +47,10 @@ class Standardizer:
 
     @classmethod
     def of(cls, features: Float32[Array, "row feature"], scaling: Scaling) -> "Standardizer":
-        """To mean 0 and variance 1 ("standard"; a constant feature is only shifted), or no change ("none")."""
+        """To mean 0 and variance 1 ("standard"), or no change ("none").
+
+        A constant feature is only shifted, and a nearly constant one keeps a smaller variance.
+        """
         if scaling == "none":
             width = features.shape[1]
             return cls(np.zeros(width, np.float32), np.ones(width, np.float32))
@@ -54,7 +58,10 @@ class Standardizer:
         mean = features.mean(axis=0, dtype=np.float64)
         # Rounding gives a constant feature a spread of some ulps of its value.
         constant = scale <= 1e-6 * np.abs(mean) + np.finfo(np.float32).tiny
-        return cls(mean.astype(np.float32), np.where(constant, 1, scale).astype(np.float32))
+        # A nearly constant neuron, divided by its own spread, would be tens of thousands in the first row where it is active.
+        floor = LEAST_SCALE * np.median(scale[~constant]) if not constant.all() else 0.0
+        scale = np.where(constant, 1, np.maximum(scale, floor))
+        return cls(mean.astype(np.float32), scale.astype(np.float32))
 
     def __call__(self, features: Float32[Array, "row feature"]) -> Float32[Array, "row feature"]:
         return (features - self.mean) / self.scale

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -81,6 +81,21 @@ class Settings:
     def worth(self, score: float) -> float:
         """A score such that more is better."""
         return self.task.worth(self.metric, score)
+
+
+class View(NamedTuple):
+    """What a dense head reads below its depth: the layers of these sources, or only the upper half of the layers of each."""
+
+    sources: tuple[Source, ...]
+    is_upper: bool = False
+
+    def features(self, depth: int, n_layers: int) -> list[FeatureKey]:
+        """Layer by layer."""
+        below = features_below(self.sources, depth, n_layers)
+        if not self.is_upper:
+            return below
+        layers = {source: [key.layer for key in below if (key.site, key.pooling) == source] for source in self.sources}
+        return [key for key in below if key.layer in layers[key.site, key.pooling][len(layers[key.site, key.pooling]) // 2 :]]
 
 
 def features_below(sources: Sequence[Source], depth: int, n_layers: int) -> list[FeatureKey]:

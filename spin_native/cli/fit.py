@@ -118,7 +118,12 @@ def _option_type(annotation: Any) -> Any:
     "Layers to run: a number, the best on the validation rows, or all.",
     type=OrWord(click.INT, "NUMBER", {"best": "best", "all": None}),
 )
-@setting("tolerance", "How deep", "With --depth best: choose the shallowest depth whose score is this close to the best.")
+@setting(
+    "tolerance",
+    "How deep",
+    "With --depth best: choose the shallowest depth whose score is this close to the best; one-se: within one standard error.",
+    type=OrWord(click.FLOAT, "NUMBER", {"one-se": "one-se"}),
+)
 @setting(
     "exits",
     "How deep",

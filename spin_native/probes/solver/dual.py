@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int
 from torch import Tensor
 
 from spin_native.probes.solver.gram import Gram
@@ -41,19 +41,23 @@ def dual_fits(gram: Gram, loss: Loss, row_weights: Float[Tensor, "row problem"],
 
     loss: of all rows, once. tol: the estimated distance to the minimum, over the objective, at which a problem is solved.
     """
-    problems = _Problems(gram, loss, row_weights)
-    at = problems.start()
+    every = _Problems(gram, loss, row_weights)
+    found, is_solved = every.start(), torch.zeros(row_weights.shape[1], dtype=torch.bool)
     for _ in range(MAX_NEWTON_STEPS):
+        open_ones = (~is_solved).nonzero()[:, 0]  # solved problems cost no more products
+        problems, at = every.only(open_ones), found.only(open_ones)
         slopes = problems.slopes(at)
         residual = _Vector(u := -(slopes + at.u), problems.times(u), -slopes.sum(0))
         precondition = _Preconditioner(problems, at)
         first = residual.dot(precondition(residual))
-        is_solved = first <= 2 * tol * problems.value(at)
-        if is_solved.all():
+        is_solved[open_ones] = first <= 2 * tol * problems.value(at)
+        still_open = (~is_solved[open_ones]).nonzero()[:, 0]
+        if not len(still_open):
             break
-        step = _newton_step(problems, at, residual, precondition, is_solved)
-        at = _line_search(problems, at, step, -residual.dot(step), is_solved)
-    return DualFits(at.u, at.b, at.scores, is_solved)
+        problems, at, residual = problems.only(still_open), at.only(still_open), residual.only(still_open)
+        step = _newton_step(problems, at, residual, _Preconditioner(problems, at))
+        found.put(open_ones[still_open], _line_search(problems, at, step, -residual.dot(step)))
+    return DualFits(found.u, found.b, found.scores, is_solved)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,14 @@ class _Vector:
             *(torch.addcmul(mine, f, its) for mine, its in zip(vars(self).values(), vars(other).values(), strict=True))
         )
 
+    def only(self, problems: Int[Tensor, "_"]) -> "_Vector":
+        """Of some of the problems."""
+        return _Vector(self.u[:, problems], self.ku[:, problems], self.b[problems])
+
+    def put(self, problems: Int[Tensor, "_"], other: "_Vector") -> None:
+        """Replace those of some problems, in place."""
+        self.u[:, problems], self.ku[:, problems], self.b[problems] = other.u, other.ku, other.b
+
     def dot(self, other: "_Vector") -> Float64[Tensor, "problem"]:
         """Inner products; the other one's K u is used."""
         return _sum(self.u * other.ku) + (self.b * other.b).sum(1, dtype=torch.float64)
@@ -90,10 +102,13 @@ class _Problems:
     def __init__(self, gram: Gram, loss: Loss, row_weights: Float[Tensor, "row problem"]) -> None:
         self.gram, self.weights = gram, row_weights.float()
         self.shape = (*row_weights.shape, loss.n_outputs)
-        targets = loss.targets.float()
-        self.one = type(loss)(targets)
-        self._all = type(loss)(targets.repeat_interleave(self.shape[1], 0))  # rows of all problems, as in a flattened vector
+        self.one = type(loss)(loss.targets.float())
+        self._all = type(loss)(self.one.targets.repeat_interleave(self.shape[1], 0))  # rows of all problems, as flattened
         self._flat_weights = self.weights.reshape(-1)
+
+    def only(self, problems: Int[Tensor, "_"]) -> "_Problems":
+        """Some of the problems."""
+        return self if len(problems) == self.shape[1] else _Problems(self.gram, self.one, self.weights[:, problems])
 
     def start(self) -> _Vector:
         return _Vector(torch.zeros(self.shape), torch.zeros(self.shape), torch.zeros(self.shape[1:]))
@@ -146,9 +161,7 @@ class _Preconditioner:
         return _Vector(v.u - (self._q @ flat).view(self._shape), v.ku - (self._kq @ flat).view(self._shape), b)
 
 
-def _newton_step(
-    problems: _Problems, at: _Vector, residual: _Vector, precondition: _Preconditioner, is_solved: Bool[Tensor, "problem"]
-) -> _Vector:
+def _newton_step(problems: _Problems, at: _Vector, residual: _Vector, precondition: _Preconditioner) -> _Vector:
     """H^-1 residual, approximately, by conjugate gradients (forcing terms as in conjugate_gradients.py)."""
     curved = problems.curvature_product(at)
     direction = preconditioned = precondition(residual)
@@ -156,7 +169,7 @@ def _newton_step(
     enough = first * (first / problems.value(at)).clamp(1e-6, FORCING)
     step = problems.start()
     for _ in range(MAX_CONJUGATE_GRADIENTS):
-        is_active = (norm > enough) & ~is_solved
+        is_active = norm > enough
         if not is_active.any():
             break
         bent = curved(direction.scores)
@@ -173,16 +186,14 @@ def _newton_step(
     return step
 
 
-def _line_search(
-    problems: _Problems, at: _Vector, step: _Vector, slope: Float64[Tensor, "problem"], is_solved: Bool[Tensor, "problem"]
-) -> _Vector:
-    """Halve each problem's step until its objective falls enough (Armijo); a solved problem stays."""
+def _line_search(problems: _Problems, at: _Vector, step: _Vector, slope: Float64[Tensor, "problem"]) -> _Vector:
+    """Halve each problem's step until its objective falls enough (Armijo)."""
     before = problems.value(at)
-    length = torch.where(is_solved, 0.0, 1.0).double()
+    length = torch.ones_like(before)
     for _ in range(MAX_HALVINGS):
         moved = at.plus(length, step)
         # The last term allows for rounding.
-        is_short = (problems.value(moved) > before + 1e-4 * length * slope + 1e-7 * before.abs()) & (length > 0)
+        is_short = problems.value(moved) > before + 1e-4 * length * slope + 1e-7 * before.abs()
         if not is_short.any():
             break
         length = torch.where(is_short, length / 2, length)
