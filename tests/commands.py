@@ -9,8 +9,8 @@ import pyarrow.parquet
 from spin_native.cli.main import run
 
 # Settings under which a fit tries little, for tests that need a classifier and do not look at how it was chosen.
-QUICK = {"poolings": ("mean",), "etas": (0.5, 1.0), "Cs": (1.0,), "head_Cs": (0.1,), "baseline": False}
-QUICK_OPTIONS = ("--poolings", "mean", "--etas", "0.5,1", "--Cs", "1", "--head-Cs", "0.1")
+QUICK = {"head": "refit", "poolings": ("mean",), "etas": (0.5, 1.0), "Cs": (1.0,), "head_Cs": (0.1,), "baseline": False}
+QUICK_OPTIONS = ("--head", "refit", "--poolings", "mean", "--etas", "0.5,1", "--Cs", "1", "--head-Cs", "0.1")
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
 

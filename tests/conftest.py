@@ -69,8 +69,8 @@ def reviews() -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="session")
 def fitted(tiny_model: Path, reviews: tuple[list[str], list[str]]) -> sn.SpinClassifier:
-    """A classifier fitted on the reviews."""
-    return sn.SpinClassifier(str(tiny_model)).fit(*reviews)
+    """A classifier with SPIN's published head, fitted on the reviews."""
+    return sn.SpinClassifier(str(tiny_model), head="refit").fit(*reviews)
 
 
 @pytest.fixture

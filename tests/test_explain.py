@@ -194,7 +194,7 @@ def test_a_regressor_explains_its_value(tiny_model, texts):
 
 
 def test_neurons_of_a_perceptron_are_given_and_its_words_refused(tiny_model, texts, labels):
-    clf = sn.SpinClassifier(tiny_model, head="weighted", **QUICK).fit(texts, labels)
+    clf = sn.SpinClassifier(tiny_model, **{**QUICK, "head": "weighted"}).fit(texts, labels)
     explained = clf.explain(texts[0], 3)
     assert len(list(explained)) == len(explained) == 3
     for name in ("words", "tokens", "bias", "special"):

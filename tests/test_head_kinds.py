@@ -24,7 +24,9 @@ N_NEURONS = 30
 
 
 def settings_of(**parameters):
-    return sn.SpinClassifier(poolings=("mean",), **parameters)._settings(Classes(np.array(["no", "yes"])))
+    return sn.SpinClassifier(**{"head": "refit", "poolings": ("mean",), **parameters})._settings(
+        Classes(np.array(["no", "yes"]))
+    )
 
 
 def rows_of(seed, n_rows=200):

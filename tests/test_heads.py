@@ -25,7 +25,7 @@ from spin_native.probes import probes, solver
 from spin_native.probes.controls import bottom, control_task, random_neurons, stability
 from spin_native.probes.importance import Cut, class_mean_difference, f_statistic, importance, mutual_information, predictivity
 
-SMALL = {"poolings": ("mean",), "etas": (0.8,)}  # one head for every depth: enough where the choice among several is no matter
+SMALL = {"head": "refit", "poolings": ("mean",), "etas": (0.8,)}  # one head per depth: enough where the choice is no matter
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_a_frozen_head_reads_nothing_but_the_outputs_of_the_layers_probes(tiny_m
     part = ExtractedPart(np.array([int(label == "positive") for label in labels]), features)
     is_multiple = {}
     for kind in ("frozen", "refit"):
-        settings = sn.SpinClassifier(head=kind, **SMALL)._settings(Classes(np.array(["negative", "positive"])))
+        settings = sn.SpinClassifier(**{**SMALL, "head": kind})._settings(Classes(np.array(["negative", "positive"])))
         layers = sparsify(part, part, 3, settings, False)
         head = integrate(layers, part, part, None, 3, settings, False)[0][3]
         ends = np.cumsum([len(neurons) for neurons in head.neurons.values()])
@@ -173,9 +173,10 @@ def test_a_frozen_head_reads_nothing_but_the_outputs_of_the_layers_probes(tiny_m
 def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, values, monkeypatch, final_rows):
     """scikit-learn's ridge regression on the same neurons of the same rows, and on the final hidden state."""
     monkeypatch.setattr("spin_native.classifier.fitting.TOL", 1e-10)
+    monkeypatch.setattr("spin_native.classifier.crossfit.TOL", 1e-10)
     texts, n_train = reviews[0], 44
     parts = (texts[:n_train], values[:n_train]), (texts[n_train:], values[n_train:])
-    reg = sn.SpinRegressor(str(tiny_model), poolings=("mean",), etas=(0.9,), final_rows=final_rows)
+    reg = sn.SpinRegressor(str(tiny_model), head="refit", poolings=("mean",), etas=(0.9,), final_rows=final_rows)
     reg.fit(*parts[0], validation=parts[1], test=parts[1])
     rows = slice(None) if final_rows == "all" else slice(n_train)
     features = sn.extract(
@@ -186,7 +187,7 @@ def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, 
     np.testing.assert_allclose(reg.head_.model.coef_[0], expected.coef_, atol=1e-4 * np.abs(expected.coef_).max())
     final = features.array(site="hidden", pooling="mean", layer=3).astype(np.float64)
     final = (final - final[:n_train].mean(0)) / final[:n_train].std(0)
-    expected = Ridge(1 / reg.baseline_.C).fit(final[rows], np.array(values)[rows])
+    expected = Ridge(final.shape[1] / reg.baseline_.C).fit(final[rows], np.array(values)[rows])
     assert reg.baseline_.test == pytest.approx(pearsonr(expected.predict(final[n_train:]), values[n_train:])[0], abs=1e-5)
 
 
@@ -235,9 +236,9 @@ def test_the_rows_of_phase_two(tiny_model, reviews, monkeypatch, phase_two, expe
         rows.append(range(len(part.labels)) if part.rows is None else part.rows.tolist())
         return true(part, neurons)
 
-    monkeypatch.setattr("spin_native.classifier.training.sparsify", probed)
+    monkeypatch.setattr("spin_native.classifier.published.sparsify", probed)
     monkeypatch.setattr(ExtractedPart, "gathered", gathered)
-    clf = sn.SpinClassifier(str(tiny_model), head="frozen", phase_two=phase_two, depth=2, baseline=False, **SMALL)
+    clf = sn.SpinClassifier(str(tiny_model), phase_two=phase_two, depth=2, baseline=False, **{**SMALL, "head": "frozen"})
     clf.fit(*reviews)
     of_probes, of_heads, _of_validation = rows
     assert (len(of_probes), len(of_heads)) == expected
@@ -258,7 +259,14 @@ def test_a_perceptrons_slopes_are_finite_differences():
 
 
 def test_heads_read_sites_and_poolings_apart_or_together(tiny_model, reviews, unchecked):
-    how = {"sites": ("activation", "hidden"), "poolings": ("mean", "first"), "depth": 2, "etas": (0.8,), "baseline": False}
+    how = {
+        "head": "refit",
+        "sites": ("activation", "hidden"),
+        "poolings": ("mean", "first"),
+        "depth": 2,
+        "etas": (0.8,),
+        "baseline": False,
+    }
     together = sn.SpinClassifier(str(tiny_model), mixing="together", **how).fit(*reviews)
     assert len({feature[:2] for feature in together.head_.neurons}) > 1
     assert together.depth_curve_[-1].site == "activation+hidden"
@@ -273,14 +281,14 @@ def test_heads_read_sites_and_poolings_apart_or_together(tiny_model, reviews, un
     "ranker", ["l2", "absolute", "class_mean_difference", "f_statistic", "mutual_information", "predictivity"]
 )
 def test_every_ranker_can_choose_the_neurons(tiny_model, reviews, ranker, unchecked):
-    how = {"top_k": (3,), "depth": 2, "poolings": ("mean",), "baseline": False}
+    how = {"head": "refit", "top_k": (3,), "depth": 2, "poolings": ("mean",), "baseline": False}
     clf = sn.SpinClassifier(str(tiny_model), ranker=ranker, **how).fit(*reviews)
     assert all(len(neurons) <= 3 for neurons in clf.salient_neurons_.values())
     assert clf.score(*reviews) > 0.6
 
 
 def test_controls_do_worse_than_the_salient_neurons(tiny_model, reviews):
-    clf = sn.SpinClassifier(str(tiny_model), top_k=(2,), poolings=("mean",), baseline=False).fit(*reviews)
+    clf = sn.SpinClassifier(str(tiny_model), head="refit", top_k=(2,), poolings=("mean",), baseline=False).fit(*reviews)
     assert clf.controls_.salient == clf.depth_curve_[clf.depth_ - 1].validation
     assert clf.controls_.salient > clf.controls_.shuffled
     assert clf.controls_.selectivity == clf.controls_.salient - clf.controls_.shuffled
@@ -320,7 +328,7 @@ def test_layers_without_a_weight_have_a_score_too(tiny_model, reviews, C, unchec
     """On the curve of single layers: that of the most frequent class."""
     texts, labels = reviews
     for sample in (None, 40):
-        clf = sn.SpinClassifier(str(tiny_model), Cs=(C,), sample=sample, baseline=False, etas=(0.8,))
+        clf = sn.SpinClassifier(str(tiny_model), head="refit", Cs=(C,), sample=sample, baseline=False, etas=(0.8,))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             clf.fit(texts[:60], labels[:60], validation=(texts[60:70], labels[60:70]), test=(texts[60:], labels[60:]))
@@ -333,17 +341,19 @@ def test_a_split_that_loses_a_rare_class_is_refused(tiny_model, reviews):
     texts = [f"{text} {i}" for i, text in enumerate([*reviews[0], *reviews[0]][:100])]
     labels = ["aaa"] * 2 + ["b", "c"] * 49
     with pytest.raises(sn.InputError, match=r"after the split: of 20 rows none is of class 'aaa', which is rare; take"):
-        sn.SpinClassifier(str(tiny_model), validation_share=0.8).fit(texts, labels)
+        sn.SpinClassifier(str(tiny_model), head="refit", validation_share=0.8).fit(texts, labels)
     labels = ["aaa"] * 5 + ["b", "c"] * 47 + ["b"]
     with pytest.raises(sn.InputError, match=r"a part of the 80 training rows: of 2 rows none is of class '.*', which is rare"):
-        sn.SpinClassifier(str(tiny_model), sample=2).fit(texts, labels)
+        sn.SpinClassifier(str(tiny_model), head="refit", sample=2).fit(texts, labels)
 
 
 @pytest.mark.parametrize("settings", [{}, {"sample": 20, "baseline": False}])
 def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_model, reviews, tmp_path, settings):
     texts, labels = reviews
     with pytest.warns(NoNeuronWarning, match="every text gets the same answer; give larger Cs"):
-        clf = sn.SpinClassifier(str(tiny_model), Cs=(1e-9,), **settings).fit(texts[:79], labels[:79], store=tmp_path / "store")
+        clf = sn.SpinClassifier(str(tiny_model), head="refit", Cs=(1e-9,), **settings).fit(
+            texts[:79], labels[:79], store=tmp_path / "store"
+        )
     assert set(clf.predict(texts)) == {max(set(labels[:79]), key=labels[:79].count)}
     assert clf.salient_neurons_ == {}
     clf.save_pretrained(tmp_path)
@@ -352,16 +362,15 @@ def test_where_no_neuron_is_salient_everybody_gets_the_most_frequent_class(tiny_
 
 def test_probes_that_did_not_converge_are_warned_of_and_recorded(tiny_model, reviews, tmp_path, monkeypatch):
     monkeypatch.setattr("spin_native.classifier.fitting.TOL", 1e-300)
+    monkeypatch.setattr("spin_native.classifier.crossfit.TOL", 1e-300)
     monkeypatch.setattr(probes, "ridge_path", lambda *a, **k: [replace(s, gap=1.0) for s in solver.ridge_path(*a, **k)])
-    with pytest.warns(
-        ConvergenceWarning, match="linear models did not converge: baseline, probe on activation mean of layer 0"
-    ):
-        clf = sn.SpinClassifier(str(tiny_model), poolings=("mean",), Cs=(100.0,)).fit(*reviews)
+    with pytest.warns(ConvergenceWarning, match="linear models did not converge: probe on activation mean of layer 0"):
+        clf = sn.SpinClassifier(str(tiny_model), head="refit", poolings=("mean",), Cs=(100.0,)).fit(*reviews)
     clf.save_pretrained(tmp_path)
     recorded = json.loads((tmp_path / "spin_classifier.json").read_text())["scores"]["unconverged"]
     assert recorded == clf.unconverged_
     assert "probe on activation mean of layer 0" in recorded
-    assert {"baseline", "head at depth 1"} <= set(recorded)
+    assert {"baseline on hidden state 3", "baseline on hidden_mean below depth 1", "head at depth 1"} <= set(recorded)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +389,7 @@ def test_values_that_are_no_numbers_are_refused(tiny_model, labels, message):
 
 def test_a_regression_refuses_what_needs_classes(tiny_model, reviews, values):
     with pytest.raises(sn.InputError, match="ranker 'predictivity' needs classes"):
-        sn.SpinRegressor(str(tiny_model), ranker="predictivity").fit(reviews[0], values)
+        sn.SpinRegressor(str(tiny_model), head="refit", ranker="predictivity").fit(reviews[0], values)
     reg = sn.SpinRegressor(str(tiny_model), depth=1, baseline=False, **SMALL).fit(reviews[0], values)
     with pytest.raises(sn.InputError, match=r"exit 'confidence:0\.9' needs classes"):
         reg.predict(reviews[0], exit="confidence:0.9")

@@ -140,7 +140,7 @@ def test_a_scaled_perceptron_gives_the_scores_over_the_temperature_plus_the_shif
 
 
 def test_a_scaled_constant_head_is_a_constant_head(tiny_model, clf):
-    head = ConstantHead.of(np.array([0, 1, 1, 1]), sn.SpinClassifier(str(tiny_model))._settings(clf.task_))
+    head = ConstantHead.of(np.array([0, 1, 1, 1]), sn.SpinClassifier(str(tiny_model), head="refit")._settings(clf.task_))
     again = scaled(head, 2.0)
     assert isinstance(again, ConstantHead)
     assert again.output(np.empty((1, 0), np.float32))[0, 1] == pytest.approx(expit(np.log(3) / 2))

@@ -126,7 +126,7 @@ def test_blocks_of_columns_give_what_one_block_gives(name, monkeypatch):
 
 @pytest.mark.parametrize("name", NEW)
 def test_a_classifier_chooses_its_neurons_by_each_ranker(name, tiny_model, reviews, unchecked):
-    how = {"top_k": (3,), "depth": 2, "poolings": ("mean",), "baseline": False}
+    how = {"head": "refit", "top_k": (3,), "depth": 2, "poolings": ("mean",), "baseline": False}
     clf = sn.SpinClassifier(str(tiny_model), ranker=name, **how).fit(*reviews)
     assert all(len(neurons) <= 3 for neurons in clf.salient_neurons_.values())
     assert clf.score(*reviews) > 0.6
@@ -135,7 +135,7 @@ def test_a_classifier_chooses_its_neurons_by_each_ranker(name, tiny_model, revie
 @pytest.mark.parametrize("name", NEW)
 def test_a_regressor_refuses_rankers_that_need_classes(name, tiny_model, reviews):
     with pytest.raises(sn.InputError, match=f"ranker '{name}' needs classes"):
-        sn.SpinRegressor(str(tiny_model), ranker=name).fit(reviews[0], [float(len(text)) for text in reviews[0]])
+        sn.SpinRegressor(str(tiny_model), head="refit", ranker=name).fit(reviews[0], [float(len(text)) for text in reviews[0]])
 
 
 def test_the_command_line_names_the_rankers(capsys):

@@ -58,7 +58,7 @@ def change_weight(folder, name, by=1e-3):
 
 def test_a_moved_base_model_is_named_and_a_changed_one_refused(tiny_model, reviews, tmp_path):
     here = copy_of(tiny_model, tmp_path / "here")
-    how = {"depth": 2, "baseline": False, "poolings": ("mean",), "etas": (0.8,)}
+    how = {"head": "refit", "depth": 2, "baseline": False, "poolings": ("mean",), "etas": (0.8,)}
     sn.SpinClassifier(str(here), **how).fit(*reviews).save_pretrained(tmp_path / "clf")
     there = copy_of(tiny_model, tmp_path / "there")
     shutil.rmtree(here)
@@ -116,7 +116,7 @@ def test_damaged_tensors_and_folders_that_are_none_are_refused(saved, tmp_path):
 def save(tiny_model):
     """Save a classifier that is known by the share of its second class."""
     checkpoint = Checkpoint(Location(str(tiny_model)))
-    estimator = sn.SpinClassifier(str(tiny_model))
+    estimator = sn.SpinClassifier(str(tiny_model), head="refit")
     settings = estimator._settings(Classes(np.array(["no", "yes"])))
 
     def save(folder, n_yes):
@@ -151,7 +151,7 @@ def crash_at(monkeypatch, call, k, action):
 
 
 def test_a_label_with_half_a_character_is_refused_when_it_is_saved(tiny_model, tmp_path):
-    estimator = sn.SpinClassifier(str(tiny_model))
+    estimator = sn.SpinClassifier(str(tiny_model), head="refit")
     settings = estimator._settings(Classes(np.array(["a\ud83d", "b"])))
     fitted = Fitted(
         settings.task, 1, {1: ConstantHead.of(np.array([0, 1]), settings)}, [], [], None, None, [], Exit("fixed", 1)

@@ -16,7 +16,13 @@ from spin_native.parity import activation_functions
 from spin_native.text.batch import TokenBatch
 
 N_VOCAB, MAX_TOKENS = 50, 9
-QUICK = {"depth": 2, "baseline": False, "poolings": ("mean",), "etas": (0.8,)}  # parameters of a fit that is quick
+QUICK = {
+    "head": "refit",
+    "depth": 2,
+    "baseline": False,
+    "poolings": ("mean",),
+    "etas": (0.8,),
+}  # parameters of a fit that is quick
 FAMILIES = ("roberta", "bert", "distilbert", "gpt2", "mpnet", "xlm-roberta")
 
 

@@ -207,12 +207,11 @@ class DensePath:
 
     def row(self, solved: Solved) -> CurveRow:
         """Its row in a table. Of a single hidden state, depth is how many layers lie before it."""
-        widths = self.rows.parts["training"].features.widths
         sites, poolings = ("+".join(dict.fromkeys(getattr(key, of) for key in solved.features)) for of in ("site", "pooling"))
         held_out, test = self.predictions(solved)
         truth, settings = self.rows.labels[self.rows.folds.held_out], self.rows.settings
         tested = settings.score(self.rows.parts["test"].labels, test) if "test" in self.rows.parts else None
-        width = sum(widths[key] for key in solved.features)
+        width = sum(len(self.rows.standardizers[key].mean) for key in solved.features)  # they themselves may be gone
         return CurveRow(solved.depth, settings.score(truth, held_out), tested, width, poolings, None, solved.fit.C, sites)
 
     def predictions(self, solved: Solved) -> tuple[Shaped[Array, "held_out *label"], Shaped[Array, "test *label"]]:
