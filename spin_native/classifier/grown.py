@@ -17,6 +17,7 @@ from spin_native.probes.solver import Gram, GramFactors, GramMatrix, GramSum, ti
 MAX_MATRIX_ROWS = 16_384  # 1 GiB a matrix; a few are in memory at a time
 
 Features = Float32[Tensor, "row feature"]
+TestFeatures = Float32[Tensor, "test feature"]
 
 
 def grown(n_rows: int, n_features: int) -> "Grown":
@@ -30,7 +31,7 @@ class Grown(ABC):
     def __init__(self) -> None:
         self.n_layers: dict[Source, int] = {}
 
-    def add(self, source: Source, features: Features, test: Features) -> Gram:
+    def add(self, source: Source, features: Features, test: TestFeatures) -> Gram:
         """One more layer of a source. Returns the Gram matrix of this layer alone."""
         self.n_layers[source] = self.n_layers.get(source, 0) + 1
         return self._add(source, features, test)
@@ -40,7 +41,7 @@ class Grown(ABC):
         return [1 / (len(sources) * self.n_layers[source]) for source in sources]
 
     @abstractmethod
-    def _add(self, source: Source, features: Features, test: Features) -> Gram: ...
+    def _add(self, source: Source, features: Features, test: TestFeatures) -> Gram: ...
 
     @abstractmethod
     def gram(self, sources: Sequence[Source]) -> Gram:
@@ -59,7 +60,7 @@ class GrownMatrices(Grown):
         self._sums: dict[Source, GramSum] = {}
         self._tests: dict[Source, Float32[Tensor, "test row"]] = {}
 
-    def _add(self, source: Source, features: Features, test: Features) -> Gram:
+    def _add(self, source: Source, features: Features, test: TestFeatures) -> Gram:
         one = GramSum(len(features))
         one.add(features, 1 / features.shape[1])
         alone = GramMatrix.combined([one], [1.0])
@@ -85,9 +86,9 @@ class GrownFactors(Grown):
     def __init__(self) -> None:
         super().__init__()
         self._features: dict[Source, list[Features]] = {}
-        self._tests: dict[Source, list[Features]] = {}
+        self._tests: dict[Source, list[TestFeatures]] = {}
 
-    def _add(self, source: Source, features: Features, test: Features) -> Gram:
+    def _add(self, source: Source, features: Features, test: TestFeatures) -> Gram:
         self._features.setdefault(source, []).append(features)
         self._tests.setdefault(source, []).append(test)
         return GramFactors([features], [1 / features.shape[1]])
