@@ -1,18 +1,19 @@
 """The losses of linear models, with the derivatives that a Newton step needs and the conjugate that a duality gap needs.
 
 A margin z = x w + b is what the linear model returns for one row and one output (its logit, or its predicted value).
+Margins and targets are both float64, or both float32.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from spin_native.probes.solver.design import CurvatureProduct
 
 
-def _flush_tiny(values: Float64[Tensor, "row output"], dtype: torch.dtype) -> Float[Tensor, "row output"]:
+def _flush_tiny(values: Float[Tensor, "row output"], dtype: torch.dtype) -> Float[Tensor, "row output"]:
     """Cast to a dtype, with values below 1e-20 set to 0: products of denormal numbers are ten times as slow."""
     return torch.where(values < 1e-20, 0.0, values).to(dtype)
 
@@ -21,37 +22,37 @@ def _flush_tiny(values: Float64[Tensor, "row output"], dtype: torch.dtype) -> Fl
 class Loss:
     """A convex loss of the margins z [row, output], given the true `targets` of each row."""
 
-    targets: Float64[Tensor, "row output"]
+    targets: Float[Tensor, "row output"]
 
     @property
     def n_outputs(self) -> int:
         return self.targets.shape[1]
 
-    def value(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row"]:
+    def value(self, z: Float[Tensor, "row output"]) -> Float[Tensor, "row"]:
         """The loss of each row."""
         raise NotImplementedError
 
-    def slope(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row output"]:
+    def slope(self, z: Float[Tensor, "row output"]) -> Float[Tensor, "row output"]:
         """The first derivative of a row's loss with respect to each of its margins."""
         raise NotImplementedError
 
-    def curvature(self, z: Float64[Tensor, "row output"]) -> Float64[Tensor, "row output"]:
+    def curvature(self, z: Float[Tensor, "row output"]) -> Float[Tensor, "row output"]:
         """The second derivative with respect to each margin: the diagonal of each row's Hessian [output, output]."""
         raise NotImplementedError
 
     def curvature_product(
-        self, z: Float64[Tensor, "row output"], row_weights: Float64[Tensor, "row"], dtype: torch.dtype
+        self, z: Float[Tensor, "row output"], row_weights: Float[Tensor, "row"], dtype: torch.dtype
     ) -> CurvatureProduct:
         """A function that multiplies by each row's weighted Hessian [output, output]."""
         raise NotImplementedError
 
     def total_curvature(
-        self, z: Float64[Tensor, "row output"], row_weights: Float64[Tensor, "row"]
-    ) -> Float64[Tensor, "output output"]:
+        self, z: Float[Tensor, "row output"], row_weights: Float[Tensor, "row"]
+    ) -> Float[Tensor, "output output"]:
         """The weighted sum of all rows' Hessians."""
         return torch.diag(row_weights @ self.curvature(z))
 
-    def dual(self, z: Float64[Tensor, "row output"], scale: float) -> Float64[Tensor, "row"]:
+    def dual(self, z: Float[Tensor, "row output"], scale: float) -> Float[Tensor, "row"]:
         """-loss*(scale * slope): minus each row's convex conjugate, at the slopes multiplied by `scale` (0 to 1)."""
         raise NotImplementedError
 
@@ -81,7 +82,7 @@ class Squared(Loss):
 # these are all rows. They compute the small probability p of a wrong class directly, never as 1 - (a number close to 1).
 
 
-def _softplus(log_odds: Float64[Tensor, "_"]) -> Float64[Tensor, "_"]:
+def _softplus(log_odds: Float[Tensor, "_"]) -> Float[Tensor, "_"]:
     """log(1 + e^t), which is a row's log-loss when t is the log odds of a wrong class."""
     return torch.nn.functional.softplus(log_odds, threshold=40)
 
@@ -90,7 +91,7 @@ class Logistic(Loss):
     """Two classes, one margin: log(1 + e^z) - y z; targets [row, 1] are 0 or 1."""
 
     @property
-    def _error_sign(self) -> Float64[Tensor, "row output"]:
+    def _error_sign(self) -> Float[Tensor, "row output"]:
         """The sign of z where the prediction is wrong: +1 for class 0, -1 for class 1; times z, the log odds of an error."""
         return 1 - 2 * self.targets
 
