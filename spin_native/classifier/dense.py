@@ -78,6 +78,10 @@ class DenseRows:
     labels: Shaped[Array, "row *label"]
     folds: Folds
     standardizers: dict[FeatureKey, Standardizer] = field(default_factory=dict)
+    widths: Mapping[FeatureKey, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.widths = dict(self.parts["training"].features.widths)  # features may be freed before the last table is written
 
     def read(self, feature: FeatureKey) -> tuple[Float32[Tensor, "row width"], Float32[Tensor, "test width"]]:
         """Standardised features, of the rows and of the test rows; mean and variance are those of the training rows."""
@@ -124,7 +128,7 @@ class DensePath:
         rows = self.rows
         sources = list(dict.fromkeys(source for view in views for source in view))
         keys = features_below(sources, max_depth, self.n_layers)
-        widths = rows.parts["training"].features.widths
+        widths = rows.widths
         kept = grown(len(rows.labels), sum(widths[key] for key in keys))
         hidden_bar = None if progress is None else not progress
         for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
@@ -179,14 +183,14 @@ class DensePath:
 
     def row(self, solved: Solved) -> CurveRow:
         """Its row in a table. Of a single hidden state, depth is how many layers lie before it."""
-        sources, features = solved.sources, self.rows.parts["training"].features.widths
+        sources = solved.sources
         keys = [FeatureKey(*sources[0], solved.depth)] if solved is self.alone.get(solved.depth) else None
         keys = keys or features_below(sources, solved.depth, self.n_layers)
         sites, poolings = ("+".join(dict.fromkeys(names)) for names in zip(*sources, strict=True))
         held_out = self.score(self.held_out_outputs(solved))
         assert held_out is not None
         tested = self.score(self.test_outputs(solved), of_test=True)
-        width = sum(features[key] for key in keys)
+        width = sum(self.rows.widths[key] for key in keys)
         return CurveRow(solved.depth, held_out, tested, width, poolings, None, solved.fit.C, sites)
 
     def score(self, outputs: Float[Array, "row output"], of_test: bool = False) -> float | None:
