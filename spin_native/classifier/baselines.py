@@ -1,9 +1,11 @@
 """What a head must beat: simple models on the same rows, chosen and fitted in the same way, and how sure the difference is."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from spin_native.classifier.comparisons import Comparison, compare
 from spin_native.classifier.curves import CurveRow
@@ -29,43 +31,53 @@ class Baseline(NamedTuple):
 
 
 def measure(
-    path: DensePath, depth: int, held_out: Float[Array, "held_out output"], test: Float[Array, "test output"] | None
+    path: DensePath, depth: int, held_out: Shaped[Array, "held_out *label"], test: Shaped[Array, "test *label"]
 ) -> dict[str, Baseline]:
     """Every baseline, by name.
 
     majority: the most frequent class, or the mean value. final_hidden: the mean final hidden state. best_hidden: the mean
     hidden state of the one layer with the smallest held-out loss. all_hidden, all_activations: those of all layers below
-    `depth` (not with a sample). held_out, test: the outputs of the head at this depth.
+    `depth` (not with a sample). held_out, test: the predictions of the head at this depth (no test rows where none were given).
     """
-    found = {
+    solved = {
         "final_hidden": path.alone[path.n_layers],
-        "best_hidden": min(path.alone.values(), key=lambda solved: solved.fit.loss),
+        "best_hidden": min(path.alone.values(), key=lambda one: one.fit.loss),
         "all_hidden": path.solved.get(((HIDDEN,), depth)),
         "all_activations": path.solved.get(((ACTIVATION,), depth)),
     }
     return {"majority": _majority(path, held_out, test)} | {
-        name: _compared(path, path.row(solved), path.held_out_outputs(solved), path.test_outputs(solved), held_out, test)
-        for name, solved in found.items()
-        if solved is not None
+        name: _compared(path, path.row(one), *path.predictions(one), held_out, test)
+        for name, one in solved.items()
+        if one is not None
     }
 
 
-def _majority(path: DensePath, held_out: Array, test: Array | None) -> Baseline:
-    rows = path.rows
-    head = ConstantHead.of(rows.labels[rows.folds.learns_last], rows.settings)
-    outputs = [head.output(np.empty((n, 0), np.float32)) for n in (len(held_out), rows.n_test)]
-    scores = [path.score(of, of_test) for of, of_test in ((outputs[0], False), (outputs[1], True))]
-    row = CurveRow(0, scores[0] or 0.0, scores[1], 0, "none", None, None, "none")
-    return _compared(path, row, outputs[0], outputs[1], held_out, test)
+def baselines_for_json(baselines: Mapping[str, Baseline] | None) -> dict[str, Any] | None:
+    """Each baseline as an object: "row", "held_out" and "test" (null where there is none)."""
+    if baselines is None:
+        return None
+    return {
+        name: {
+            "row": one.row._asdict(),
+            "held_out": one.held_out and one.held_out._asdict(),
+            "test": one.test and one.test._asdict(),
+        }
+        for name, one in baselines.items()
+    }
 
 
-def _compared(
-    path: DensePath, row: CurveRow, theirs: Array, their_test: Array, ours: Array, our_test: Array | None
-) -> Baseline:
+def _majority(path: DensePath, held_out: Array, test: Array) -> Baseline:
     rows, settings = path.rows, path.rows.settings
-    decide = settings.task.decide
-    held_out = compare(settings, rows.labels[rows.folds.held_out], decide(ours), decide(theirs))
-    tested = None
-    if our_test is not None and "test" in rows.parts:
-        tested = compare(settings, rows.parts["test"].labels, decide(our_test), decide(their_test))
+    learns, weights = rows.folds.learns_last, rows.folds.weights
+    head = ConstantHead.of(rows.labels[learns], replace(settings, class_weight=None), weights[learns])
+    theirs, their_test = (head.predict(np.empty((n, 0), np.float32)) for n in (len(held_out), rows.n_test))
+    score = settings.score(rows.labels[rows.folds.held_out], theirs)
+    tested = settings.score(rows.parts["test"].labels, their_test) if "test" in rows.parts else None
+    return _compared(path, CurveRow(0, score, tested, 0, "none", None, None, "none"), theirs, their_test, held_out, test)
+
+
+def _compared(path: DensePath, row: CurveRow, theirs: Array, their_test: Array, ours: Array, our_test: Array) -> Baseline:
+    rows, settings = path.rows, path.rows.settings
+    held_out = compare(settings, rows.labels[rows.folds.held_out], ours, theirs)
+    tested = compare(settings, rows.parts["test"].labels, our_test, their_test) if "test" in rows.parts else None
     return Baseline(row, held_out, tested)

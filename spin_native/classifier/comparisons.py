@@ -51,7 +51,7 @@ def compare(
         won, lost = int(((ours == truth) & (theirs != truth)).sum()), int(((ours != truth) & (theirs == truth)).sum())
         p_value = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     else:
-        p_value = min(1.0, 2 * float(min((gains <= 0).mean(), (gains >= 0).mean())))
+        p_value = min(1.0, 2 * (1 + int(min((gains <= 0).sum(), (gains >= 0).sum()))) / (1 + N_RESAMPLES))
     return Comparison(gain(slice(None)), float(low), float(high), p_value)
 
 

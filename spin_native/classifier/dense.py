@@ -6,7 +6,7 @@ candidates: it sees every row's margin, so it is less noisy. A second pass turns
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,9 +19,12 @@ from spin_native.classifier.crossfit import CrossFit, Folds
 from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.fitting import Standardizer
 from spin_native.classifier.grown import Grown, grown
+from spin_native.classifier.heads import Head
 from spin_native.classifier.heads.dense import DenseHead
+from spin_native.classifier.heads.scaled import scaled
 from spin_native.classifier.parts import ExtractedPart
 from spin_native.classifier.settings import Settings, Source, features_below
+from spin_native.classifier.tasks import Task
 from spin_native.features.spec import FeatureKey
 from spin_native.probes.solver import Gram
 
@@ -64,6 +67,14 @@ class Solved(NamedTuple):
     depth: int
     fit: CrossFit
     test: Float32[Array, "test score"]
+
+
+class Adjustment(NamedTuple):
+    """Scores / temperature + shift are what outputs come from; the task decides."""
+
+    temperature: float
+    shift: Float[Array, "score"]
+    task: Task
 
 
 @dataclass
@@ -113,6 +124,7 @@ class DensePath:
     n_layers: int
     solved: dict[tuple[View, int], Solved] = field(default_factory=dict)
     alone: dict[int, Solved] = field(default_factory=dict)
+    _adjustments: dict[int, Adjustment] = field(default_factory=dict)
 
     def run(
         self,
@@ -174,12 +186,26 @@ class DensePath:
 
     # What a solution gives.
 
+    def adjustment(self, solved: Solved) -> Adjustment:
+        """What its held-out rows ask of its scores and decisions; temperature and shift only where no class has a weight."""
+        key = id(solved)
+        if key not in self._adjustments:
+            rows, settings = self.rows, self.rows.settings
+            scores, labels = solved.fit.scores[rows.folds.held_out], rows.labels[rows.folds.held_out]
+            temperature, shift = 1.0, np.zeros(settings.task.n_scores)
+            if settings.class_weight is None and len(labels):
+                temperature, shift = settings.task.calibration(scores, labels)
+            plain = Adjustment(temperature, shift, settings.task)
+            outputs = self._outputs(scores, plain)
+            self._adjustments[key] = plain._replace(task=settings.task.tuned(settings.metric, outputs, labels))
+        return self._adjustments[key]
+
     def held_out_outputs(self, solved: Solved) -> Float[Array, "held_out output"]:
         """What users would see of each held-out row."""
-        return self._outputs(solved.fit.scores[self.rows.folds.held_out])
+        return self._outputs(solved.fit.scores[self.rows.folds.held_out], self.adjustment(solved))
 
     def test_outputs(self, solved: Solved) -> Float[Array, "test output"]:
-        return self._outputs(solved.test + solved.fit.intercepts)
+        return self._outputs(solved.test + solved.fit.intercepts, self.adjustment(solved))
 
     def row(self, solved: Solved) -> CurveRow:
         """Its row in a table. Of a single hidden state, depth is how many layers lie before it."""
@@ -187,28 +213,34 @@ class DensePath:
         keys = [FeatureKey(*sources[0], solved.depth)] if solved is self.alone.get(solved.depth) else None
         keys = keys or features_below(sources, solved.depth, self.n_layers)
         sites, poolings = ("+".join(dict.fromkeys(names)) for names in zip(*sources, strict=True))
-        held_out = self.score(self.held_out_outputs(solved))
-        assert held_out is not None
-        tested = self.score(self.test_outputs(solved), of_test=True)
+        held_out, test = self.predictions(solved)
+        truth, settings = self.rows.labels[self.rows.folds.held_out], self.rows.settings
+        tested = settings.score(self.rows.parts["test"].labels, test) if "test" in self.rows.parts else None
         width = sum(self.rows.widths[key] for key in keys)
-        return CurveRow(solved.depth, held_out, tested, width, poolings, None, solved.fit.C, sites)
+        return CurveRow(solved.depth, settings.score(truth, held_out), tested, width, poolings, None, solved.fit.C, sites)
 
-    def score(self, outputs: Float[Array, "row output"], of_test: bool = False) -> float | None:
-        """The metric of held-out rows, or of test rows (None where there are none)."""
+    def predictions(self, solved: Solved) -> tuple[Shaped[Array, "held_out *label"], Shaped[Array, "test *label"]]:
+        """Of the held-out rows, and of the test rows."""
+        decide = self.adjustment(solved).task.decide
+        return decide(self.held_out_outputs(solved)), decide(self.test_outputs(solved))
+
+    def _outputs(self, scores: Float[Array, "row score"], adjusted: Adjustment) -> Float[Array, "row output"]:
+        scores = scores.astype(np.float64) / adjusted.temperature + adjusted.shift
+        return self.rows.settings.task.outputs(scores + self._offset)
+
+    @property
+    def _offset(self) -> Float[Array, "score"]:
+        return self.rows.settings.task.loss(self.rows.labels)[1]
+
+    def heads(self, chosen: Mapping[int, Solved], adjusted: Mapping[int, Adjustment] | None = None) -> dict[int, Head]:
+        """The heads of some depths: w = X^T a, one pass over the features.
+
+        adjusted: temperatures, shifts and the task that decides (None: those of these solutions' own held-out rows); all heads
+        decide as the deepest one.
+        """
         settings = self.rows.settings
-        if of_test and "test" not in self.rows.parts:
-            return None
-        truth = self.rows.parts["test"].labels if of_test else self.rows.labels[self.rows.folds.held_out]
-        return settings.score(truth, settings.task.decide(outputs))
-
-    def _outputs(self, scores: Float[Array, "row score"]) -> Float[Array, "row output"]:
-        _, offset = self.rows.settings.task.loss(self.rows.labels)
-        return self.rows.settings.task.outputs(scores.astype(np.float64) + offset)
-
-    def heads(self, chosen: Mapping[int, Solved]) -> dict[int, DenseHead]:
-        """The heads of some depths: w = X^T a, one pass over the features."""
-        settings = self.rows.settings
-        _, offset = settings.task.loss(self.rows.labels)
+        adjusted = {d: self.adjustment(solved) for d, solved in chosen.items()} if adjusted is None else adjusted
+        settings = replace(settings, task=adjusted[max(adjusted)].task)
         coefs: dict[int, dict[FeatureKey, Array]] = {depth: {} for depth in chosen}
         read_by = {depth: features_below(solved.sources, depth, self.n_layers) for depth, solved in chosen.items()}
         for key in sorted({key for keys in read_by.values() for key in keys}, key=lambda key: key.layer):
@@ -219,7 +251,10 @@ class DensePath:
                 n_of_source = sum((k.site, k.pooling) == (key.site, key.pooling) for k in read_by[depth])
                 weight = 1 / (len(solved.sources) * n_of_source * features.shape[1])
                 coefs[depth][key] = (weight * (torch.from_numpy(solved.fit.a).T @ features)).numpy()
-        return {
-            depth: DenseHead.of(settings, self.rows.standardizers, coefs[depth], solved.fit.intercepts + offset, solved.fit.C)
-            for depth, solved in chosen.items()
-        }
+        heads: dict[int, Head] = {}
+        for depth, solved in chosen.items():
+            intercepts = solved.fit.intercepts + self._offset
+            head = DenseHead.of(settings, self.rows.standardizers, coefs[depth], intercepts, solved.fit.C)
+            shift = adjusted[depth].shift + self._offset * (1 - 1 / adjusted[depth].temperature)
+            heads[depth] = scaled(head, adjusted[depth].temperature, shift)
+        return heads

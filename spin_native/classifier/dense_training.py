@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from spin_native.classifier.baselines import BASELINE_VIEWS, measure
 from spin_native.classifier.crossfit import Folds
-from spin_native.classifier.dense import DensePath, DenseRows, Solved, has_few_rows, row_weights, views_of
+from spin_native.classifier.dense import Adjustment, DensePath, DenseRows, Solved, has_few_rows, row_weights, views_of
 from spin_native.classifier.examples import examples_of
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.grown import MAX_MATRIX_ROWS
@@ -31,7 +31,6 @@ class DenseTraining(Training):
         settings, wanted = self.settings, self.everything | self.of_baselines
         extraction = self.extraction(wanted, store)
         learnt = self._sampled(parts)
-        is_sample = learnt is not parts
         with self.timed("extract"):
             extracted = extraction(learnt, wanted)
         with self.timed("integrate"):
@@ -47,17 +46,20 @@ class DenseTraining(Training):
             best = {depth: path.best(depth, views) for depth in range(1, self.max_depth + 1)}
             curve = {depth: path.row(solved) for depth, solved in best.items()}
             outputs = {depth: path.held_out_outputs(solved) for depth, solved in best.items()}
+            predicted = {depth: path.predictions(solved)[0] for depth, solved in best.items()}
             truth = rows.labels[rows.folds.held_out]
-            depth = self.max_depth if few else self.depth_of(curve, truth, outputs)
+            depth = self.max_depth if few else self.depth_of(curve, truth, predicted)
             chosen = {d: best[d] for d in self.kept(depth, list(best))}
         with self.timed("baselines"):
-            test = path.test_outputs(best[depth]) if "test" in extracted else None
-            baselines = measure(path, depth, outputs[depth], test) if self.with_baseline else None
-        heads = self._fitted_on_all(parts, chosen, store) if is_sample else path.heads(chosen)
+            baselines = measure(path, depth, *path.predictions(best[depth])) if self.with_baseline else None
+        if learnt is parts:
+            heads = path.heads(chosen)
+        else:
+            heads = self._fitted_on_all(parts, chosen, {d: path.adjustment(one) for d, one in chosen.items()}, store)
         return Fitted(
-            task=settings.task,
+            task=heads[depth].task,
             depth=depth,
-            heads=dict(heads),
+            heads=heads,
             depth_curve=list(curve.values()),
             layer_curve=[path.row(solved)._replace(depth=layer + 1) for layer, solved in sorted(path.alone.items())],
             baselines=baselines,
@@ -67,6 +69,9 @@ class DenseTraining(Training):
             suspicious_rows=self._suspicious(rows, outputs, learnt["training"]),
             seconds=self.seconds,
             examples=examples_of(heads[depth], extracted["training"], learnt["training"], None, self.examples),
+            beside_accuracy=self.beside_accuracy(
+                truth, predicted[depth], "validation rows" if "validation" in extracted else "cross-validated rows"
+            ),
             shift_reference=Reference.of_heads(heads, extracted["training"]),
         )
 
@@ -103,7 +108,11 @@ class DenseTraining(Training):
         return DenseRows(extracted, settings, labels, folds)
 
     def _fitted_on_all(
-        self, parts: Mapping[str, LabelledRows], chosen: Mapping[int, Solved], store: Path | None
+        self,
+        parts: Mapping[str, LabelledRows],
+        chosen: Mapping[int, Solved],
+        adjusted: Mapping[int, Adjustment],
+        store: Path | None,
     ) -> dict[int, Head]:
         """What a sample has chosen, fitted on all rows; only what the chosen heads read is extracted of them."""
         below = {d: features_below(solved.sources, d, self.n_layers) for d, solved in chosen.items()}
@@ -121,7 +130,7 @@ class DenseTraining(Training):
                 settings = replace(self.settings, head_Cs=(solved.fit.C,))
                 path = DensePath(DenseRows(extracted, settings, labels, folds), self.n_layers)
                 path.run([solved.sources], d, depths=[d], with_alone=False, progress=self.progress)
-                heads |= path.heads({d: path.solved[solved.sources, d]})
+                heads |= path.heads({d: path.solved[solved.sources, d]}, {d: adjusted[d]})
         return heads
 
     @property

@@ -46,7 +46,7 @@ class PublishedTraining(Training):
         if self.max_depth not in found:
             found[self.max_depth] = self._without_neurons(train, validation, tested)
         curve = {depth: integrated.row for depth, integrated in found.items()}
-        held_out = {depth: integrated.held_out for depth, integrated in found.items()}
+        held_out = {depth: settings.task.decide(integrated.held_out) for depth, integrated in found.items()}
         depth = self.depth_of(curve, validation.labels, held_out)
         head = found[depth].head
         salient = None
@@ -54,8 +54,8 @@ class PublishedTraining(Training):
             salient = controls(head, layers, train, validation, settings)
         baselines = None
         if compared_with is not None:
-            test_outputs = None if tested is None else head.output(head.read(tested))
-            baselines = measure(compared_with, depth, held_out[depth], test_outputs)
+            predicted = held_out[depth][:0] if tested is None else head.predict(head.read(tested))
+            baselines = measure(compared_with, depth, held_out[depth], predicted)
         kept = self.kept(depth, list(found))
         return Fitted(
             task=settings.task,
@@ -73,6 +73,7 @@ class PublishedTraining(Training):
             exit=Exit("fixed", depth),
             seconds=self.seconds,
             examples=examples_of(head, train, parts["training"], learnt_from, self.examples),
+            beside_accuracy=self.beside_accuracy(validation.labels, held_out[depth], "validation rows"),
             shift_reference=Reference.of_heads({d: found[d].head for d in kept}, train),
         )
 

@@ -108,6 +108,22 @@ class ErrorPromiseRecord(msgspec.Struct):
     dtype: str | None = None
 
 
+class HiddenClassRecord(msgspec.Struct):
+    """A class that accuracy hides; see tasks.classes.hidden_classes."""
+
+    label: Label
+    rows: Count
+    recognised: Count
+
+
+class BesideAccuracyRecord(msgspec.Struct):
+    """What accuracy does not say; see Task.beside_accuracy."""
+
+    majority_share: float
+    macro_f1: float
+    hidden_classes: list[HiddenClassRecord]
+
+
 class ScoresRecord(msgspec.Struct):
     """What the fit measured."""
 
@@ -119,6 +135,7 @@ class ScoresRecord(msgspec.Struct):
     baseline: CurveRecord | None = None  # type: ignore[valid-type]  # where there are no baselines: of earlier versions
     baselines: dict[str, BaselineRecord] | None = None
     suspicious_rows: list[Count] | None = None
+    beside_accuracy: BesideAccuracyRecord | None = None  # of a regression, and in earlier versions, none
 
 
 class NeuronExamplesRecord(msgspec.Struct):
@@ -152,5 +169,6 @@ class Description(msgspec.Struct):
     settings: dict[str, Setting | list[Setting]]
     scores: ScoresRecord
     error_promise: ErrorPromiseRecord | None = None
+    class_priorities: list[Annotated[float, Meta(gt=0)]] | None = None  # factors of the probabilities in a decision
     pairs: bool = False  # whether it was fitted on pairs of texts
     examples: ExamplesRecord | None = None  # earlier versions kept none

@@ -124,6 +124,16 @@ class Task(ABC):
     def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
         """What a neural network is fitted to."""
 
+    def calibration(
+        self, scores: Float[Array, "row score"], labels: Shaped[Array, "row"]
+    ) -> tuple[float, Float[Array, "score"]]:
+        """(temperature, shift): outputs of scores / temperature + shift fit these held-out rows best. Here no change."""
+        return 1.0, np.zeros(self.n_scores)
+
+    def tuned(self, metric: Metric, outputs: Float[Array, "row output"], labels: Shaped[Array, "row"]) -> "Task":
+        """The task that decides for the best metric on these held-out rows: itself where nothing can be tuned."""
+        return self
+
     @abstractmethod
     def loss(self, labels: Shaped[Array, "row"]) -> tuple[Loss, Float[Array, "score"]]:
         """The loss of a linear model's scores, and what to add to these: the mean of values, which the loss subtracts."""

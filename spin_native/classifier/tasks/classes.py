@@ -11,8 +11,9 @@ from sklearn.metrics import confusion_matrix
 from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
-from spin_native.classifier.probabilities import ece, log_loss, reliability
-from spin_native.classifier.tasks.base import Array, Indices, NetworkTargets, Task, check_share
+from spin_native.classifier.probabilities import ece, fit_prior_shift, fit_temperature, log_loss, reliability
+from spin_native.classifier.tasks.base import Array, Indices, Metric, NetworkTargets, Task, check_share
+from spin_native.classifier.tasks.priorities import best_priorities
 from spin_native.errors import InputError
 from spin_native.given import is_missing, is_unicode, plain, rows_of
 from spin_native.probes.probes import LogisticProbe, probabilities
@@ -49,8 +50,9 @@ class Classes(Task):
     metrics = {"accuracy": accuracy, "macro_f1": macro_f1}
     probe_type, network_type = LogisticProbe, MLPClassifier
 
-    def __init__(self, classes: Shaped[Array, "class"]) -> None:
-        self.classes = classes
+    def __init__(self, classes: Shaped[Array, "class"], priorities: Float[Array, "class"] | None = None) -> None:
+        """priorities: factors of the probabilities in a decision (None: the most probable class is the answer)."""
+        self.classes, self.priorities = classes, priorities
 
     @classmethod
     def learn(cls, labels: Iterable[Any], n_texts: int, what: str) -> "Classes":
@@ -144,6 +146,16 @@ class Classes(Task):
     def network_targets(self, labels: Shaped[Array, "row"]) -> NetworkTargets:
         return NetworkTargets(labels, 0, 1, {"classes": np.arange(len(self.classes))})
 
+    def calibration(
+        self, scores: Float[Array, "row score"], labels: Shaped[Array, "row"]
+    ) -> tuple[float, Float[Array, "score"]]:
+        temperature = fit_temperature(scores, labels)
+        return temperature, fit_prior_shift(scores, labels, temperature)
+
+    def tuned(self, metric: Metric, outputs: Float[Array, "row class"], labels: Shaped[Array, "row"]) -> "Classes":
+        """For macro-F1 with the best priorities; for accuracy the most probable class is the best answer."""
+        return Classes(self.classes, best_priorities(outputs, labels)) if metric == "macro_f1" else self
+
     def loss(self, labels: Shaped[Array, "row"]) -> tuple[Loss, Float[Array, "score"]]:
         targets = torch.from_numpy(labels)
         n_classes = len(self.classes)
@@ -173,13 +185,13 @@ class Classes(Task):
         return probabilities(scores)
 
     def decide(self, outputs: Float[Array, "row class"]) -> Int[Array, "row"]:
-        return outputs.argmax(1)
+        return (outputs if self.priorities is None else outputs * self.priorities).argmax(1)
 
     def answers(self, outputs: Float[Array, "row class"]) -> Shaped[Array, "row"]:
-        return self.classes[outputs.argmax(1)]
+        return self.classes[self.decide(outputs)]
 
     def explained(self, output: Float[Array, "class"]) -> tuple[int, int]:
-        winner = int(output.argmax())
+        winner = int(self.decide(output[None])[0])
         return (0, 1 if winner else -1) if len(self.classes) == 2 else (winner, 1)
 
     def columns(self, outputs: Float[Array, "row class"]) -> dict[str, Array]:
@@ -188,10 +200,11 @@ class Classes(Task):
 
     def described(self, output: Float[Array, "class"]) -> dict[str, Any]:
         shares = dict(zip(map(str, self.classes), output.tolist(), strict=True))
-        return {"label": self.name_of(int(output.argmax())), "probabilities": shares}
+        return {"label": self.name_of(int(self.decide(output[None])[0])), "probabilities": shares}
 
     def shown(self, output: Float[Array, "class"]) -> str:
-        return f"{self.classes[output.argmax()]}\t{output.max():.4f}"
+        winner = int(self.decide(output[None])[0])
+        return f"{self.classes[winner]}\t{output[winner]:.4f}"
 
     def _details(self, truth: Shaped[Array, "row"], outputs: Float[Array, "row class"]) -> dict[str, Any]:
         """How far off the probabilities are (see classifier/probabilities.py), and the confusion matrix."""
