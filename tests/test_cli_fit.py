@@ -50,7 +50,7 @@ def test_fit_reads_every_kind_of_file_and_named_columns(spin, reviews, tiny_mode
     command = ("fit", rows, "--text", "said", "--label", "mood", "--model", tiny_model, "--test", rows, *QUICK_OPTIONS)
     code, out, err = spin(*command, "--depth", 1, "--out", tmp_path / "clf")
     assert code == 0
-    assert "baseline: final hidden state" in out
+    assert "Baselines on test rows" in out
     assert "One probe for each single layer" in out
     assert "peak memory" in err
     clf = sn.SpinClassifier.from_pretrained(tmp_path / "clf")
@@ -97,7 +97,7 @@ def test_rows_stop_early_as_calibrated(spin, data, reviews, tiny_model, tmp_path
     assert spin(*command, "--out", clf)[0] == 0
     description = json.loads((clf / "spin_classifier.json").read_text())
     assert set(description["heads"]) == {"1", "2", "3"}
-    assert description["scores"]["baseline"] is None
+    assert description["scores"]["baselines"] is None
     code, shown, _ = spin("calibrate", clf, data, "--max-accuracy-drop", 0.3, "--json")
     assert code == 0
     promise = json.loads(shown)
@@ -121,7 +121,9 @@ def test_a_calibration_needs_a_folder_and_several_heads(spin, saved, data):
 @pytest.fixture(scope="module")
 def fitted(tiny_model, reviews):
     """A classifier with one head, cheaper than the suite's."""
-    return sn.SpinClassifier(str(tiny_model), depth=1, poolings=("mean",), etas=(1.0,), baseline=False).fit(*reviews)
+    return sn.SpinClassifier(str(tiny_model), depth=1, head="refit", poolings=("mean",), etas=(1.0,), baseline=False).fit(
+        *reviews
+    )
 
 
 # Options.
@@ -156,6 +158,7 @@ def test_an_option_that_is_not_given_is_left_to_the_estimator(settings_of):
         (("--baseline", "--allow-pickle"), {"baseline": True, "allow_pickle": True}),
         (("--scaling", "none", "--validation-share", "0.3"), {"scaling": "none", "validation_share": 0.3}),
         (("--final-rows", "training", "--phase-two", "both"), {"final_rows": "training", "phase_two": "both"}),
+        (("--tolerance", "one-se", "--head", "dense"), {"tolerance": "one-se", "head": "dense"}),
         (("--sample", "100", "--seed", "3", "--tolerance", "0.01"), {"sample": 100, "seed": 3, "tolerance": 0.01}),
         (("--dtype", "bfloat16", "--device", "cuda:1"), {"dtype": "bfloat16", "device": "cuda:1"}),
         (("--ranker", "f_statistic", "--metric", "macro_f1"), {"ranker": "f_statistic", "metric": "macro_f1"}),

@@ -59,11 +59,11 @@ def test_probes_and_a_frozen_head_that_learns_from_unseen_rows_share_no_text(tin
     rows = [text for text in texts[:40] for _ in range(2)]
     twice = [label for label in labels[:40] for _ in range(2)]
     parts = []
-    true = sn.classifier.training.halves
+    true = sn.classifier.published.halves
     monkeypatch.setattr(
-        "spin_native.classifier.training.halves", lambda *given: parts.append((given, true(*given))) or parts[-1][1]
+        "spin_native.classifier.published.halves", lambda *given: parts.append((given, true(*given))) or parts[-1][1]
     )
-    sn.SpinClassifier(str(tiny_model), head="frozen", phase_two="unseen", **QUICK).fit(rows, twice)
+    sn.SpinClassifier(str(tiny_model), **{**QUICK, "head": "frozen"}, phase_two="unseen").fit(rows, twice)
     ((_, given, *_), (first, second)) = parts[0]
     assert not {given[row] for row in first} & {given[row] for row in second}
     assert len(first) + len(second) == len(given)

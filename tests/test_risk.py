@@ -133,7 +133,7 @@ def rows():
 def exiting(tiny_model, rows):
     """A classifier with a head at every depth, fitted on half of the rows."""
     texts, labels = rows
-    clf = sn.SpinClassifier(str(tiny_model), depth=3, exits="all", baseline=False, poolings=("mean",))
+    clf = sn.SpinClassifier(str(tiny_model), depth=3, exits="all", baseline=False, head="refit", poolings=("mean",))
     return clf.fit(texts[::2], labels[::2])
 
 
@@ -170,7 +170,9 @@ def test_a_row_is_answered_where_it_exits_with_enough_confidence(abstaining, row
 
 def test_one_head_is_enough_to_promise_an_error(tiny_model, rows):
     texts, labels = rows
-    clf = sn.SpinClassifier(str(tiny_model), depth=2, baseline=False, poolings=("mean",)).fit(texts[::2], labels[::2])
+    clf = sn.SpinClassifier(str(tiny_model), depth=2, baseline=False, head="refit", poolings=("mean",)).fit(
+        texts[::2], labels[::2]
+    )
     clf.calibrate(texts[1::2], labels[1::2], max_error=0.35)
     assert clf.promise_.mean_depth == 2
     certain = clf.predict_proba(texts).max(1) >= clf.promise_.exit.value
@@ -280,7 +282,7 @@ def test_a_file_has_no_label_but_all_probabilities_where_a_row_is_not_answered(a
 
 def test_a_regressor_does_not_abstain(tiny_model, reviews, tmp_path):
     values = [float(label == "positive") for label in reviews[1]]
-    settings = {"baseline": False, "poolings": ("mean",), "etas": (0.8,), "head_Cs": (0.001,)}
+    settings = {"head": "refit", "baseline": False, "poolings": ("mean",), "etas": (0.8,), "head_Cs": (0.001,)}
     clf = sn.SpinRegressor(str(tiny_model), depth=1, **settings).fit(reviews[0], values)
     source = write(tmp_path / "in.jsonl", labelled(*reviews))
     with pytest.raises(sn.InputError, match="abstain: a regressor gives a value for every text"):

@@ -143,7 +143,9 @@ def watching(tiny_model):
     """A classifier with three heads, fitted on 300 texts."""
     texts = sentences(300, WORDS, seed=0)
     labels = ["yes" if "good" in text or "nice" in text else "no" for text in texts]
-    return sn.SpinClassifier(str(tiny_model), depth=3, exits="all", baseline=False, poolings=("mean",)).fit(texts, labels)
+    return sn.SpinClassifier(str(tiny_model), depth=3, exits="all", baseline=False, head="refit", poolings=("mean",)).fit(
+        texts, labels
+    )
 
 
 @pytest.mark.parametrize("exit_", [None, "confidence:0.6", "fixed:1"])
@@ -196,7 +198,7 @@ def test_the_command_shows_the_alarm_on_stderr(watching, tmp_path, capsys):
 
 def test_a_regressor_has_an_alarm_too(tiny_model):
     texts = sentences(200, WORDS, seed=7)
-    settings = {"baseline": False, "poolings": ("mean",), "etas": (0.8,), "head_Cs": (0.001,)}
+    settings = {"head": "refit", "baseline": False, "poolings": ("mean",), "etas": (0.8,), "head_Cs": (0.001,)}
     clf = sn.SpinRegressor(str(tiny_model), depth=1, **settings).fit(texts, [float(text.count("good")) for text in texts])
     clf.predict(sentences(150, WORDS, seed=8))
     with pytest.warns(ShiftWarning):

@@ -40,10 +40,10 @@ class Fitted:
     heads: {depth: head}, at `depth` and at the exits. baselines: by name; None where none were wanted. controls: None where
     only the salient neurons were extracted, or there are none. unconverged: linear models whose solver gave up. seconds: of
     each phase. beside_accuracy: what accuracy does not say of held-out rows (see Task.beside_accuracy; None for a regression,
-    and in earlier versions' files). suspicious_rows: training rows that look mislabelled (None: not cross-validated). shift_reference: what
-    `predict` compares the texts that it reads with (None where the head at the smallest depth reads no neuron, and in earlier
-    versions' files). pairs: each row was a pair of texts. examples: training rows that excite the chosen head's most important
-    neurons (None: none are kept).
+    and in earlier versions' files). suspicious_rows: training rows that look mislabelled (None: not cross-validated).
+    shift_reference: what `predict` compares the texts that it reads with (None where the head at the smallest depth reads no
+    neuron, and in earlier versions' files). pairs: each row was a pair of texts. examples: training rows that excite the chosen
+    head's most important neurons (None: none are kept).
     """
 
     task: Task
