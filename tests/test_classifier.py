@@ -20,11 +20,12 @@ from sklearn.preprocessing import StandardScaler
 import spin_native as sn
 from spin_native.models import Transformer
 
+# One head for every depth: enough where the choice among several is no matter.
 SMALL = {
     "head": "refit",
     "poolings": ("mean",),
     "etas": (0.8,),
-}  # one head for every depth: enough where the choice among several is no matter
+}
 
 # The tiny reviews repeat themselves.
 leaks = pytest.mark.filterwarnings("ignore::spin_native.errors.LeakWarning")
