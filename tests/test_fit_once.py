@@ -48,10 +48,15 @@ def test_after_the_probes_a_fit_reads_each_array_of_each_part_at_most_once(
     monkeypatch.setattr(published, "sparsify", probed)
     train, test = split(reviews)
     store = tmp_path / "features" if stored else None
-    sn.SpinClassifier(str(tiny_model), exits="all", **{**SMALL, **how}).fit(*train, test=test, store=store)
+    settings = {**SMALL, **how, "exits": "all"}
+    sn.SpinClassifier(str(tiny_model), baseline=False, **settings).fit(*train, test=test, store=store)
     assert set(reads.values()) == {1}
-    # 6 arrays of 3 parts; and the final hidden state: 2 of training and validation rows, 1, the chosen one, of test rows.
-    assert len(reads) <= 6 * 3 + 2 * 2 + 1
+    assert len(reads) <= 6 * 3  # arrays of 3 parts
+    sn.SpinClassifier(str(tiny_model), **settings).fit(*train, test=test, store=store and tmp_path / "others")
+    # Baselines read, before the heads, the mean activations, and hidden states, which the heads do not.
+    assert max(reads.values()) <= 2
+    assert {feature[:2] for (_, feature), n in reads.items() if n == 2} <= {("activation", "mean")}
+    assert len(reads) <= 6 * 3 + 4 * 3
 
 
 def test_features_in_memory_are_freed_when_their_columns_are_gathered(tiny_model, reviews):
