@@ -26,7 +26,7 @@ def measure(name: str) -> dict[str, Any]:
     weights = str(demo_weights())
     train, (texts, labels) = read(name, "train"), read(name, "test")
     classifier = sn.SpinClassifier(
-        weights, depth=DEPTH, metric=METRICS[name], etas=(0.9,), poolings=("mean",), baseline=False
+        weights, head="refit", depth=DEPTH, metric=METRICS[name], etas=(0.9,), poolings=("mean",), baseline=False
     ).fit(*train)
     config = sn.load_model(weights, depth=1).config
     lengths = list(map(len, sn.load_tokenizer(weights).encode(texts).ids))

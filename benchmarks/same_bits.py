@@ -234,7 +234,7 @@ def fit_classifiers(folder: Path, base: str) -> None:
                 "baseline": False,
             }
             kind(base, etas=(0.9,), **how).fit(texts, target, progress=False).save_pretrained(folder / f"{name} {head}")
-    constant = sn.SpinClassifier(base, Cs=(1e-12,), baseline=False, depth=1)
+    constant = sn.SpinClassifier(base, head="refit", Cs=(1e-12,), baseline=False, depth=1)
     constant.fit(texts, labels, progress=False).save_pretrained(folder / "classes 2 constant")
 
 

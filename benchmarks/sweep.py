@@ -38,6 +38,7 @@ def measure_sweep(given: argparse.Namespace) -> dict[str, Any]:
     model = given.model or str(demo_weights())
     clf = sn.SpinClassifier(
         model,
+        head="refit",
         depth=given.depth or "best",
         baseline=given.depth is None,
         sites=("activation", "hidden"),
@@ -67,7 +68,8 @@ def measure_exits(given: argparse.Namespace) -> dict[str, Any]:
     results = {}
     for name in given.data:
         train, dev, (texts, labels) = (read(name, part) for part in ("train", "dev", "test"))
-        clf = sn.SpinClassifier(str(demo_weights()), depth=None, exits="all", baseline=False, poolings=("mean",))
+        settings: dict[str, Any] = {"head": "refit", "depth": None, "exits": "all", "baseline": False, "poolings": ("mean",)}
+        clf = sn.SpinClassifier(str(demo_weights()), **settings)
         clf.fit(*train, validation=dev)
         print(f"\n{name}: (mean depth, accuracy)", flush=True)
         curves = exit_curves(clf, texts, np.array(labels))
@@ -138,7 +140,8 @@ def measure_xl(_given: argparse.Namespace) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         weights, store = Path(folder) / "gpt2-xl", Path(folder) / "store"
         random_model("gpt2-xl", weights, tokenizer="gpt2")
-        clf = sn.SpinClassifier(str(weights), sample=200, dtype="bfloat16", depth=None, baseline=False, mixing="apart")
+        settings: dict[str, Any] = {"head": "refit", "sample": 200, "depth": None, "baseline": False, "mixing": "apart"}
+        clf = sn.SpinClassifier(str(weights), dtype="bfloat16", **settings)
         clf.fit(texts[:1000], labels[:1000], store=store)
         sizes = {part.name: sum(file.stat().st_size for file in part.iterdir()) for part in store.iterdir()}
     row: dict[str, Any] = {

@@ -60,7 +60,7 @@ def measure(n_rounds: int, n_rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         base = random_model("roberta-base", Path(temporary) / "base")
         classifier = sn.SpinClassifier(
-            str(base), depth=DEPTH, baseline=False, poolings=("mean",), etas=(0.2,), dtype="bfloat16"
+            str(base), head="refit", depth=DEPTH, baseline=False, poolings=("mean",), etas=(0.2,), dtype="bfloat16"
         )
         classifier.fit(texts[:N_TRAINING], labels[:N_TRAINING]).save_pretrained(Path(temporary) / "classifier")
         peer = with_random_head(base, Path(temporary) / "pipeline")

@@ -36,6 +36,10 @@ class NoNeuronWarning(UserWarning):
     """No neuron is salient: every text gets the same answer."""
 
 
+class HiddenClassWarning(UserWarning):
+    """A class of the held-out rows is hardly ever recognised, and the accuracy hides it."""
+
+
 class ShiftWarning(UserWarning):
     """The texts that a classifier reads differ from those it was fitted on, so its scores and promises may not hold."""
 

@@ -20,7 +20,12 @@ from sklearn.preprocessing import StandardScaler
 import spin_native as sn
 from spin_native.models import Transformer
 
-SMALL = {"poolings": ("mean",), "etas": (0.8,)}  # one head for every depth: enough where the choice among several is no matter
+# One head for every depth: enough where the choice among several is no matter.
+SMALL = {
+    "head": "refit",
+    "poolings": ("mean",),
+    "etas": (0.8,),
+}
 
 # The tiny reviews repeat themselves.
 leaks = pytest.mark.filterwarnings("ignore::spin_native.errors.LeakWarning")
@@ -121,12 +126,13 @@ def test_given_validation_rows_are_used_and_test_scores_stand_only_where_test_ro
 @leaks
 def test_the_baseline_is_what_scikit_learn_gets_from_the_final_hidden_state(tiny_model, reviews):
     texts, labels = reviews
-    clf = sn.SpinClassifier(str(tiny_model), depth=1, etas=(0.8,)).fit(
+    weights = {"positive": 1.0, "negative": 1.0}  # with these no score is shifted
+    clf = sn.SpinClassifier(str(tiny_model), depth=1, class_weight=weights).fit(
         texts[:50], labels[:50], validation=(texts[50:], labels[50:])
     )
     features = sn.extract(sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model)), texts, sites=("hidden",))
     final = features.array(site="hidden", pooling=clf.baseline_.pooling, layer=3)
-    expected = make_pipeline(StandardScaler(), LogisticRegression(C=clf.baseline_.C, max_iter=1000)).fit(
+    expected = make_pipeline(StandardScaler(), LogisticRegression(C=clf.baseline_.C / 16, max_iter=1000)).fit(
         final[:50], labels[:50]
     )
     assert clf.baseline_.validation == pytest.approx(expected.score(final[50:], labels[50:]))
@@ -142,6 +148,7 @@ def test_the_same_seed_gives_the_same_bytes(tiny_model, reviews, tmp_path, unche
 @leaks
 def test_settings_of_numpy_and_ranges_are_saved(tiny_model, reviews, tmp_path, unchecked):
     settings = {
+        "head": "refit",
         "Cs": np.array([0.5, 1.0]),
         "top_k": np.array([2, 4]),
         "exits": np.arange(1, 3),
@@ -167,8 +174,8 @@ def test_the_neurons_of_a_head_that_reads_hidden_states(tiny_model, reviews, unc
     ("settings", "message"),
     [
         ({"seed": None}, "seed is None; expected a whole number"),
-        ({"top_k": (33,)}, "top_k is 33, a layer has 32 neurons"),
-        ({"top_k": (float("inf"),)}, "top_k is inf; expected a whole number"),
+        ({"head": "refit", "top_k": (33,)}, "top_k is 33, a layer has 32 neurons"),
+        ({"head": "refit", "top_k": (float("inf"),)}, "top_k is inf; expected a whole number"),
     ],
 )
 def test_settings_are_refused_before_the_work(tiny_model, reviews, settings, message, unchecked, monkeypatch):
@@ -183,7 +190,7 @@ threads, model, reviews, folder = sys.argv[1:]
 torch.set_num_threads(int(threads))
 rows = list(csv.DictReader(open(reviews, encoding="utf-8")))[:200]
 texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
-clf = sn.SpinClassifier(model, depth=2, exits="all", baseline=False, poolings=("mean",), etas=(0.9,))
+clf = sn.SpinClassifier(model, depth=2, exits="all", baseline=False, poolings=("mean",), head="refit", etas=(0.9,))
 clf.fit(texts, labels).save_pretrained(folder)
 """
 
@@ -279,32 +286,32 @@ def test_labels_that_training_does_not_have_are_refused(tiny_model, fitted):
         ({"sites": ("attention",)}, "expected a sequence of one or more of activation, hidden"),
         ({"poolings": ("median",)}, "expected a sequence of one or more of mean, max, first, last"),
         ({"poolings": "mean"}, "expected a sequence"),
-        ({"etas": (0.5, 0.0)}, "eta is 0.0; expected a share above 0 and up to 1"),
-        ({"etas": (1.5,)}, "eta is 1.5; expected a share above 0 and up to 1"),
-        ({"Cs": (-1.0,)}, "expected positive numbers"),
+        ({"head": "refit", "etas": (0.5, 0.0)}, "eta is 0.0; expected a share above 0 and up to 1"),
+        ({"head": "refit", "etas": (1.5,)}, "eta is 1.5; expected a share above 0 and up to 1"),
+        ({"head": "refit", "Cs": (-1.0,)}, "expected positive numbers"),
         ({"head_Cs": ()}, "expected positive numbers"),
         ({"tolerance": -0.1}, "tolerance is -0.1"),
-        ({"validation_share": 1.0}, "validation_share is 1.0"),
+        ({"head": "refit", "validation_share": 1.0}, "validation_share is 1.0"),
         ({"depth": 0}, "depth is 0; expected 1 to 3"),
         ({"depth": 4}, "depth is 4; expected 1 to 3"),
         ({"depth": "deep"}, "depth is 'deep'; expected 1 to 3"),
-        ({"top_k": (40,)}, "top_k is 40, a layer has 32 neurons"),
-        ({"top_k": (0,)}, "top_k is 0; expected a whole number"),
-        ({"top_k": (2,), "top_share": (0.1,)}, "expected one of them"),
-        ({"head": "deep"}, "head is 'deep'; expected one of refit, frozen, weighted"),
+        ({"head": "refit", "top_k": (40,)}, "top_k is 40, a layer has 32 neurons"),
+        ({"head": "refit", "top_k": (0,)}, "top_k is 0; expected a whole number"),
+        ({"head": "refit", "top_k": (2,), "top_share": (0.1,)}, "expected one of them"),
+        ({"head": "deep"}, "head is 'deep'; expected one of best, dense, refit, frozen, weighted"),
         ({"mixing": "some"}, "mixing is 'some'; expected one of apart, together, best"),
         ({"ranker": "guess"}, "ranker is 'guess'; expected one of squared, l2, absolute"),
-        ({"phase_two": "unseen"}, "phase_two='unseen' is for head='frozen'; head='refit' does not use it"),
+        ({"head": "refit", "phase_two": "unseen"}, "phase_two='unseen' is for head='frozen'; head='refit' does not use it"),
         (
             {"head": "weighted", "head_Cs": (1.0,)},
-            r"head_Cs=\(1.0,\) is for head='refit' or 'frozen'; head='weighted' does not",
+            r"head_Cs=\(1.0,\) is for head='best', 'dense', 'refit', 'frozen'; head='weighted' does not",
         ),
         (
             {"head": "weighted", "final_rows": "all"},
-            "final_rows='all' is for head='refit' or 'frozen'; head='weighted' does not",
+            "final_rows='all' is for head='best', 'dense', 'refit', 'frozen'; head='weighted' does not",
         ),
         ({"head": "frozen", "phase_two": "both", "sample": 9}, "phase_two='both' and sample=9 exclude each other"),
-        ({"etas": (0.5,), "top_k": (2,)}, "etas, top_k and top_share: expected one of them"),
+        ({"head": "refit", "etas": (0.5,), "top_k": (2,)}, "etas, top_k and top_share: expected one of them"),
         ({"depth": 2, "tolerance": 0.1}, "tolerance=0.1 is for depth='best'"),
         (
             {"depth": 2, "exits": (1, 2)},
@@ -321,7 +328,8 @@ def test_unusable_settings_are_refused_by_name(tiny_model, settings, message, un
 
 
 def test_reading_hidden_states_and_other_dtypes(tiny_model, reviews):
-    hidden = sn.SpinClassifier(str(tiny_model), sites=("hidden",), poolings=("first", "last"), etas=(0.8,), dtype="bfloat16")
+    settings = {"sites": ("hidden",), "poolings": ("first", "last"), "head": "refit", "etas": (0.8,)}
+    hidden = sn.SpinClassifier(str(tiny_model), dtype="bfloat16", **settings)
     hidden.fit(*reviews)
     assert max(n[-1] for n in hidden.salient_neurons_.values()) < 16
     assert hidden._deployed.extractor.model.dtype == torch.bfloat16

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import spin_native as sn
 from spin_native.cli import fit as fit_command
+from spin_native.errors import HiddenClassWarning
 
 
 @pytest.fixture
@@ -50,11 +52,45 @@ def test_fit_reads_every_kind_of_file_and_named_columns(spin, reviews, tiny_mode
     command = ("fit", rows, "--text", "said", "--label", "mood", "--model", tiny_model, "--test", rows, *QUICK_OPTIONS)
     code, out, err = spin(*command, "--depth", 1, "--out", tmp_path / "clf")
     assert code == 0
-    assert "baseline: final hidden state" in out
+    for rows in ("validation", "test"):
+        assert f"Baselines on {rows} rows, and the head at depth 1 against each:" in out
+    assert re.search(r"^Validation rows: the most frequent class is 0\.\d{4} of them; macro-F1 at depth 1: \d", out, re.M)
     assert "One probe for each single layer" in out
     assert "peak memory" in err
     clf = sn.SpinClassifier.from_pretrained(tmp_path / "clf")
     assert clf.depth_curve_[0].test == pytest.approx(clf.score(*reviews))
+
+
+def test_every_baseline_is_printed_and_in_json_and_a_difference_that_is_not_clear_is_called_a_tie(
+    spin, data, tiny_model, tmp_path
+):
+    command = ("fit", data, "--model", tiny_model, *QUICK_OPTIONS, "--depth", 1, "--out", tmp_path / "clf")
+    baselines = json.loads(spin(*command, "--json")[1])["baselines"]
+    assert set(baselines) == {"majority", "final_hidden", "best_hidden", "all_hidden", "all_activations"}
+    out = spin(*command)[1]
+    table = out[out.index("Baselines on validation rows") :].split("\n\n")[0].splitlines()[2:]
+    for line, one in zip(table, baselines.values(), strict=True):
+        gain = one["held_out"]
+        verdict = "tie" if gain["p_value"] >= 0.05 else "head is better" if gain["difference"] > 0 else "head is worse"
+        assert line.endswith(verdict)
+        numbers = [one["row"]["validation"], gain["difference"], gain["low"], gain["high"], gain["p_value"]]
+        assert [float(number) for number in re.findall(r"[-+]?\d\.\d{4}", line)] == pytest.approx(numbers, abs=5e-5)
+        assert one["test"] is None
+
+
+def test_a_class_that_accuracy_hides_is_warned_of_and_named_in_json(spin, tiny_model, tmp_path):
+    texts = [f"the film was {'a ' * (row % 9)}{'very ' * (row // 9)}room" for row in range(150)]
+    labels = ["rare" if row % 10 == 0 else "usual" for row in range(150)]  # follows from nothing in the text
+    data = write(tmp_path / "rows.csv", labelled(texts, labels))
+    command = ("fit", data, "--model", tiny_model, "--head", "dense", "--depth", 1, "--head-Cs", "1e-6", "--no-baseline")
+    with pytest.warns(HiddenClassWarning, match=r"class 'rare' is recognised in 0 of its 15 cross-validated rows"):
+        code, out, _ = spin(*command, "--out", tmp_path / "clf", "--json")
+    assert code == 0
+    beside = json.loads(out)["beside_accuracy"]
+    assert beside["majority_share"] == pytest.approx(0.9)
+    assert beside["macro_f1"] == pytest.approx((2 * 0.9 / 1.9) / 2)  # recall 1 and precision .9 of one class, 0 of the other
+    assert beside["hidden_classes"] == [{"label": "rare", "rows": 15, "recognised": 0}]
+    assert sn.SpinClassifier.from_pretrained(tmp_path / "clf").beside_accuracy_ == beside
 
 
 def test_whole_number_labels_of_a_csv_are_numbers(spin, reviews, tiny_model, tmp_path):
@@ -97,7 +133,7 @@ def test_rows_stop_early_as_calibrated(spin, data, reviews, tiny_model, tmp_path
     assert spin(*command, "--out", clf)[0] == 0
     description = json.loads((clf / "spin_classifier.json").read_text())
     assert set(description["heads"]) == {"1", "2", "3"}
-    assert description["scores"]["baseline"] is None
+    assert description["scores"]["baselines"] is None
     code, shown, _ = spin("calibrate", clf, data, "--max-accuracy-drop", 0.3, "--json")
     assert code == 0
     promise = json.loads(shown)
@@ -121,7 +157,9 @@ def test_a_calibration_needs_a_folder_and_several_heads(spin, saved, data):
 @pytest.fixture(scope="module")
 def fitted(tiny_model, reviews):
     """A classifier with one head, cheaper than the suite's."""
-    return sn.SpinClassifier(str(tiny_model), depth=1, poolings=("mean",), etas=(1.0,), baseline=False).fit(*reviews)
+    return sn.SpinClassifier(str(tiny_model), depth=1, head="refit", poolings=("mean",), etas=(1.0,), baseline=False).fit(
+        *reviews
+    )
 
 
 # Options.
@@ -156,6 +194,7 @@ def test_an_option_that_is_not_given_is_left_to_the_estimator(settings_of):
         (("--baseline", "--allow-pickle"), {"baseline": True, "allow_pickle": True}),
         (("--scaling", "none", "--validation-share", "0.3"), {"scaling": "none", "validation_share": 0.3}),
         (("--final-rows", "training", "--phase-two", "both"), {"final_rows": "training", "phase_two": "both"}),
+        (("--tolerance", "one-se", "--head", "dense"), {"tolerance": "one-se", "head": "dense"}),
         (("--sample", "100", "--seed", "3", "--tolerance", "0.01"), {"sample": 100, "seed": 3, "tolerance": 0.01}),
         (("--dtype", "bfloat16", "--device", "cuda:1"), {"dtype": "bfloat16", "device": "cuda:1"}),
         (("--ranker", "f_statistic", "--metric", "macro_f1"), {"ranker": "f_statistic", "metric": "macro_f1"}),

@@ -121,7 +121,7 @@ def test_no_plain_sentence_stands_among_the_reviews():
 
 def test_the_demo_learns_shows_and_saves(demonstrated):
     folder, printed = demonstrated
-    assert "baseline: final hidden state" in printed
+    assert "final hidden state  " in printed
     assert "<- chosen" in printed
     clf = sn.SpinClassifier.from_pretrained(folder)
     assert clf.predict("Absolutely wonderful, I loved it.") == "positive"

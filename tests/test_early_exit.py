@@ -14,7 +14,9 @@ from spin_native.models.fast import FusedAttention
 @pytest.fixture(scope="module")
 def exiting(tiny_model, reviews):
     """A classifier with a head at every depth."""
-    return sn.SpinClassifier(str(tiny_model), depth=3, exits="all", baseline=False, poolings=("mean",)).fit(*reviews)
+    return sn.SpinClassifier(str(tiny_model), depth=3, exits="all", baseline=False, head="refit", poolings=("mean",)).fit(
+        *reviews
+    )
 
 
 @pytest.mark.parametrize("exit_", ["confidence:0.8", "confidence:0.95", "patience:1", "patience:2", "fixed:1", "fixed:2"])

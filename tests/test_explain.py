@@ -287,7 +287,7 @@ def test_a_fit_keeps_the_training_rows_that_excite_its_main_neurons(tiny_model, 
 
 @pytest.mark.parametrize("how", [{}, {"sample": 40}, {"head": "frozen", "phase_two": "unseen", "final_rows": "training"}])
 def test_rows_have_the_numbers_that_the_caller_gave_them(tiny_model, texts, labels, how):
-    some = sn.SpinClassifier(tiny_model, **QUICK, **how, examples="texts").fit(texts, labels)
+    some = sn.SpinClassifier(tiny_model, **{**QUICK, **how}, examples="texts").fit(texts, labels)
     assert some.examples_.texts
     for row, text in some.examples_.texts.items():
         assert texts[row] == text

@@ -314,7 +314,7 @@ def test_a_fit_from_features_learns_the_same_bits_as_one_from_texts(tiny_model, 
     texts, labels = reviews
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
     features = sn.extract(model, tokenizer, texts[::-1], sites=SITES, store=tmp_path / "s" if on_disk else None)
-    few = {"etas": (0.8,), "mixing": "apart", **how}
+    few = {"head": "refit", "etas": (0.8,), "mixing": "apart", **how}
     expected = sn.SpinClassifier(str(tiny_model), **few).fit(texts[:60], labels[:60], test=(texts[60:], labels[60:]))
 
     def no_run(*_given, **_how):
@@ -330,14 +330,14 @@ def test_a_fit_from_features_learns_the_same_bits_as_one_from_texts(tiny_model, 
 def test_features_that_do_not_fit_the_fit_are_refused_in_one_sentence(tiny_model, reviews, tmp_path, unchecked):
     texts, labels = reviews
     model, tokenizer = sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model))
-    clf = sn.SpinClassifier(str(tiny_model), baseline=False, etas=(0.8,))
+    clf = sn.SpinClassifier(str(tiny_model), baseline=False, head="refit", etas=(0.8,))
 
     def refused(features, match, clf=clf, **how):
         with pytest.raises(sn.InputError, match=match):
             clf.fit(texts, labels, features=features, **how)
 
     refused(sn.extract(model, tokenizer, texts, depth=2), r"hold no activation\.mean\.2, which this fit reads")
-    refused(sn.extract(model, tokenizer, texts), r"hold no hidden\.mean\.3", sn.SpinClassifier(str(tiny_model)))
+    refused(sn.extract(model, tokenizer, texts), r"hold no hidden\.mean\.3", sn.SpinClassifier(str(tiny_model), head="refit"))
     refused(
         sn.extract(model, tokenizer, texts[:-1]),
         r"training rows: text 79 is not among the texts of these",

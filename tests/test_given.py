@@ -225,7 +225,7 @@ def test_the_row_in_an_error_is_the_one_that_was_given(tiny_model, texts, labels
         ({"etas": None, "top_k": [2.5]}, "top_k is 2.5; expected a whole number"),
         ({"etas": None, "top_k": [2**70]}, "a layer has 32 neurons"),
         ({"etas": None, "top_share": 0.5}, "top_share is 0.5"),
-        ({"depth": "best", "tolerance": None}, "tolerance is None; expected 0 or more"),
+        ({"depth": "best", "tolerance": "half"}, "tolerance is 'half'; expected 0 or more"),
         ({"depth": "best", "tolerance": float("inf")}, "tolerance is inf"),
         ({"sample": 2.5}, "sample is 2.5; expected a number of rows"),
         ({"sample": True}, "sample is True"),

@@ -1,7 +1,8 @@
 """What a head must beat: simple models on the same rows, chosen and fitted in the same way, and how sure the difference is."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -49,6 +50,20 @@ def measure(
         name: _compared(path, path.row(one), *path.predictions(one), held_out, test)
         for name, one in solved.items()
         if one is not None
+    }
+
+
+def baselines_for_json(baselines: Mapping[str, Baseline] | None) -> dict[str, Any] | None:
+    """Each baseline as an object: "row", "held_out" and "test" (null where there is none)."""
+    if baselines is None:
+        return None
+    return {
+        name: {
+            "row": one.row._asdict(),
+            "held_out": one.held_out and one.held_out._asdict(),
+            "test": one.test and one.test._asdict(),
+        }
+        for name, one in baselines.items()
     }
 
 

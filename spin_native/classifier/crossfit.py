@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float32, Float64, Int, Shaped
 
 from spin_native.classifier.splits import folds
 from spin_native.classifier.tasks import Task
+from spin_native.errors import InputError
 from spin_native.probes.solver import Gram, Loss, dual_fits
 from spin_native.text.pairs import Text
 
@@ -37,8 +38,14 @@ class Folds:
     def crossed(
         cls, task: Task, texts: Sequence[Text], labels: Shaped[Array, "row *label"], weights: Float64[Array, "row"], seed: int
     ) -> "Folds":
-        """Cross-validation; the last fit learns from all rows."""
-        return cls(folds(task, texts, labels, N_FOLDS, seed), np.ones(len(labels), dtype=bool), weights)
+        """Cross-validation; the last fit learns from all rows. InputError where no row can be held out."""
+        held_out_by = folds(task, texts, labels, N_FOLDS, seed)
+        if (held_out_by < 0).all():
+            raise InputError(
+                "training rows: no class has two different texts, so that none can be held out and choose; add other texts, or "
+                "give validation rows of your own"
+            )
+        return cls(held_out_by, np.ones(len(labels), dtype=bool), weights)
 
     @classmethod
     def given(cls, n_training: int, n_validation: int, weights: Float64[Array, "row"], learns_all: bool) -> "Folds":

@@ -92,6 +92,10 @@ class DenseRows:
     labels: Shaped[Array, "row *label"]
     folds: Folds
     standardizers: dict[FeatureKey, Standardizer] = field(default_factory=dict)
+    widths: Mapping[FeatureKey, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.widths = dict(self.parts["training"].features.widths)  # features may be freed before the last table is written
 
     def read(self, feature: FeatureKey) -> tuple[Float32[Tensor, "row width"], Float32[Tensor, "test width"]]:
         """Standardised features, of the rows and of the test rows; mean and variance are those of the training rows."""
@@ -137,7 +141,7 @@ class DensePath:
         """Solve the candidates at depths 1 to max_depth (or only at `depths`). with_alone: also single hidden states, and the
         final one."""
         keys = sorted({key for view in views for key in features_below(view.sources, max_depth, self.n_layers)}, key=_by_layer)
-        widths = self.rows.parts["training"].features.widths
+        widths = self.rows.widths
         kept = grown(len(self.rows.labels), sum(widths[key] for key in keys), any(view.is_upper for view in views))
         hidden_bar = None if progress is None else not progress
         for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
@@ -211,7 +215,7 @@ class DensePath:
         held_out, test = self.predictions(solved)
         truth, settings = self.rows.labels[self.rows.folds.held_out], self.rows.settings
         tested = settings.score(self.rows.parts["test"].labels, test) if "test" in self.rows.parts else None
-        width = sum(len(self.rows.standardizers[key].mean) for key in solved.features)  # they themselves may be gone
+        width = sum(self.rows.widths[key] for key in solved.features)
         return CurveRow(solved.depth, settings.score(truth, held_out), tested, width, poolings, None, solved.fit.C, sites)
 
     def predictions(self, solved: Solved) -> tuple[Shaped[Array, "held_out *label"], Shaped[Array, "test *label"]]:
@@ -236,7 +240,7 @@ class DensePath:
         settings = self.rows.settings
         adjusted = {d: self.adjustment(solved) for d, solved in chosen.items()} if adjusted is None else adjusted
         settings = replace(settings, task=adjusted[max(adjusted)].task)
-        widths = self.rows.parts["training"].features.widths
+        widths = self.rows.widths
         coefs: dict[int, dict[FeatureKey, Array]] = {depth: {} for depth in chosen}
         for key in sorted({key for solved in chosen.values() for key in solved.features}, key=_by_layer):
             features, _ = self.rows.read(key)

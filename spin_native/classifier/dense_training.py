@@ -70,6 +70,9 @@ class DenseTraining(Training):
             suspicious_rows=self._suspicious(rows, outputs, learnt["training"]),
             seconds=self.seconds,
             examples=examples_of(heads[depth], extracted["training"], learnt["training"], None, self.examples),
+            beside_accuracy=self.beside_accuracy(
+                truth, predicted[depth], "validation rows" if "validation" in extracted else "cross-validated rows"
+            ),
             shift_reference=Reference.of_heads(heads, extracted["training"]),
         )
 

@@ -268,7 +268,7 @@ def shallowest_within(scores: Mapping[int, float], tolerance: float) -> int:
     scores: depth -> validation score. Raises InputError for a negative tolerance.
     """
     if not is_number(tolerance) or tolerance < 0:
-        raise InputError(f"tolerance is {tolerance!r}; expected 0 or more, in units of the score")
+        raise InputError(f"tolerance is {tolerance!r}; expected 0 or more, in units of the score, or 'one-se'")
     # Scores are ratios of counts: a difference below this is rounding, not a row.
     enough = max(scores.values()) - tolerance - 1e-12
     return min(depth for depth, score in scores.items() if score >= enough)

@@ -73,6 +73,7 @@ class PublishedTraining(Training):
             exit=Exit("fixed", depth),
             seconds=self.seconds,
             examples=examples_of(head, train, parts["training"], learnt_from, self.examples),
+            beside_accuracy=self.beside_accuracy(validation.labels, held_out[depth], "validation rows"),
             shift_reference=Reference.of_heads({d: found[d].head for d in kept}, train),
         )
 

@@ -109,6 +109,22 @@ class ErrorPromiseRecord(msgspec.Struct):
     dtype: str | None = None
 
 
+class HiddenClassRecord(msgspec.Struct):
+    """A class that accuracy hides; see tasks.classes.hidden_classes."""
+
+    label: Label
+    rows: Count
+    recognised: Count
+
+
+class BesideAccuracyRecord(msgspec.Struct):
+    """What accuracy does not say; see Task.beside_accuracy."""
+
+    majority_share: float
+    macro_f1: float
+    hidden_classes: list[HiddenClassRecord]
+
+
 class ScoresRecord(msgspec.Struct):
     """What the fit measured."""
 
@@ -120,6 +136,7 @@ class ScoresRecord(msgspec.Struct):
     baseline: CurveRecord | None = None  # type: ignore[valid-type]  # where there are no baselines: of earlier versions
     baselines: dict[str, BaselineRecord] | None = None
     suspicious_rows: list[Count] | None = None
+    beside_accuracy: BesideAccuracyRecord | None = None  # of a regression, and in earlier versions, none
 
 
 class NeuronExamplesRecord(msgspec.Struct):

@@ -78,6 +78,8 @@ def labelled_parts(
     if validation_share is None:
         parts = {"training": rows}
         task.check_training(rows.labels)
+        if validation is None:  # to be cross-validated
+            task.check_can_be_held_out(rows.labels)
     if validation is not None:
         parts = {"training": rows, "validation": _encoded(task, validation, "validation rows", kind)}
     elif validation_share is not None:

@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from spin_native.checkpoints import Checkpoint, Location
-from spin_native.classifier.baselines import Baseline
+from spin_native.classifier.baselines import Baseline, baselines_for_json
 from spin_native.classifier.comparisons import Comparison
 from spin_native.classifier.curves import Controls, CurveRow
 from spin_native.classifier.examples import Examples
@@ -109,9 +109,10 @@ def pack(
         "pairs": fitted.pairs,
         "scores": {
             "metric": metric,
-            "baselines": None if fitted.baselines is None else _described(fitted.baselines),
+            "baselines": baselines_for_json(fitted.baselines),
             "depth_curve": [row._asdict() for row in fitted.depth_curve],
             "layer_curve": [row._asdict() for row in fitted.layer_curve],
+            "beside_accuracy": fitted.beside_accuracy,
             "controls": fitted.controls and fitted.controls._asdict(),
             "unconverged": fitted.unconverged,
             "suspicious_rows": fitted.suspicious_rows,
@@ -253,6 +254,7 @@ def restored(saved: Saved) -> Fitted:
             layer_curve=[_numbers(CurveRow, row) for row in scores.layer_curve],
             baselines=_baselines(scores),
             suspicious_rows=None if scores.suspicious_rows is None else np.array(scores.suspicious_rows, dtype=np.int64),
+            beside_accuracy=scores.beside_accuracy and msgspec.to_builtins(scores.beside_accuracy),
             controls=scores.controls and _numbers(Controls, scores.controls),
             unconverged=scores.unconverged,
             exit=exit_,
@@ -324,15 +326,6 @@ def _promise(description: Description, task: Task, heads: Mapping[int, Head]) ->
             f"{promise.max_accuracy_drop:g} with confidence {promise.confidence:g}"
         )
     return promise
-
-
-def _described(baselines: Mapping[str, Baseline]) -> dict[str, Any]:
-    """Baselines for JSON."""
-    described = {}
-    for name, one in baselines.items():
-        comparisons = {part: of and of._asdict() for part, of in (("held_out", one.held_out), ("test", one.test))}
-        described[name] = {"row": one.row._asdict(), **comparisons}
-    return described
 
 
 def _baselines(scores: ScoresRecord) -> dict[str, Baseline] | None:

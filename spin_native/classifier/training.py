@@ -1,11 +1,13 @@
 """What every fit does: extract features, choose a depth, compare with baselines; and what it learns."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -24,6 +26,7 @@ from spin_native.classifier.rows import LabelledRows
 from spin_native.classifier.settings import PhaseTwo, Settings, Tolerance, features_below
 from spin_native.classifier.shift import Reference
 from spin_native.classifier.tasks import Task
+from spin_native.errors import HiddenClassWarning
 from spin_native.features.spec import FeatureKey
 from spin_native.features.store import Features
 
@@ -36,10 +39,11 @@ class Fitted:
 
     heads: {depth: head}, at `depth` and at the exits. baselines: by name; None where none were wanted. controls: None where
     only the salient neurons were extracted, or there are none. unconverged: linear models whose solver gave up. seconds: of
-    each phase. suspicious_rows: training rows that look mislabelled (None: not cross-validated). shift_reference: what
-    `predict` compares the texts that it reads with (None where the head at the smallest depth reads no neuron, and in earlier
-    versions' files). pairs: each row was a pair of texts. examples: training rows that excite the chosen head's most important
-    neurons (None: none are kept).
+    each phase. beside_accuracy: what accuracy does not say of held-out rows (see Task.beside_accuracy; None for a regression,
+    and in earlier versions' files). suspicious_rows: training rows that look mislabelled (None: not cross-validated).
+    shift_reference: what `predict` compares the texts that it reads with (None where the head at the smallest depth reads no
+    neuron, and in earlier versions' files). pairs: each row was a pair of texts. examples: training rows that excite the chosen
+    head's most important neurons (None: none are kept).
     """
 
     task: Task
@@ -56,6 +60,7 @@ class Fitted:
     seconds: dict[str, float] = field(default_factory=dict)
     examples: Examples | None = None
     shift_reference: Reference | None = None
+    beside_accuracy: dict[str, Any] | None = None
     pairs: bool = False
 
 
@@ -111,6 +116,16 @@ class Training(ABC):
             best = shallowest_within(scores, 0.0)
             tolerance = standard_error(self.settings, truth, predicted[best])
         return shallowest_within(scores, tolerance or 0.0)
+
+    def beside_accuracy(
+        self, truth: Shaped[Array, "held_out *label"], predicted: Shaped[Array, "held_out *label"], what: str
+    ) -> dict[str, Any] | None:
+        """What accuracy does not say of the held-out rows, `what`; a HiddenClassWarning for each class that it hides."""
+        task = self.settings.task
+        if self.settings.metric == "accuracy":
+            for sentence in task.hidden_class_warnings(truth, predicted, what):
+                warnings.warn(sentence, HiddenClassWarning, stacklevel=4)
+        return task.beside_accuracy(truth, predicted) or None
 
     def kept(self, depth: int, depths: Sequence[int]) -> list[int]:
         """Which of the depths keep a head."""

@@ -43,11 +43,11 @@ def run(model: str | None, out: Path, seed: int) -> None:
     test, train = rows[::TEST_SHARE], [row for i, row in enumerate(rows) if i % TEST_SHARE]
     name = model or str(demo_weights())
     click.echo(f"{len(train)} reviews to learn from, {len(test)} for the test; base model {model or MODEL}", err=True)
-    clf = SpinClassifier(name, tolerance=0.01, seed=seed)
+    clf = SpinClassifier(name, head="refit", tolerance=0.01, seed=seed)
     clf.fit(*_columns(train), test=_columns(test))
 
     click.echo("\nHow deep must the model run? (validation chooses, test is read once)\n")
-    click.echo(render.curve(clf))
+    click.echo("\n\n".join([render.curve(clf), *render.baselines(clf)]))
     config = clf.model_config_
     share = render.share_of_work(config, clf.depth_)
     click.echo(

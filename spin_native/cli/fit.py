@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 import spin_native as sn
+from spin_native.classifier.baselines import baselines_for_json
 from spin_native.classifier.estimators import DTYPES
 from spin_native.cli import render
 from spin_native.cli.labelled import LabelledFiles
@@ -93,13 +94,23 @@ def _option_type(annotation: Any) -> Any:
     show_default=True,
     help="Predict one class per text, any number of labels (multilabel), or a number.",
 )
-@option("--validation", group="Data", type=file_path, help="File of validation rows. Without it, a share of DATA is split off.")
-@setting("validation_share", "Data", "Share of DATA to split off for validation.")
+@option(
+    "--validation",
+    group="Data",
+    type=file_path,
+    help="File of validation rows. Without it, DATA is cross-validated (published heads: split).",
+)
+@setting("validation_share", "Data", "With a published head: share of DATA to split off for validation.")
 @option("--test", group="Data", type=file_path, help="File of test rows. They are scored once and choose nothing.")
 @setting("model", "Model", "Base model: a folder, or a Hub name.", type=str, required=True)
 @setting("revision", "Model", "Branch, tag or commit of a Hub model.")
 @setting("allow_pickle", "Model", "Also read pytorch_model.bin. Only for files you trust.", is_flag=True)
-@setting("head", "Model", "Kind of classifier on the salient neurons: refit (SPIN), frozen (Liu), weighted (SIREN).")
+@setting(
+    "head",
+    "Model",
+    "Kind of classifier: dense (a regression on all layers below the depth), best (of several dense ones), or a published one "
+    "on salient neurons: refit (SPIN), frozen (Liu), weighted (SIREN).",
+)
 @setting(
     "windows",
     "Model",
@@ -107,7 +118,7 @@ def _option_type(annotation: Any) -> Any:
     type=Several(int),
     metavar="SIZE,STRIDE",
 )
-@setting("metric", "Model", "Score that validation compares.  [default: accuracy; multilabel micro_f1; regression pearson]")
+@setting("metric", "Model", "Score that held-out rows compare.  [default: accuracy; multilabel micro_f1; regression pearson]")
 @setting(
     "class_weight",
     "Model",
@@ -117,7 +128,7 @@ def _option_type(annotation: Any) -> Any:
 @setting(
     "depth",
     "How deep",
-    "Layers to run: a number, the best on the validation rows, or all.",
+    "Layers to run: a number, the best on held-out rows, or all.",
     type=OrWord(click.INT, "NUMBER", {"best": "best", "all": None}),
 )
 @setting(
@@ -133,34 +144,40 @@ def _option_type(annotation: Any) -> Any:
     "Earlier depths at which a text may stop, such as 2,4.",
     type=OrWord(Several(int), "NUMBER,...", {"all": "all"}),
 )
-@setting("sample", "Speed", "Choose neurons on this many rows, then extract only those neurons for all rows.")
+@setting("sample", "Speed", "Choose what to read on this many rows, then extract only that for all rows.")
 @option("--store", group="Speed", type=file_path, help="Folder for the features. A fit that was interrupted resumes from it.")
 @setting(
     "baseline",
     "Speed",
-    "Fit a logistic or linear regression on the last layer's output, for comparison (done by default).",
+    "Fit simple models on the same rows, for comparison (done by default).",
     flags=["--baseline/--no-baseline"],
 )
 @setting("dtype", "Speed", "Number type of the base model.", type=click.Choice(list(DTYPES)))
 @setting("device", "Speed", "Where to run the base model: cpu, cuda, cuda:1.")
 @setting("sites", "Research", "What to read of a layer: neurons of its feed-forward network, or the state that enters it.")
 @setting("poolings", "Research", "How to combine the tokens of a text.")
-@setting("mixing", "Research", "Read one site and pooling per head (apart), all (together), or what validation prefers (best).")
+@setting(
+    "mixing",
+    "Research",
+    "Published heads: read one site and pooling per head (apart), all (together), or what validation prefers (best).",
+)
 @setting("scaling", "Research", "Scale each neuron to mean 0 and variance 1, or not.")
-@setting("ranker", "Research", "What makes a neuron important.", type=click.Choice([*WEIGHTINGS, *RANKERS]))
+@setting("ranker", "Research", "Published heads: what makes a neuron important.", type=click.Choice([*WEIGHTINGS, *RANKERS]))
 @setting(
     "etas",
     "Research",
-    "Shares of the importance to keep. Validation chooses one.  [default: 0.2,0.4,0.6,0.8,0.9,1]",
+    "Published heads: shares of the importance to keep. Validation chooses one.  [default: 0.2,0.4,0.6,0.8,0.9,1]",
     flags=["--etas", "--eta"],
 )
-@setting("top_k", "Research", "Numbers of neurons to keep per layer, instead of --etas.")
-@setting("top_share", "Research", "Shares of each layer's neurons to keep, instead of --etas.")
-@setting("Cs", "Research", "Inverse strengths of the L1 penalty to try, for the layers' probes.  [default: set by the data]")
+@setting("top_k", "Research", "Published heads: numbers of neurons to keep per layer, instead of --etas.")
+@setting("top_share", "Research", "Published heads: shares of each layer's neurons to keep, instead of --etas.")
 @setting(
-    "head_Cs", "Research", "Inverse strengths of the L2 penalty to try, for the heads.  [default: set by the number of neurons]"
+    "Cs",
+    "Research",
+    "Published heads: inverse strengths of the L1 penalty to try, for the layers' probes.  [default: set by the data]",
 )
-@setting("phase_two", "Research", "Rows that a frozen head learns from: rows its probes have seen, unseen ones, or both.")
+@setting("head_Cs", "Research", "Inverse strengths of the L2 penalty to try, for the heads.  [default: set by the data]")
+@setting("phase_two", "Research", "Head frozen: rows that it learns from: rows its probes have seen, unseen ones, or both.")
 @setting(
     "final_rows",
     "Research",
@@ -231,7 +248,8 @@ def _summary(clf: sn.SpinClassifier | sn.SpinRegressor) -> dict[str, Any]:
     return {
         "depth_curve": [row._asdict() for row in clf.depth_curve_],
         "layer_curve": [row._asdict() for row in clf.layer_curve_],
-        "baseline": clf.baseline_ and clf.baseline_._asdict(),
+        "baselines": baselines_for_json(clf.baselines_),
+        "beside_accuracy": clf.beside_accuracy_,
         "controls": clf.controls_ and clf.controls_._asdict(),
         "depth": clf.depth_,
         "metric": clf.metric_,

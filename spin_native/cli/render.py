@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from spin_native.classifier.baselines import Baseline
 from spin_native.classifier.curves import CurveRow
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.models import ModelConfig
@@ -14,6 +15,13 @@ METRIC_NAMES = {
     "micro_f1": "micro-F1",
     "subset_accuracy": "whole sets right",
 }  # where the printed name is not the one in JSON
+BASELINE_NAMES = {
+    "majority": "most frequent class, or mean value",
+    "final_hidden": "final hidden state",
+    "best_hidden": "best hidden state of one layer (before layer {depth})",
+    "all_hidden": "hidden states of all layers",
+    "all_activations": "activations of all layers",
+}
 PROBABILITY_NAMES = {"ece": "expected calibration error", "log_loss": "log-loss"}
 
 
@@ -33,8 +41,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def fitted(clf: SpinClassifier | SpinRegressor) -> str:
-    """What a fit learnt: the depth curve, the layer curve, and the controls if they were computed."""
-    parts = [curve(clf), "One probe for each single layer:\n" + layers(clf)]
+    """What a fit learnt: the depth curve, baselines, the layer curve, and the controls if they were computed."""
+    parts = [curve(clf), *_class_scores(clf), *baselines(clf)]
+    if clf.layer_curve_:
+        parts.append("One probe for each single layer:\n" + layers(clf))
     if clf.controls_ is not None:
         scores_ = ", ".join(f"{name} {value:.4f}" for name, value in clf.controls_._asdict().items())
         parts.append(f"Controls at depth {clf.depth_}, validation {clf.metric_}: {scores_}")
@@ -42,12 +52,23 @@ def fitted(clf: SpinClassifier | SpinRegressor) -> str:
 
 
 def curve(clf: SpinClassifier | SpinRegressor) -> str:
-    """The score at every depth, with the baseline first and the chosen depth marked."""
+    """The score at every depth, with the chosen depth marked."""
     rows = [_curve_line(row, "<- chosen" if row.depth == clf.depth_ else "") for row in clf.depth_curve_]
-    if clf.baseline_:
-        rows = [_curve_line(clf.baseline_, "baseline: final hidden state"), *rows]
     header = ("depth", f"validation {clf.metric_}", "test", "neurons", "pooling", "eta", "C", "")
     return table(header, rows)
+
+
+def baselines(clf: SpinClassifier | SpinRegressor) -> list[str]:
+    """A table of the baselines on held-out rows, and one on test rows where some were given: the head's gain over each."""
+    found = clf.baselines_ or {}
+    tables = []
+    for part in ("held_out", "test"):
+        lines = [_baseline_line(name, one, part) for name, one in found.items()]
+        if any(score is not None for _, score, *_ in lines):
+            rows = "test" if part == "test" else "validation"
+            header = ("baseline", f"{rows} {clf.metric_}", "gain of the head", "95 % interval", "p value", "")
+            tables.append(f"Baselines on {rows} rows, and the head at depth {clf.depth_} against each:\n{table(header, lines)}")
+    return tables
 
 
 def layers(clf: SpinClassifier | SpinRegressor) -> str:
@@ -97,6 +118,26 @@ def share_of_work(config: ModelConfig, depth: int) -> float:
     half_ffns = [config.d_model * config.ffn_width(layer) for layer in range(config.n_layers)]
     whole = config.n_layers * attention + 2 * sum(half_ffns)
     return (depth * attention + sum(half_ffns[:depth]) + sum(half_ffns[: depth - 1])) / whole
+
+
+def _baseline_line(name: str, one: Baseline, part: str) -> tuple[object, ...]:
+    shown = BASELINE_NAMES[name].format(depth=one.row.depth)
+    score, gain = (one.row.test, one.test) if part == "test" else (one.row.validation, one.held_out)
+    if gain is None:  # saved by an earlier version
+        return shown, score, None, "", None, ""
+    verdict = "tie" if not gain.is_clear else "head is better" if gain.difference > 0 else "head is worse"
+    return shown, score, gain.difference, f"{gain.low:+.4f} to {gain.high:+.4f}", gain.p_value, verdict
+
+
+def _class_scores(clf: SpinClassifier | SpinRegressor) -> list[str]:
+    """What accuracy does not say of the head at the chosen depth; nothing of a regressor."""
+    beside = clf.beside_accuracy_
+    if not beside:
+        return []
+    return [
+        f"Validation rows: the most frequent class is {beside['majority_share']:.4f} of them; macro-F1 at depth {clf.depth_}: "
+        f"{beside['macro_f1']:.4f}"
+    ]
 
 
 def _curve_line(row: CurveRow, note: str) -> tuple[object, ...]:

@@ -83,6 +83,9 @@ class Task(ABC):
     def check_split(self, labels: Shaped[Array, "row *label"], share: float) -> None:
         """InputError where `share` of the rows cannot be split off."""
 
+    def check_can_be_held_out(self, labels: Shaped[Array, "row *label"]) -> None:  # noqa: B027  # most tasks ask for nothing
+        """InputError where some class has too few rows to be both learnt from and held out."""
+
     def strata(self, labels: Shaped[Array, "row *label"]) -> Int[Array, "row"]:
         """Groups of rows that each part of the data should hold its share of: all rows are one."""
         return np.zeros(len(labels), dtype=np.int64)

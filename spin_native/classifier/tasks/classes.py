@@ -93,16 +93,20 @@ class Classes(Task):
     def stratum_name(self, stratum: int) -> str:
         return f"class {self.name_of(stratum)!r} has"
 
-    def check_split(self, labels: Shaped[Array, "row"], share: float) -> None:
-        check_share(share)
+    def check_can_be_held_out(self, labels: Shaped[Array, "row"]) -> None:
         counts = Counter(labels.tolist())
         rarest = min(counts, key=lambda place: counts[place])
-        n_validation = int(np.ceil(share * len(labels)))
         if counts[rarest] < 2:
             raise InputError(
                 f"class {self.name_of(rarest)!r} has a single row: it cannot be in both training and validation; add "
                 "rows, drop the class, or give validation rows of your own"
             )
+
+    def check_split(self, labels: Shaped[Array, "row"], share: float) -> None:
+        check_share(share)
+        self.check_can_be_held_out(labels)
+        counts = Counter(labels.tolist())
+        n_validation = int(np.ceil(share * len(labels)))
         if min(n_validation, len(labels) - n_validation) < len(counts):
             raise InputError(
                 f"{len(labels)} rows are too few to split off {share:.0%} for validation with each of the {len(counts)} "
