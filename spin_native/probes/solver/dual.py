@@ -21,6 +21,7 @@ from spin_native.probes.solver.gram import Gram
 from spin_native.probes.solver.losses import Loss
 
 MAX_NEWTON_STEPS, MAX_CONJUGATE_GRADIENTS, MAX_HALVINGS = 30, 60, 30
+LEAST_VALUE = 1e-6  # of the first objective: a minimum of 0 is reached when this share is left
 FORCING = 0.1  # of the first Newton steps: the residual that a linear system may keep, as a share
 
 
@@ -41,16 +42,17 @@ def dual_fits(gram: Gram, loss: Loss, row_weights: Float[Tensor, "row problem"],
 
     loss: of all rows, once. tol: the estimated distance to the minimum, over the objective, at which a problem is solved.
     """
-    every = _Problems(gram, loss, row_weights)
+    every, first = _Problems(gram, loss, row_weights), None
     found, is_solved = every.start(), torch.zeros(row_weights.shape[1], dtype=torch.bool)
     for _ in range(MAX_NEWTON_STEPS):
         open_ones = (~is_solved).nonzero()[:, 0]  # solved problems cost no more products
         problems, at = every.only(open_ones), found.only(open_ones)
         slopes = problems.slopes(at)
         residual = _Vector(u := -(slopes + at.u), problems.times(u), -slopes.sum(0))
-        precondition = _Preconditioner(problems, at)
-        first = residual.dot(precondition(residual))
-        is_solved[open_ones] = first <= 2 * tol * problems.value(at)
+        value = problems.value(at)
+        first = value if first is None else first  # of the models without features, from which all start
+        decrement = _Preconditioner(problems, at).decrement(residual)
+        is_solved[open_ones] = decrement <= 2 * tol * (value + LEAST_VALUE * first[open_ones])
         still_open = (~is_solved[open_ones]).nonzero()[:, 0]
         if not len(still_open):
             break
@@ -150,7 +152,8 @@ class _Preconditioner:
         # Softmax's smallest eigenvalue is 0 (all margins shifted together): no step goes that way.
         sizes = sizes.clamp(min=1e-3 * sizes[:, -1:].clamp(min=1e-30))
         scaled = sizes[:, None] / n_rows * values[:, None]  # [problem, direction, output]
-        self._shrink, self._sizes, self._basis = (scaled / (1 + scaled)).float(), sizes.float()[:, None], basis.float()
+        self._shrink, self._left = (scaled / (1 + scaled)).float(), 1 / (1 + scaled)
+        self._sizes, self._basis = sizes.float()[:, None], basis.float()
 
     def __call__(self, v: _Vector) -> _Vector:
         n_rows, n_problems, n_outputs = self._shape
@@ -159,6 +162,16 @@ class _Preconditioner:
         flat = along.transpose(0, 1).reshape(-1, n_problems * n_outputs)
         b = (v.b[:, None] @ self._basis / self._sizes @ self._basis.mT)[:, 0]
         return _Vector(v.u - (self._q @ flat).view(self._shape), v.ku - (self._kq @ flat).view(self._shape), b)
+
+    def decrement(self, v: _Vector) -> Float64[Tensor, "problem"]:
+        """v^T H^-1 v. Both parts of v are summed by themselves: beside a large penalty's inverse, their difference is rounding."""
+        n_rows, n_problems, n_outputs = self._shape
+        along = self._kq.T @ v.u.reshape(n_rows, -1)
+        elsewhere = _Vector(v.u - (self._q @ along).view(self._shape), v.ku - (self._kq @ along).view(self._shape), v.b)
+        along = along.view(-1, n_problems, n_outputs).transpose(0, 1) @ self._basis
+        of_b = ((v.b[:, None] @ self._basis) ** 2 / self._sizes).sum((1, 2), dtype=torch.float64)
+        of_rest = _sum(elsewhere.u * elsewhere.ku).clamp(min=0)
+        return (along.double() ** 2 * self._left).sum((1, 2)) + of_rest + of_b
 
 
 def _newton_step(problems: _Problems, at: _Vector, residual: _Vector, precondition: _Preconditioner) -> _Vector:
