@@ -23,8 +23,9 @@ from spin_native.classifier.heads import Head
 from spin_native.classifier.heads.dense import DenseHead
 from spin_native.classifier.heads.scaled import scaled
 from spin_native.classifier.parts import ExtractedPart
-from spin_native.classifier.settings import Settings, Source, View, features_below
+from spin_native.classifier.settings import Settings, Source, View
 from spin_native.classifier.tasks import Task
+from spin_native.classifier.tasks.classes import balanced_weights
 from spin_native.features.spec import FeatureKey
 from spin_native.probes.solver import Gram
 
@@ -52,9 +53,16 @@ def has_few_rows(settings: Settings, labels: Shaped[Array, "row *label"]) -> boo
     return settings.task.n_of_rarest(labels) < FEW_ROWS
 
 
-def row_weights(settings: Settings, labels: Shaped[Array, "row *label"], *parts: ExtractedPart) -> Float[Array, "row"]:
-    """How many times each row of these parts, one after the other, counts in a fit."""
+def row_weights(
+    settings: Settings, labels: Shaped[Array, "row *label"], *parts: ExtractedPart, learns_all: bool = True
+) -> Float[Array, "row"]:
+    """How many times each row of these parts, one after the other, counts in a fit.
+
+    learns_all: "balanced" weights count all rows, otherwise those of the first part.
+    """
     given = [np.ones(len(part.labels)) if part.weights is None else part.weights for part in parts]
+    if settings.class_weight == "balanced" and not learns_all:
+        settings = replace(settings, class_weight=tuple(balanced_weights(parts[0].labels).tolist()))
     weights = settings.row_weights(labels, np.concatenate(given))
     assert weights is not None  # sample weights were given
     return weights
@@ -140,15 +148,16 @@ class DensePath:
     ) -> "DensePath":
         """Solve the candidates at depths 1 to max_depth (or only at `depths`). with_alone: also single hidden states, and the
         final one."""
-        keys = sorted({key for view in views for key in features_below(view.sources, max_depth, self.n_layers)}, key=_by_layer)
-        widths = self.rows.widths
-        kept = Grown(len(self.rows.labels), {key: widths[key] for key in keys}, any(view.is_upper for view in views))
+        solved_at = range(1, max_depth + 1) if depths is None else depths
+        keys = sorted({key for view in views for d in solved_at for key in view.features(d, self.n_layers)}, key=_by_layer)
+        left_out = {source for view in views if view.is_upper for source in view.sources}
+        kept = Grown(len(self.rows.labels), {key: self.rows.widths[key] for key in keys}, left_out)
         hidden_bar = None if progress is None else not progress
         for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
             for key in keys:
                 if key.layer == depth - 1 or depth == self.n_layers == key.layer:
                     self._add(kept, key, with_alone)
-            for view in views if depths is None or depth in depths else ():
+            for view in views if depth in solved_at else ():
                 features = view.features(depth, self.n_layers)
                 fit = self._fit(kept.gram(features))
                 test = kept.test_scores(features, torch.from_numpy(fit.a)).numpy()
@@ -182,10 +191,10 @@ class DensePath:
         """The candidate with the smallest held-out loss at a depth (the first of equals)."""
         return min(views, key=lambda view: self.solved[view, depth].fit.loss)
 
-    def unconverged(self, what: str) -> list[str]:
-        """The names of the models whose solver gave up."""
+    def unconverged(self, heads: Sequence[View]) -> list[str]:
+        """The names of the models whose solver gave up. heads: the candidates of a head; the others are baselines."""
         failed = [
-            f"{what} on {' and '.join(map(' '.join, view.sources))} below depth {depth}"
+            f"{'head' if view in heads else 'baseline'} on {view} below depth {depth}"
             for (view, depth), one in self.solved.items()
             if not one.fit.converged
         ]

@@ -21,7 +21,7 @@ from spin_native.classifier.shift import Reference
 from spin_native.classifier.training import Fitted, Training
 
 Array = np.ndarray
-CHOICE_ROWS = 10_000  # where there are too many rows for Gram matrices, so many choose
+CHOICE_ROWS = 10_000  # where there are too many rows for Gram matrices, so many training rows choose
 
 
 class DenseTraining(Training):
@@ -29,8 +29,8 @@ class DenseTraining(Training):
 
     def run(self, parts: Mapping[str, LabelledRows], store: Path | None) -> Fitted:
         settings, wanted = self.settings, self.everything | self.of_baselines
-        extraction = self.extraction(wanted, store)
         learnt = self._sampled(parts)
+        extraction = self.extraction(wanted, store if learnt is parts or store is None else store / "sample")
         with self.timed("extract"):
             extracted = extraction(learnt, wanted)
         with self.timed("integrate"):
@@ -49,14 +49,18 @@ class DenseTraining(Training):
             outputs = {depth: path.held_out_outputs(solved) for depth, solved in best.items()}
             predicted = {depth: path.predictions(solved)[0] for depth, solved in best.items()}
             truth = rows.labels[rows.folds.held_out]
-            depth = self.max_depth if few else self.depth_of(curve, truth, predicted)
+            depth = self.max_depth if few and self.tolerance == "one-se" else self.depth_of(curve, truth, predicted)
             chosen = {d: best[d] for d in self.kept(depth, list(best))}
         with self.timed("baselines"):
             baselines = measure(path, depth, *path.predictions(best[depth])) if self.with_baseline else None
+        unconverged = path.unconverged(views)
         if learnt is parts:
             heads = path.heads(chosen)
         else:
-            heads = self._fitted_on_all(parts, chosen, view_at, {d: path.adjustment(one) for d, one in chosen.items()}, store)
+            heads, further = self._fitted_on_all(
+                parts, chosen, view_at, {d: path.adjustment(one) for d, one in chosen.items()}, store
+            )
+            unconverged += further
         return Fitted(
             task=heads[depth].task,
             depth=depth,
@@ -65,7 +69,7 @@ class DenseTraining(Training):
             layer_curve=[path.row(solved)._replace(depth=layer + 1) for layer, solved in sorted(path.alone.items())],
             baselines=baselines,
             controls=None,
-            unconverged=path.unconverged("head"),
+            unconverged=unconverged,
             exit=Exit("fixed", depth),
             suspicious_rows=self._suspicious(rows, outputs, learnt["training"]),
             seconds=self.seconds,
@@ -79,28 +83,27 @@ class DenseTraining(Training):
     def _sampled(self, parts: Mapping[str, LabelledRows]) -> Mapping[str, LabelledRows]:
         """The parts with few enough training rows to choose on: themselves where they are."""
         n_rows = sum(len(rows.labels) for name, rows in parts.items() if name != "test")
-        limit = self.sample or (CHOICE_ROWS if n_rows > MAX_MATRIX_ROWS else n_rows)
-        if limit >= max(len(rows.labels) for name, rows in parts.items() if name != "test"):
+        if self.sample is None and n_rows <= MAX_MATRIX_ROWS:
+            return parts
+        limits = {"training": self.sample or CHOICE_ROWS, "validation": self.sample or MAX_MATRIX_ROWS - CHOICE_ROWS}
+        if all(name == "test" or len(rows.labels) <= limits[name] for name, rows in parts.items()):
             return parts
         sampled = {}
-        for name, rows in parts.items():
-            chosen, _ = self.settings.task.sample(rows.labels, limit, self.settings.seed)
-            sampled[f"{name}-sample"] = rows.take(chosen)
-        self.settings.task.check_part(
-            sampled["training-sample"].labels, f"a part of the {len(parts['training'].labels)} training rows"
-        )
-        named = {"training": sampled["training-sample"]}
-        if "validation" in parts:
-            named["validation"] = sampled["validation-sample"]
-        return named | ({"test": parts["test"]} if "test" in parts else {})
+        for name, limit in limits.items():
+            if name in parts:
+                chosen, _ = self.settings.task.sample(parts[name].labels, limit, self.settings.seed)
+                sampled[name] = parts[name].take(chosen)
+        n_training = len(parts["training"].labels)
+        self.settings.task.check_part(sampled["training"].labels, f"a part of the {n_training} training rows")
+        return parts | sampled
 
     def _rows(self, extracted: Mapping[str, ExtractedPart], parts: Mapping[str, LabelledRows]) -> DenseRows:
         """The rows, and which of them each fit learns from."""
         settings, train = self.settings, parts["training"]
         if "validation" in parts:
             labels = np.concatenate([train.labels, parts["validation"].labels])
-            sizes, learns_all = (len(train.labels), len(parts["validation"].labels)), settings.final_rows == "all"
-            weights = row_weights(settings, labels, extracted["training"], extracted["validation"])
+            sizes, learns_all = (len(train.labels), len(parts["validation"].labels)), self._learns_all
+            weights = row_weights(settings, labels, extracted["training"], extracted["validation"], learns_all=learns_all)
             folds = Folds.given(*sizes, weights, learns_all)
         else:
             labels = train.labels
@@ -115,8 +118,11 @@ class DenseTraining(Training):
         views: Mapping[int, View],
         adjusted: Mapping[int, Adjustment],
         store: Path | None,
-    ) -> dict[int, Head]:
-        """What a sample has chosen, fitted on all rows; only what the chosen heads read is extracted of them."""
+    ) -> tuple[dict[int, Head], list[str]]:
+        """What a sample has chosen, fitted on all rows; only what the chosen heads read is extracted of them.
+
+        Also the names of the heads whose solver gave up.
+        """
         wanted = dict.fromkeys(sorted({key for one in chosen.values() for key in one.features}, key=lambda key: key.layer))
         names = ("training", "validation") if self._learns_all else ("training",)
         learnt = {name: parts[name] for name in names if name in parts}
@@ -126,13 +132,15 @@ class DenseTraining(Training):
         weights = row_weights(self.settings, labels, *extracted.values())
         folds = Folds(np.full(len(labels), -1), np.ones(len(labels), dtype=bool), weights)
         heads: dict[int, Head] = {}
+        unconverged = []
         with self.timed("integrate"):
             for d, solved in chosen.items():
                 settings = replace(self.settings, head_Cs=(solved.fit.C,))
                 path = DensePath(DenseRows(extracted, settings, labels, folds), self.n_layers)
                 path.run([views[d]], d, depths=[d], with_alone=False, progress=self.progress)
                 heads |= path.heads({d: path.solved[views[d], d]}, {d: adjusted[d]})
-        return heads
+                unconverged += [f"{name}, on all rows" for name in path.unconverged([views[d]])]
+        return heads, unconverged
 
     @property
     def _learns_all(self) -> bool:

@@ -6,7 +6,7 @@ matrix; the features of a narrower one are kept, because products with them are 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from jaxtyping import Float32
@@ -36,17 +36,17 @@ def source_of(key: FeatureKey) -> Source:
 class Grown:
     """Standardised features, added layer by layer; with each those of test rows, which are scored only (may be none).
 
-    widths: of all features that will be added. keeps_layers: whether some layers will be left out again; then all features are
-    kept.
+    widths: of all features that will be added. left_out: sources of which some layers will be left out again; their features
+    are kept.
     """
 
-    def __init__(self, n_rows: int, widths: Mapping[FeatureKey, int], keeps_layers: bool = False) -> None:
+    def __init__(self, n_rows: int, widths: Mapping[FeatureKey, int], left_out: Collection[Source] = ()) -> None:
         self._n_rows, self._widths = n_rows, dict(widths)
         total: Counter[Source] = Counter()
         for key, width in widths.items():
             total[source_of(key)] += width
-        matrices = () if keeps_layers or n_rows > MAX_MATRIX_ROWS else total
-        self._sums = {source: GramSum(n_rows) for source in matrices if 2 * total[source] > n_rows}
+        summed = total.keys() - left_out if n_rows <= MAX_MATRIX_ROWS else ()
+        self._sums = {source: GramSum(n_rows) for source in total if source in summed and 2 * total[source] > n_rows}
         self._of_test: dict[Source, Float32[Tensor, "test row"]] = {}
         self._kept: dict[FeatureKey, tuple[Features, TestFeatures]] = {}
 

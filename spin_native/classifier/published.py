@@ -68,7 +68,7 @@ class PublishedTraining(Training):
             unconverged=[
                 *(f"probe on {f.site} {f.pooling} of layer {f.layer}" for f, one in layers.items() if not one.probe.converged_),
                 *(f"head at depth {d}" for d, one in found.items() if not one.head.converged),
-                *([] if compared_with is None else compared_with.unconverged("baseline")),
+                *([] if compared_with is None else compared_with.unconverged(())),
             ],
             exit=Exit("fixed", depth),
             seconds=self.seconds,
@@ -131,8 +131,9 @@ class PublishedTraining(Training):
         named |= {"test": extracted["test"]} if "test" in extracted else {}
         labels = np.concatenate([named["training"].labels, named["validation"].labels])
         sizes = len(named["training"].labels), len(named["validation"].labels)
-        weights = row_weights(self.settings, labels, named["training"], named["validation"])
-        folds = Folds.given(*sizes, weights, learns_all=self.settings.final_rows == "all")
+        learns_all = self.settings.final_rows == "all"
+        weights = row_weights(self.settings, labels, named["training"], named["validation"], learns_all=learns_all)
+        folds = Folds.given(*sizes, weights, learns_all)
         path = DensePath(DenseRows(named, self.settings, labels, folds), self.n_layers)
         views = BASELINE_VIEWS if self.sample is None else ()
         return path.run(views, self.max_depth, with_alone=True, progress=self.progress)

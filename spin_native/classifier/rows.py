@@ -15,6 +15,7 @@ from spin_native.errors import InputError, LeakWarning, TextError
 from spin_native.given import is_number, plain, rows_of
 from spin_native.text.pairs import GivenText, OneKind, Text, checked_rows, text_digest
 
+MAX_WEIGHT = 1e12  # sums of losses stay far from the largest float32
 TextsAndLabels = tuple[Iterable[GivenText], Iterable[Any]]
 
 
@@ -137,10 +138,10 @@ def checked_weights(sample_weight: Iterable[Any], n_rows: int) -> Float[np.ndarr
     if len(weights) != n_rows:
         raise InputError(f"sample_weight: {n_rows} texts but {len(weights)} weights; expected one weight per text")
     for row, weight in enumerate(weights):
-        if not is_number(weight) or not weight > 0:
+        if not is_number(weight) or not 0 < weight <= MAX_WEIGHT:
             raise InputError(
-                f"sample_weight: the weight of row {row} is {weight!r}; expected a positive number: drop rows that should not "
-                "count"
+                f"sample_weight: the weight of row {row} is {weight!r}; expected a positive number, at most {MAX_WEIGHT:g}: "
+                "drop rows that should not count"
             )
     return np.array(weights, dtype=np.float64)
 

@@ -89,6 +89,9 @@ class View(NamedTuple):
     sources: tuple[Source, ...]
     is_upper: bool = False
 
+    def __str__(self) -> str:
+        return ("the upper half of " if self.is_upper else "") + " and ".join(map(" ".join, self.sources))
+
     def features(self, depth: int, n_layers: int) -> list[FeatureKey]:
         """Layer by layer."""
         below = features_below(self.sources, depth, n_layers)

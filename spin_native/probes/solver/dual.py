@@ -22,6 +22,7 @@ from spin_native.probes.solver.losses import Loss
 
 MAX_NEWTON_STEPS, MAX_CONJUGATE_GRADIENTS, MAX_HALVINGS = 30, 60, 30
 LEAST_VALUE = 1e-6  # of the first objective: a minimum of 0 is reached when this share is left
+MAX_ROUNDING = 0.1  # of the objective
 FORCING = 0.1  # of the first Newton steps: the residual that a linear system may keep, as a share
 
 
@@ -59,7 +60,7 @@ def dual_fits(gram: Gram, loss: Loss, row_weights: Float[Tensor, "row problem"],
         problems, at, residual = problems.only(still_open), at.only(still_open), residual.only(still_open)
         step = _newton_step(problems, at, residual, _Preconditioner(problems, at))
         found.put(open_ones[still_open], _line_search(problems, at, step, -residual.dot(step)))
-    return DualFits(found.u, found.b, found.scores, is_solved)
+    return DualFits(found.u, found.b, found.scores, is_solved & ~every.is_rounding(found))
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,12 @@ class _Problems:
         losses = self._flat_weights * self._all.value(self._flat(at.scores))
         return losses.view(self.shape[:2]).sum(0, dtype=torch.float64) + _sum(at.u * at.ku) / 2
 
+    def is_rounding(self, at: _Vector) -> Bool[Tensor, "problem"]:
+        """Whether the entries of u, up to C large, cancel in K u so much that the scores may be rounding."""
+        largest = max(self.gram.directions.values.tolist(), default=0.0)  # constant features have no direction
+        rounding = torch.finfo(torch.float32).eps * largest * _sum(at.u * at.u)
+        return rounding > MAX_ROUNDING * self.value(at)
+
     def slopes(self, at: _Vector) -> Float32[Tensor, "row problem output"]:
         """Of the weighted losses by the scores."""
         return (self._flat_weights[:, None] * self._all.slope(self._flat(at.scores))).view(self.shape)
@@ -164,7 +171,8 @@ class _Preconditioner:
         return _Vector(v.u - (self._q @ flat).view(self._shape), v.ku - (self._kq @ flat).view(self._shape), b)
 
     def decrement(self, v: _Vector) -> Float64[Tensor, "problem"]:
-        """v^T H^-1 v. Both parts of v are summed by themselves: beside a large penalty's inverse, their difference is rounding."""
+        """v^T H^-1 v. The part along the directions and the rest are summed apart: where C is large, float32 rounds what
+        __call__ leaves of the first part to nothing."""
         n_rows, n_problems, n_outputs = self._shape
         along = self._kq.T @ v.u.reshape(n_rows, -1)
         elsewhere = _Vector(v.u - (self._q @ along).view(self._shape), v.ku - (self._kq @ along).view(self._shape), v.b)
