@@ -95,7 +95,7 @@ class DenseTraining(Training):
                 sampled[name] = parts[name].take(chosen)
         n_training = len(parts["training"].labels)
         self.settings.task.check_part(sampled["training"].labels, f"a part of the {n_training} training rows")
-        return parts | sampled
+        return {**parts, **sampled}
 
     def _rows(self, extracted: Mapping[str, ExtractedPart], parts: Mapping[str, LabelledRows]) -> DenseRows:
         """The rows, and which of them each fit learns from."""
