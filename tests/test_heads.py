@@ -117,7 +117,7 @@ def test_every_head_classifies_is_saved_and_explains_itself(tiny_model, reviews,
 @pytest.mark.parametrize("head", PUBLISHED)
 def test_every_head_estimates_values_is_saved_and_scored(tiny_model, reviews, values, tmp_path, head):
     texts = reviews[0]
-    reg = sn.SpinRegressor(str(tiny_model), head=head, seed=1, **SMALL).fit(texts, values)
+    reg = sn.SpinRegressor(str(tiny_model), seed=1, **{**SMALL, "head": head}).fit(texts, values)
     assert reg.score(texts, values) > 0.7
     reg.save_pretrained(tmp_path)
     again = sn.SpinRegressor.from_pretrained(tmp_path)
