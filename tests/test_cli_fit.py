@@ -77,7 +77,7 @@ def test_every_baseline_is_printed_and_in_json_and_an_unclear_difference_is_call
 
 @pytest.mark.filterwarnings("always::spin_native.errors.HiddenClassWarning")
 def test_a_class_that_accuracy_hides_is_warned_of_and_named_in_json(spin, tiny_model, tmp_path):
-    texts = [f"the film was {'a ' * (row % 9)}{'very ' * (row // 9)}room" for row in range(150)]
+    texts = [f"the film was {'a ' * (row % 5)}{'very ' * (row // 5 % 5)}{'food ' * (row // 25)}room" for row in range(150)]
     labels = ["rare" if row % 10 == 0 else "usual" for row in range(150)]  # follows from nothing in the text
     data = write(tmp_path / "rows.csv", labelled(texts, labels))
     command = ("fit", data, "--model", tiny_model, "--head", "dense", "--depth", 1, "--head-Cs", "1e-6", "--no-baseline")
