@@ -423,7 +423,7 @@ def test_the_commands_fit_extract_and_predict_read_windows(tiny_model, documents
     spin, (texts, labels) = Spin(capsys), documents
     rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
     data = write(tmp_path / "train.csv", rows)
-    quick = ("--depth", 3, "--exits", "all", "--poolings", "mean", "--etas", "0.8", "--no-baseline")
+    quick = ("--depth", 3, "--exits", "all", "--poolings", "mean", "--head", "refit", "--etas", "0.8", "--no-baseline")
     code, _, err = spin("fit", data, "--model", tiny_model, "--windows", "9,5", *quick, "--out", tmp_path / "c")
     assert code == 0, err
     loaded = sn.SpinClassifier.from_pretrained(tmp_path / "c")
