@@ -254,7 +254,7 @@ def restored(saved: Saved) -> Fitted:
             layer_curve=[_numbers(CurveRow, row) for row in scores.layer_curve],
             baselines=_baselines(scores),
             suspicious_rows=None if scores.suspicious_rows is None else np.array(scores.suspicious_rows, dtype=np.int64),
-            beside_accuracy=scores.beside_accuracy and msgspec.to_builtins(scores.beside_accuracy),
+            beside_accuracy=None if scores.beside_accuracy is None else msgspec.to_builtins(scores.beside_accuracy),
             controls=scores.controls and _numbers(Controls, scores.controls),
             unconverged=scores.unconverged,
             exit=exit_,
