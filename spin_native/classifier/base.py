@@ -18,7 +18,7 @@ from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier import explain, options, saved
 from spin_native.classifier.ablating import Ablating
 from spin_native.classifier.baselines import Baseline
-from spin_native.classifier.curves import CurveRow
+from spin_native.classifier.curve_rows import CurveRow
 from spin_native.classifier.dense_training import DenseTraining
 from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.examples import Keeps
