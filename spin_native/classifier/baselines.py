@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from spin_native.classifier.comparisons import Comparison, compare
-from spin_native.classifier.curves import CurveRow
+from spin_native.classifier.curve_rows import CurveRow
 from spin_native.classifier.dense import ACTIVATION, HIDDEN, DensePath
 from spin_native.classifier.heads import ConstantHead
 from spin_native.classifier.settings import View

@@ -1,10 +1,10 @@
-"""What the heads compare with: the depth curve, single layers, the final hidden state, and controls."""
+"""What the heads compare with: the layer curve of single layers, and controls."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 
+from spin_native.classifier.curve_rows import Controls, CurveRow
 from spin_native.classifier.fitting import Rows, Standardizer
 from spin_native.classifier.heads import Head, RefitHead
 from spin_native.classifier.heads.refit import refit
@@ -15,45 +15,6 @@ from spin_native.features.store import FeatureKey
 from spin_native.probes.controls import bottom, control_task, random_neurons
 
 Array = np.ndarray
-
-
-class CurveRow(NamedTuple):
-    """One depth of the depth curve, one layer of the layer curve, or the baseline.
-
-    depth: layers run (in the layer curve: the layer's index + 1). validation: the score that chose, of a fit on training rows
-    alone. test: the score of the final fit (see final_rows); None if no test rows were given. n_neurons: features that are
-    read. pooling, eta, C: chosen by validation (eta: the share, or the number, of the cut; None where nothing is cut). site:
-    what is read. Where several are read together, their names with a + between.
-    """
-
-    depth: int
-    validation: float
-    test: float | None
-    n_neurons: int
-    pooling: str
-    eta: float | int | None
-    C: float | None
-    site: str
-
-    @classmethod
-    def of_head(cls, depth: int, validation: float, test: float | None, head: Head) -> "CurveRow":
-        """The row of a head."""
-        n_neurons, pooling, site = head.n_neurons, head.names("pooling"), head.names("site")
-        return cls(depth, validation, test, n_neurons, pooling, head.cut.amount, head.C, site)
-
-
-class Controls(NamedTuple):
-    """What the salient neurons are worth: validation scores of new L2 regressions.
-
-    salient: on the salient neurons. random, bottom: on as many random neurons of each layer, and on as many of the least
-    important ones. shuffled: on the salient neurons with shuffled labels. selectivity: salient - shuffled.
-    """
-
-    salient: float
-    random: float
-    bottom: float
-    shuffled: float
-    selectivity: float
 
 
 def controls(head: Head, layers: ProbedLayers, train: Part, validation: Part, settings: Settings) -> Controls:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from spin_native.classifier.crossfit import CrossFit, Folds
-from spin_native.classifier.curves import CurveRow
+from spin_native.classifier.curve_rows import CurveRow
 from spin_native.classifier.fitting import Standardizer
 from spin_native.classifier.grown import Grown, feature_weights, gram_of, source_of
 from spin_native.classifier.heads import Head

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from spin_native.classifier.curves import CurveRow
+from spin_native.classifier.curve_rows import CurveRow
 from spin_native.classifier.fitting import Rows
 from spin_native.classifier.heads import HEADS, Head
 from spin_native.classifier.parts import Neurons, Part

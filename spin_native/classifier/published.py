@@ -9,7 +9,8 @@ from jaxtyping import Int
 
 from spin_native.classifier.baselines import BASELINE_VIEWS, measure
 from spin_native.classifier.crossfit import Folds
-from spin_native.classifier.curves import CurveRow, columns_of_heads, columns_of_test, controls, layer_curve
+from spin_native.classifier.curve_rows import CurveRow
+from spin_native.classifier.curves import columns_of_heads, columns_of_test, controls, layer_curve
 from spin_native.classifier.dense import DensePath, DenseRows, row_weights
 from spin_native.classifier.examples import examples_of
 from spin_native.classifier.exits import Exit

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from spin_native.classifier.curves import Controls, CurveRow
+from spin_native.classifier.curve_rows import Controls, CurveRow
 from spin_native.classifier.settings import HeadName
 from spin_native.classifier.tasks import Metric, TaskName
 from spin_native.disk import Count

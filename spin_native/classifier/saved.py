@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 from spin_native.checkpoints import Checkpoint, Location
 from spin_native.classifier.baselines import Baseline, baselines_for_json
 from spin_native.classifier.comparisons import Comparison
-from spin_native.classifier.curves import Controls, CurveRow
+from spin_native.classifier.curve_rows import Controls, CurveRow
 from spin_native.classifier.examples import Examples
 from spin_native.classifier.exits import Exit, Promise, checked_exit
 from spin_native.classifier.heads import Head, describe, head_tensors, read_head

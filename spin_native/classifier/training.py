@@ -15,7 +15,7 @@ from jaxtyping import Int, Shaped
 from spin_native.checkpoints import Checkpoint, Dtype
 from spin_native.classifier.baselines import Baseline
 from spin_native.classifier.comparisons import standard_error
-from spin_native.classifier.curves import Controls, CurveRow
+from spin_native.classifier.curve_rows import Controls, CurveRow
 from spin_native.classifier.dense import ACTIVATION, HIDDEN
 from spin_native.classifier.examples import Examples, Keeps
 from spin_native.classifier.exits import Exit, shallowest_within

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from spin_native.classifier.baselines import Baseline
-from spin_native.classifier.curves import CurveRow
+from spin_native.classifier.curve_rows import CurveRow
 from spin_native.classifier.estimators import SpinClassifier, SpinRegressor
 from spin_native.models import ModelConfig
 
