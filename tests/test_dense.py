@@ -260,6 +260,11 @@ def test_few_rows_choose_nothing(tiny_model, noisy, unchecked):
     assert {feature[:2] for feature in clf.head_.neurons} == set(SOURCES)
 
 
+def test_few_rows_choose_a_depth_where_a_tolerance_is_given(tiny_model, noisy, unchecked):
+    clf = sn.SpinClassifier(str(tiny_model), baseline=False, tolerance=1.0).fit(*noisy)
+    assert clf.depth_ == 1
+
+
 # Exits, samples, files.
 
 
