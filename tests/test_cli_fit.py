@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 import spin_native as sn
 from spin_native.cli import fit as fit_command
-from spin_native.errors import HiddenClassWarning
 
 
 @pytest.fixture
@@ -61,9 +60,7 @@ def test_fit_reads_every_kind_of_file_and_named_columns(spin, reviews, tiny_mode
     assert clf.depth_curve_[0].test == pytest.approx(clf.score(*reviews))
 
 
-def test_every_baseline_is_printed_and_in_json_and_a_difference_that_is_not_clear_is_called_a_tie(
-    spin, data, tiny_model, tmp_path
-):
+def test_every_baseline_is_printed_and_in_json_and_an_unclear_difference_is_called_a_tie(spin, data, tiny_model, tmp_path):
     command = ("fit", data, "--model", tiny_model, *QUICK_OPTIONS, "--depth", 1, "--out", tmp_path / "clf")
     baselines = json.loads(spin(*command, "--json")[1])["baselines"]
     assert set(baselines) == {"majority", "final_hidden", "best_hidden", "all_hidden", "all_activations"}
@@ -78,14 +75,15 @@ def test_every_baseline_is_printed_and_in_json_and_a_difference_that_is_not_clea
         assert one["test"] is None
 
 
+@pytest.mark.filterwarnings("always::spin_native.errors.HiddenClassWarning")
 def test_a_class_that_accuracy_hides_is_warned_of_and_named_in_json(spin, tiny_model, tmp_path):
-    texts = [f"the film was {'a ' * (row % 9)}{'very ' * (row // 9)}room" for row in range(150)]
+    texts = [f"the film was {'a ' * (row % 5)}{'very ' * (row // 5 % 5)}{'food ' * (row // 25)}room" for row in range(150)]
     labels = ["rare" if row % 10 == 0 else "usual" for row in range(150)]  # follows from nothing in the text
     data = write(tmp_path / "rows.csv", labelled(texts, labels))
     command = ("fit", data, "--model", tiny_model, "--head", "dense", "--depth", 1, "--head-Cs", "1e-6", "--no-baseline")
-    with pytest.warns(HiddenClassWarning, match=r"class 'rare' is recognised in 0 of its 15 cross-validated rows"):
-        code, out, _ = spin(*command, "--out", tmp_path / "clf", "--json")
-    assert code == 0
+    code, out, err = spin(*command, "--out", tmp_path / "clf", "--json")
+    assert code == 0, err
+    assert err.count("warning: class 'rare' is recognised in 0 of its 15 cross-validated rows") == 1
     beside = json.loads(out)["beside_accuracy"]
     assert beside["majority_share"] == pytest.approx(0.9)
     assert beside["macro_f1"] == pytest.approx((2 * 0.9 / 1.9) / 2)  # recall 1 and precision .9 of one class, 0 of the other

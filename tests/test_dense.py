@@ -253,11 +253,11 @@ def test_the_bootstrapped_standard_error_is_that_of_a_share(tiny_model):
     assert standard_error(settings, truth, predicted) == pytest.approx(np.sqrt(0.15 * 0.85 / 400), rel=0.12)
 
 
-def test_few_rows_choose_nothing(tiny_model, noisy, unchecked):
+def test_few_rows_choose_nothing_and_read_the_upper_half_of_the_hidden_states(tiny_model, noisy, unchecked):
     clf = sn.SpinClassifier(str(tiny_model), baseline=False).fit(*noisy)
     assert clf.depth_ == N_LAYERS
     assert clf.head_.C == 3
-    assert {feature[:2] for feature in clf.head_.neurons} == set(SOURCES)
+    assert [tuple(feature) for feature in clf.head_.neurons] == [(*HIDDEN, 2), (*HIDDEN, 3)]  # the upper half
 
 
 def test_few_rows_choose_a_depth_where_a_tolerance_is_given(tiny_model, noisy, unchecked):
@@ -389,7 +389,7 @@ def test_planted_label_flips_are_the_most_suspicious_rows(tiny_model, unchecked)
         words = [*random.choice(FILLERS, 6), *random.choice((BAD, GOOD)[row % 2], 3)]
         texts.append(" ".join(map(str, random.permutation(words))))
         labels.append(("negative", "positive")[row % 2 != (row in flipped)])
-    clf = sn.SpinClassifier(str(tiny_model), baseline=False).fit(texts, labels)
+    clf = sn.SpinClassifier(str(tiny_model), head="dense", baseline=False).fit(texts, labels)
     assert set(clf.suspicious_rows_[: len(flipped)].tolist()) == flipped
 
 

@@ -124,7 +124,9 @@ def test_given_validation_rows_that_are_training_rows_are_warned_of(tiny_model, 
 def test_features_are_standardised_by_training_rows_alone(tiny_model, reviews):
     train, validation = split(reviews)
     held_out = [f"{text} very sad sad sad sad" for text in validation[0]]  # of other means than the training rows
-    clf = sn.SpinClassifier(str(tiny_model), depth=1, baseline=False, final_rows="all", **{**SMALL, "poolings": ("mean",)})
+    clf = sn.SpinClassifier(
+        str(tiny_model), head="refit", depth=1, baseline=False, final_rows="all", poolings=("mean",), etas=(0.8,)
+    )
     clf.fit(*train, validation=(held_out, validation[1]))
     features = sn.extract(sn.load_model(str(tiny_model)), sn.load_tokenizer(str(tiny_model)), train[0], poolings=("mean",))
     read = clf.head_.read(ExtractedPart(np.zeros(60, int), features)).astype(np.float64)

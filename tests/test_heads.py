@@ -13,10 +13,10 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_absolute_error, mean_squared_error, mutual_info_score
 
 import spin_native as sn
-from spin_native.classifier.heads import HEADS
 from spin_native.classifier.heads.weighted import Perceptron
 from spin_native.classifier.integrate import integrate
 from spin_native.classifier.parts import ExtractedPart
+from spin_native.classifier.settings import PUBLISHED
 from spin_native.classifier.sparsify import sparsify
 from spin_native.classifier.tasks import Classes
 from spin_native.errors import LeakWarning, NoNeuronWarning
@@ -97,14 +97,14 @@ def test_cuts_controls_and_stability():
 # Heads.
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", PUBLISHED)
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_every_head_classifies_is_saved_and_explains_itself(tiny_model, reviews, tmp_path, head, n_classes):
     texts, labels = reviews
     if n_classes == 3:
         labels = ["film" if "film" in text else label for text, label in zip(texts, labels, strict=True)]
     how = {"sites": ("activation", "hidden"), "depth": 2, "baseline": False, **SMALL}
-    clf = sn.SpinClassifier(str(tiny_model), head=head, **how).fit(texts, labels)
+    clf = sn.SpinClassifier(str(tiny_model), **{**how, "head": head}).fit(texts, labels)
     assert clf.score(texts, labels) > 0.7
     assert clf.head_.kind == head
     clf.save_pretrained(tmp_path)
@@ -114,10 +114,10 @@ def test_every_head_classifies_is_saved_and_explains_itself(tiny_model, reviews,
     assert again.layer_curve_ == clf.layer_curve_
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", PUBLISHED)
 def test_every_head_estimates_values_is_saved_and_scored(tiny_model, reviews, values, tmp_path, head):
     texts = reviews[0]
-    reg = sn.SpinRegressor(str(tiny_model), head=head, seed=1, **SMALL).fit(texts, values)
+    reg = sn.SpinRegressor(str(tiny_model), seed=1, **{**SMALL, "head": head}).fit(texts, values)
     assert reg.score(texts, values) > 0.7
     reg.save_pretrained(tmp_path)
     again = sn.SpinRegressor.from_pretrained(tmp_path)
@@ -156,8 +156,8 @@ def test_a_frozen_head_reads_nothing_but_the_outputs_of_the_layers_probes(tiny_m
     is_multiple = {}
     for kind in ("frozen", "refit"):
         settings = sn.SpinClassifier(**{**SMALL, "head": kind})._settings(Classes(np.array(["negative", "positive"])))
-        layers = sparsify(part, part, 3, settings, False)
-        head = integrate(layers, part, part, None, 3, settings, False)[0][3]
+        layers = sparsify(part, part, [FeatureKey("activation", "mean", layer) for layer in range(3)], settings, False)
+        head = integrate(layers, part, part, None, 3, 3, settings, False)[3].head
         ends = np.cumsum([len(neurons) for neurons in head.neurons.values()])
         ratios = [
             weights / layers[feature].probe.coef_[0, neurons]
@@ -191,7 +191,7 @@ def test_the_last_fit_is_on_validation_rows_as_well_or_not(tiny_model, reviews, 
     assert reg.baseline_.test == pytest.approx(pearsonr(expected.predict(final[n_train:]), values[n_train:])[0], abs=1e-5)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", PUBLISHED)
 @pytest.mark.parametrize("sample", [None, 40])
 def test_validation_rows_that_were_split_off_are_learnt_from_in_the_end(tiny_model, reviews, head, sample, unchecked):
     """But not by a perceptron, whose training they stop, nor where rows are to be unseen."""
@@ -370,7 +370,7 @@ def test_probes_that_did_not_converge_are_warned_of_and_recorded(tiny_model, rev
     recorded = json.loads((tmp_path / "spin_classifier.json").read_text())["scores"]["unconverged"]
     assert recorded == clf.unconverged_
     assert "probe on activation mean of layer 0" in recorded
-    assert {"baseline on hidden state 3", "baseline on hidden_mean below depth 1", "head at depth 1"} <= set(recorded)
+    assert {"baseline on hidden state 3", "baseline on hidden mean below depth 1", "head at depth 1"} <= set(recorded)
 
 
 @pytest.mark.parametrize(

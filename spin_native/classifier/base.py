@@ -204,7 +204,7 @@ class SpinEstimator(Ablating):
             final_rows is "all"; test is scored once per depth.
         store: a folder that keeps the features on disk; a fit with the same store resumes after an interruption.
         features: what `extract` gave for all these texts and more, in any order, in place of running the model: every layer,
-            site and pooling that is read, and with a baseline the final hidden state (sites="activation" and "hidden").
+            site and pooling that is read, and for the baselines all mean hidden states and mean activations.
         progress: bars on stderr (None: if that is a terminal).
 
         Raises InputError for unusable settings, texts, labels or checkpoints. LeakWarning if a text is in two of the parts.

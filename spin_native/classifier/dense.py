@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from spin_native.classifier.crossfit import CrossFit, Folds
 from spin_native.classifier.curve_rows import CurveRow
 from spin_native.classifier.fitting import Standardizer
-from spin_native.classifier.grown import Grown, feature_weights, grown
+from spin_native.classifier.grown import Grown, feature_weights, gram_of, source_of
 from spin_native.classifier.heads import Head
 from spin_native.classifier.heads.dense import DenseHead
 from spin_native.classifier.heads.scaled import scaled
@@ -142,7 +142,7 @@ class DensePath:
         final one."""
         keys = sorted({key for view in views for key in features_below(view.sources, max_depth, self.n_layers)}, key=_by_layer)
         widths = self.rows.widths
-        kept = grown(len(self.rows.labels), sum(widths[key] for key in keys), any(view.is_upper for view in views))
+        kept = Grown(len(self.rows.labels), {key: widths[key] for key in keys}, any(view.is_upper for view in views))
         hidden_bar = None if progress is None else not progress
         for depth in tqdm(range(1, max_depth + 1), unit=" depths", desc="integrate", disable=hidden_bar):
             for key in keys:
@@ -155,17 +155,22 @@ class DensePath:
                 self.solved[view, depth] = Solved(features, depth, fit, test)
         final = FeatureKey(*HIDDEN, self.n_layers)
         if with_alone and final.layer not in self.alone:
-            self._add(grown(len(self.rows.labels), widths[final]), final, with_alone)
+            self._solve_alone(final, *self.rows.read(final))
         return self
 
     def _add(self, kept: Grown, key: FeatureKey, with_alone: bool) -> None:
         """One more feature; and what it gives alone."""
         features, test = self.rows.read(key)
-        gram = kept.add(key, features, test)
-        if with_alone and (key.site, key.pooling) == HIDDEN:
-            fit = self._fit(gram)
-            w = features.T @ torch.from_numpy(fit.a) / features.shape[1]
-            self.alone[key.layer] = Solved([key], key.layer, fit, (test @ w).numpy())
+        kept.add(key, features, test)
+        if with_alone and source_of(key) == HIDDEN:
+            self._solve_alone(key, features, test)
+
+    def _solve_alone(
+        self, key: FeatureKey, features: Float32[Tensor, "row width"], test: Float32[Tensor, "test width"]
+    ) -> None:
+        fit = self._fit(gram_of(features))
+        w = features.T @ torch.from_numpy(fit.a) / features.shape[1]
+        self.alone[key.layer] = Solved([key], key.layer, fit, (test @ w).numpy())
 
     def _fit(self, gram: Gram) -> CrossFit:
         settings = self.rows.settings

@@ -69,7 +69,7 @@ class Extraction:
         if missing := [feature for feature in wanted if feature not in given.widths]:
             raise InputError(
                 f"features: they hold no {missing[0].name}, which this fit reads; extract all its layers, sites and poolings, "
-                "and for the baseline the final hidden state, or fit with baseline=False"
+                "and for the baselines all mean hidden states and activations, or fit with baseline=False"
             )
         needed = replace(
             made_from,

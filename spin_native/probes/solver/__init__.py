@@ -2,7 +2,7 @@
 
 from spin_native.probes.solver.design import Design
 from spin_native.probes.solver.dual import DualFits, dual_fits
-from spin_native.probes.solver.gram import Gram, GramFactors, GramMatrix, GramSum, times_transposed
+from spin_native.probes.solver.gram import Gram, GramFactors, GramMatrix, Grams, GramSum, times_transposed
 from spin_native.probes.solver.losses import Logistic, Loss, Softmax, Squared
 from spin_native.probes.solver.objective import Solution
 from spin_native.probes.solver.ridge import ridge_path
@@ -15,6 +15,7 @@ __all__ = [
     "GramFactors",
     "GramMatrix",
     "GramSum",
+    "Grams",
     "Logistic",
     "Loss",
     "Softmax",

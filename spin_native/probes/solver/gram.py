@@ -47,17 +47,18 @@ class Gram(ABC):
 
 
 class GramSum:
-    """A sum of X X^T over features, which grows; blocks above the diagonal are left out until `combined`."""
+    """A sum of X X^T over features, which grows."""
 
     def __init__(self, n_rows: int) -> None:
-        self.lower = torch.zeros(n_rows, n_rows)
+        self.matrix = torch.zeros(n_rows, n_rows)
 
     def add(self, features: Float32[Tensor, "row feature"], weight: float = 1.0) -> None:
-        """+= weight X X^T."""
+        """+= weight X X^T, computed on and below the diagonal only."""
         for start in range(0, len(features), BLOCK_ROWS):
             rows = slice(start, start + BLOCK_ROWS)
-            block = times_transposed(features[rows], features[: start + BLOCK_ROWS])
-            self.lower[rows, : start + BLOCK_ROWS].add_(block, alpha=weight)
+            block = weight * times_transposed(features[rows], features[: start + BLOCK_ROWS])
+            self.matrix[rows, : start + BLOCK_ROWS] += block
+            self.matrix[:start, rows] += block[:, :start].T
 
 
 class GramMatrix(Gram):
@@ -70,11 +71,9 @@ class GramMatrix(Gram):
     @classmethod
     def combined(cls, sums: Sequence[GramSum], weights: Sequence[float]) -> "GramMatrix":
         """The weighted sum of several sums."""
-        matrix = torch.zeros_like(sums[0].lower)
-        for one, weight in zip(sums, weights, strict=True):
-            matrix.add_(one.lower, alpha=weight)
-        matrix.tril_()
-        matrix += matrix.tril(-1).T
+        matrix = weights[0] * sums[0].matrix
+        for one, weight in zip(sums[1:], weights[1:], strict=True):
+            matrix.add_(one.matrix, alpha=weight)
         return cls(matrix)
 
     def times(self, u: Float32[Tensor, "row column"]) -> Float32[Tensor, "row column"]:
@@ -94,6 +93,16 @@ class GramFactors(Gram):
         for features, weight in zip(self._features, self._weights, strict=True):
             product += weight * times_transposed(features, times_transposed(u.T, features.T))
         return product
+
+
+class Grams(Gram):
+    """A sum of several."""
+
+    def __init__(self, parts: Sequence[Gram]) -> None:
+        self.n_rows, self._parts = parts[0].n_rows, parts
+
+    def times(self, u: Float32[Tensor, "row column"]) -> Float32[Tensor, "row column"]:
+        return torch.stack([part.times(u) for part in self._parts]).sum(0)
 
 
 def has_onednn() -> bool:
