@@ -23,7 +23,7 @@ from spin_native.classifier.heads import Head
 from spin_native.classifier.heads.dense import DenseHead
 from spin_native.classifier.heads.scaled import scaled
 from spin_native.classifier.parts import ExtractedPart
-from spin_native.classifier.settings import Settings, Source, View, features_below
+from spin_native.classifier.settings import Settings, Source, View
 from spin_native.classifier.tasks import Task
 from spin_native.features.spec import FeatureKey
 from spin_native.probes.solver import Gram
@@ -140,7 +140,9 @@ class DensePath:
     ) -> "DensePath":
         """Solve the candidates at depths 1 to max_depth (or only at `depths`). with_alone: also single hidden states, and the
         final one."""
-        keys = sorted({key for view in views for key in features_below(view.sources, max_depth, self.n_layers)}, key=_by_layer)
+        solved_at = range(1, max_depth + 1) if depths is None else depths
+        wanted = {key for view in views for depth in solved_at for key in view.features(depth, self.n_layers)}
+        keys = sorted(wanted, key=_by_layer)
         widths = self.rows.widths
         kept = Grown(len(self.rows.labels), {key: widths[key] for key in keys}, any(view.is_upper for view in views))
         hidden_bar = None if progress is None else not progress
@@ -148,7 +150,7 @@ class DensePath:
             for key in keys:
                 if key.layer == depth - 1 or depth == self.n_layers == key.layer:
                     self._add(kept, key, with_alone)
-            for view in views if depths is None or depth in depths else ():
+            for view in views if depth in solved_at else ():
                 features = view.features(depth, self.n_layers)
                 fit = self._fit(kept.gram(features))
                 test = kept.test_scores(features, torch.from_numpy(fit.a)).numpy()

@@ -243,7 +243,7 @@ class Task(ABC):
         """What an evaluation shows beside the metrics."""
         return {}
 
-    def beside_accuracy(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"]) -> dict[str, Any]:
+    def beside_accuracy(self, truth: Shaped[Array, "row *label"], predicted: Shaped[Array, "row *label"]) -> dict[str, Any]:
         """What accuracy does not say of encoded predictions, for JSON; nothing for a task without classes.
 
         "majority_share": the accuracy of always answering the most frequent class of these rows; "macro_f1"; and
@@ -251,7 +251,9 @@ class Task(ABC):
         """
         return {}
 
-    def hidden_class_warnings(self, truth: Shaped[Array, "row"], predicted: Shaped[Array, "row"], what: str) -> list[str]:
+    def hidden_class_warnings(
+        self, truth: Shaped[Array, "row *label"], predicted: Shaped[Array, "row *label"], what: str
+    ) -> list[str]:
         """A sentence for each class that accuracy hides. what: the rows' name in it, such as "validation rows"."""
         return []
 
