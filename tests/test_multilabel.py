@@ -741,8 +741,8 @@ def test_the_commands_work_with_the_default_head(folder, tiny_model, rows, capsy
     explained = json.loads(out)
     assert explained["logit"] == pytest.approx(clf.explain(rows[0][0]).logit)
 
-    code, out, _ = spin("calibrate", *long, "--max-error", 0.3)
-    assert code == 0
+    code, out, err = spin("calibrate", *long, "--max-error", 0.5)
+    assert code == 0, err
     assert "are answered" in out
     spin("predict", "--abstain", folder / "default", "--in", folder / "long.csv", "--out", folder / "a.csv")
     expected = sn.SpinMultilabelClassifier.from_pretrained(folder / "default").predict(rows[0], abstain=True)
