@@ -260,6 +260,20 @@ def test_few_rows_choose_nothing_and_read_the_upper_half_of_the_hidden_states(ti
     assert [tuple(feature) for feature in clf.head_.neurons] == [(*HIDDEN, 2), (*HIDDEN, 3)]  # the upper half
 
 
+def test_a_sample_of_few_rows_chooses_for_all_of_them(tiny_model, noisy, unchecked):
+    """It reads the upper hidden states only, and nothing else is extracted of all rows."""
+    texts, labels = noisy
+    clf = sn.SpinClassifier(str(tiny_model), baseline=False, sample=len(texts) // 2).fit(texts, labels)
+    whole = sn.SpinClassifier(str(tiny_model), baseline=False).fit(texts, labels)
+    assert clf.head_.neurons.keys() == whole.head_.neurons.keys()
+    assert len(clf.predict(texts)) == len(texts)
+
+
+def test_few_rows_choose_a_depth_where_a_tolerance_is_given(tiny_model, noisy, unchecked):
+    clf = sn.SpinClassifier(str(tiny_model), baseline=False, tolerance=1.0).fit(*noisy)
+    assert clf.depth_ == 1
+
+
 # Exits, samples, files.
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 
 import click
 import numpy as np
@@ -364,6 +365,48 @@ def test_the_command_prints_a_line_per_word_and_the_neurons(spin, saved, fitted)
             assert f"\n{word.contribution:+.2f} {word.word}\n" in out
         for neuron in of.neurons:
             assert f"\n  {neuron.contribution:+.2f} {neuron.layer}.{neuron.neuron} (activation, {neuron.pooling})\n" in out
+
+
+def test_the_probability_beside_the_answer_is_the_answers_own(fitted, monkeypatch):
+    """Priorities of classes, as metric="macro_f1" chooses, may prefer a class that is not the most probable one."""
+    text = "the film was good"
+    probability = fitted.predict_proba(text)
+    least = int(probability.argmin())
+    priorities = np.where(np.arange(len(probability)) == least, 1e6, 1.0)
+    head = replace(fitted.head_, task=Classes(fitted.classes_, priorities))
+    monkeypatch.setitem(fitted._deployed.heads, fitted.depth_, head)
+    explained = fitted.explain(text)
+    assert explained.answer == fitted.classes_[least]
+    assert explained.shown().startswith(f"{fitted.classes_[least]} ({probability[least]:.4f}): logit {explained.logit:+.2f}")
+    assert explained.logit == pytest.approx(np.log(probability[least] / (1 - probability[least])), rel=1e-5)
+
+
+def test_an_explanation_of_several_labels_names_the_one_that_it_is_about(tiny_model, texts):
+    names = ["film", "good"]
+    clf = sn.SpinMultilabelClassifier(tiny_model, **QUICK).fit(texts, [[n for n in names if n in text] for text in texts])
+    probability = clf.predict_proba(texts[0])
+    clf.set_thresholds([0.0, 1.0])
+    shares = dict(zip(names, probability, strict=True))
+    explained = clf.explain(texts[0])
+    assert explained.to_dict()["explained_label"] == "film"
+    assert explained.logit == pytest.approx(np.log(shares["film"] / (1 - shares["film"])), rel=1e-5)
+    assert explained.shown().startswith(f"film ({shares['film']:.4f}): logit of film {explained.logit:+.2f}")
+    clf.set_thresholds([1.0, 1.0])
+    top = max(names, key=shares.get)
+    without = clf.explain(texts[0])
+    assert without.logit == pytest.approx(-np.log(shares[top] / (1 - shares[top])), rel=1e-5)
+    assert without.shown().startswith(f"no label ({top} {shares[top]:.4f}): logit that it is not {top} {without.logit:+.2f}")
+
+
+def test_the_command_explains_one_pair_to_a_classifier_of_pairs(spin, tiny_model, texts, labels, tmp_path):
+    pairs = list(zip(texts, reversed(texts), strict=True))
+    clf = sn.SpinClassifier(tiny_model, **QUICK).fit(pairs, labels)
+    clf.save_pretrained(tmp_path / "pairs")
+    code, out, err = spin("explain", tmp_path / "pairs", *pairs[0])
+    assert (code, out, err) == (0, clf.explain(pairs[0]).shown() + "\n", "")
+    code, _, err = spin("explain", tmp_path / "pairs", "one text")
+    assert code == 1
+    assert "was fitted on pairs of texts; give two TEXTS, the first and the second text of one pair\n" in err
 
 
 def test_the_commands_json_holds_the_whole_explanation(spin, saved, fitted):

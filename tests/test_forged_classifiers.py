@@ -95,6 +95,7 @@ def test_forged_tensors_are_refused_by_name(linear, change, message):
         (lambda d: d["settings"].update(metric="luck"), "metric is 'luck'"),
         (lambda d: d["settings"].update(allow_pickle=True), "settings name allow_pickle"),
         (lambda d: d["settings"].update(surprise=1), "surprise"),
+        (lambda d: d["scores"].update(baselines={}), "its baselines are without final_hidden"),
         (lambda d: d["scores"].update(depth_curve=[{"depth": 1}]), r"missing required field .*scores\.depth_curve\[0\]`"),
     ],
 )

@@ -315,3 +315,8 @@ def test_the_commands_calibrate_and_abstain(exiting, rows, tmp_path, capsys, mon
     assert code == 0
     error = spin.fails("calibrate", tmp_path / "clf", data, "--max-error", 0.2, "--max-accuracy-drop", 0.1)
     assert "max_error=0.2 beside max_accuracy_drop=0.1" in error
+
+
+def test_the_loosest_threshold_is_0_and_written_so():
+    assert f"{THRESHOLDS[-1]:g}" == "0"
+    assert sorted(THRESHOLDS, reverse=True) == THRESHOLDS

@@ -51,7 +51,8 @@ class SpinEstimator(Ablating):
     model, revision: the base model, a folder or a Hub name. dtype, device: how to run it.
     depth: how many layers it may run; None for all, "best" to let the held-out rows choose among all.
     tolerance: with "best", take the shallowest depth whose held-out score is at most this much below the best; "one-se": one
-        standard error of the best score. None: "one-se" for dense heads, 0 for published ones.
+        standard error of the best score. None: 0 for published heads; for dense ones "one-se", or, with fewer than 150 rows
+        of the rarest class, all layers.
     head: "best", of few dense heads the one that held-out rows prefer at each depth; "dense", an L2 regression on everything
         that is read below a depth. Or a published head on salient neurons: "refit", a new regression on them (SPIN, arXiv
         2311.15983); "frozen", the layers' own probes, pruned, under a dense layer (Liu, phase 2); "weighted", a small

@@ -15,6 +15,7 @@ from spin_native.classifier.settings import View
 
 Array = np.ndarray
 
+NAMES = ("majority", "final_hidden", "best_hidden", "all_hidden", "all_activations")
 # The views that baselines read beside single hidden states.
 BASELINE_VIEWS = (View((HIDDEN,)), View((ACTIVATION,)))
 

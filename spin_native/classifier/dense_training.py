@@ -49,7 +49,8 @@ class DenseTraining(Training):
             outputs = {depth: path.held_out_outputs(solved) for depth, solved in best.items()}
             predicted = {depth: path.predictions(solved)[0] for depth, solved in best.items()}
             truth = rows.labels[rows.folds.held_out]
-            depth = self.max_depth if few and self.tolerance == "one-se" else self.depth_of(curve, truth, predicted)
+            is_chosen = not few or self.tolerance is not None  # few rows choose a depth only where a tolerance was given
+            depth = self.depth_of(curve, truth, predicted) if is_chosen else self.max_depth
             chosen = {d: best[d] for d in self.kept(depth, list(best))}
         with self.timed("baselines"):
             baselines = measure(path, depth, *path.predictions(best[depth])) if self.with_baseline else None

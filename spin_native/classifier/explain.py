@@ -26,6 +26,7 @@ def explain(deployed: Deployed, text: Text, depth: int, n_neurons: int, examples
     scores = head.scores(np.ascontiguousarray(head.standardizer(features)))
     output = head.task.outputs(scores)
     score, sign = head.task.explained(output[0])
+    described = head.task.described(output[0])
     parts, no_words = None, NO_WORDS
     if isinstance(text, tuple) or (block.windows is not None and len(block.windows[0]) > 1):
         no_words = "the classifier read a pair of texts, or several windows of one: words are of a single text in one piece"
@@ -34,12 +35,14 @@ def explain(deployed: Deployed, text: Text, depth: int, n_neurons: int, examples
         parts = _parts(deployed, text, block.ids[0], sign * shares[:, score], bias)
     kept = {} if examples is None else examples.by_neuron()
     neurons = tuple(_contributions(head, sign * head.contributions(features, score), n_neurons))
+    explained_label = head.task.output_names[score] if "labels" in described else None
     return Explanation(
         text=" | ".join(parts_of(text)),
         answer=head.task.answers(output)[0],
-        output=head.task.described(output[0]),
+        output=described,
         depth=depth,
         logit=float(sign * scores[0, score]),
+        explained_label=explained_label,
         neurons=neurons,
         parts=parts,
         no_words=no_words,

@@ -51,7 +51,10 @@ class Explanation:
 
     answer: the predicted class as it was labelled, or the value. output: the same for JSON, with probabilities. depth: of the
         head that was asked.
-    logit: the predicted class's (of two classes, that it is this one and not the other), or the value.
+    logit: the predicted class's (of two classes, that it is this one and not the other), or the value. Of several labels per
+        text it is that of the most probable label among those that are given; where none is, that the text does not have the
+        most probable label.
+    explained_label: that label; None for other tasks.
     bias: the head's intercept. special: the sum of the special tokens, such as [CLS].
     words, tokens: what each adds; bias + special + all words = bias + all tokens = logit. Of a text that was cut, only what
         was read. InputError for a perceptron, whose logit is no such sum, for pairs, and for a text in several windows.
@@ -67,6 +70,7 @@ class Explanation:
     parts: "Parts | None"
     no_words: str
     examples: Mapping[tuple[FeatureKey, int], NeuronExamples]
+    explained_label: str | None = None
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -103,13 +107,15 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: text, label and probabilities (or value), depth, logit, bias, special, words, tokens, neurons.
 
-        bias, special, words and tokens are None for a perceptron.
+        With several labels per text also explained_label, the one that the logit is about. bias, special, words and tokens are
+        None for a perceptron.
         """
         parts = self.parts
         return {
             "text": self.text,
             **self.output,
             "depth": self.depth,
+            **({} if self.explained_label is None else {"explained_label": self.explained_label}),
             "logit": self.logit,
             "bias": parts and parts.bias,
             "special": parts and parts.special,
@@ -124,10 +130,7 @@ class Explanation:
         color: the text with a red background where words speak for the answer, and a blue one where they speak against it;
         without it, a line for each word.
         """
-        is_value = "value" in self.output
-        name = "value" if is_value else "logit"
-        answer = f"{self.answer:.4f}" if is_value else f"{self.answer} ({max(self.output['probabilities'].values()):.4f})"
-        lines = [f"{answer}: {name} {self.logit:+.2f}"]
+        lines = [f"{self._shown_answer()} {self.logit:+.2f}"]
         if self.parts is None:
             lines.append(self.no_words)
         else:
@@ -141,6 +144,20 @@ class Explanation:
         if self.neurons:
             lines += ["neurons (layer.neuron, and what they added):", *map(self._neuron_line, self.neurons)]
         return "\n".join(lines)
+
+    def _shown_answer(self) -> str:
+        """The answer with its probability, and what the number after it is."""
+        if "value" in self.output:
+            return f"{self.answer:.4f}: value"
+        shares = self.output["probabilities"]
+        if "label" in self.output:
+            label = str(self.output["label"])  # with priorities of classes not always the most probable one
+            return f"{label} ({shares[label]:.4f}): logit"
+        if not self.output["labels"]:
+            label = str(self.explained_label)
+            return f"no label ({label} {shares[label]:.4f}): logit that it is not {label}"
+        labels = map(str, self.output["labels"])
+        return f"{', '.join(f'{label} ({shares[label]:.4f})' for label in labels)}: logit of {self.explained_label}"
 
     def _coloured(self) -> str:
         """The whole text with a background behind its words."""

@@ -169,10 +169,10 @@ def sources_of(options: Options) -> tuple[Source, ...]:
 
 
 def tolerance_of(options: Options) -> Tolerance:
-    """That of the choice of depth; None is one standard error for dense heads, and 0, as published, for the others."""
-    if options["tolerance"] is not None:
-        return options["tolerance"]
-    return 0.0 if options["head"] in PUBLISHED else "one-se"
+    """That of the choice of depth. None is 0, as published, for published heads; dense heads decide by the number of rows."""
+    if options["tolerance"] is None and options["head"] in PUBLISHED:
+        return 0.0
+    return options["tolerance"]
 
 
 def settings_of(options: Options, task: Task) -> Settings:

@@ -14,7 +14,7 @@ from spin_native.given import is_number
 Array = np.ndarray
 
 # Strictest first: dense where confident heads are, then in steps of .01. At 0 every row is answered, at the first head.
-THRESHOLDS = np.round([*(1 - np.geomspace(1e-6, 0.1, 40)), *np.arange(0.89, -0.005, -0.01)], 7).tolist()
+THRESHOLDS = np.round([*(1 - np.geomspace(1e-6, 0.1, 40)), *np.arange(89, -1, -1) / 100], 7).tolist()
 # The share of the texts whose outputs choose the threshold to start with, and that are not tested.
 PILOT_SHARE = 0.2
 

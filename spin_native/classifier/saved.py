@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from spin_native.checkpoints import Checkpoint, Location
-from spin_native.classifier.baselines import Baseline, baselines_for_json
+from spin_native.classifier.baselines import NAMES, Baseline, baselines_for_json
 from spin_native.classifier.comparisons import Comparison
 from spin_native.classifier.curve_rows import Controls, CurveRow
 from spin_native.classifier.examples import Examples
@@ -331,6 +331,8 @@ def _promise(description: Description, task: Task, heads: Mapping[int, Head]) ->
 def _baselines(scores: ScoresRecord) -> dict[str, Baseline] | None:
     """The baselines by name; earlier versions saved one, the final hidden state's."""
     if scores.baselines is not None:
+        if "final_hidden" not in scores.baselines:
+            raise ValueError("its baselines are without final_hidden")
         return {
             name: Baseline(
                 _numbers(CurveRow, one.row),
@@ -338,6 +340,7 @@ def _baselines(scores: ScoresRecord) -> dict[str, Baseline] | None:
                 None if one.test is None else _numbers(Comparison, one.test),
             )
             for name, one in scores.baselines.items()
+            if name in NAMES
         }
     return scores.baseline and {"final_hidden": Baseline(_numbers(CurveRow, scores.baseline), None, None)}
 

@@ -105,17 +105,17 @@ class Training(ABC):
     ) -> int:
         """The depth that the held-out rows choose: the shallowest one within the tolerance of the best.
 
-        predicted: by the head at each depth. "one-se": within one standard error of the best score (Breiman et al. 1984, the
-        one-standard-error rule).
+        predicted: by the head at each depth. "one-se" or None: within one standard error of the best score (Breiman et al.
+        1984, the one-standard-error rule).
         """
         if not self.chooses_depth:
             return self.max_depth
         scores = {depth: self.settings.worth(row.validation) for depth, row in curve.items()}
         tolerance = self.tolerance
-        if tolerance == "one-se":
+        if tolerance in ("one-se", None):
             best = shallowest_within(scores, 0.0)
             tolerance = standard_error(self.settings, truth, predicted[best])
-        return shallowest_within(scores, tolerance or 0.0)
+        return shallowest_within(scores, float(tolerance))
 
     def beside_accuracy(
         self, truth: Shaped[Array, "held_out *label"], predicted: Shaped[Array, "held_out *label"], what: str

@@ -135,7 +135,7 @@ def _option_type(annotation: Any) -> Any:
     "tolerance",
     "How deep",
     "With --depth best: choose the shallowest depth whose score is this close to the best; one-se: within one standard error "
-    "of it.  [default: one-se; for published heads 0]",
+    "of it.  [default: one-se, but all layers with fewer than 150 rows of the rarest class; for published heads 0]",
     type=OrWord(click.FLOAT, "NUMBER", {"one-se": "one-se"}),
 )
 @setting(

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from spin_native.classifier.estimators import DTYPES
+from spin_native.errors import InputError
 from spin_native.given import is_unicode
 
 file_path = click.Path(path_type=Path)
@@ -26,6 +27,15 @@ class Utf8Text(click.ParamType):
 
 
 utf8_text = Utf8Text()
+
+
+def one_pair(classifier: str, texts: Sequence[str], or_else: str = "") -> tuple[str, str]:
+    """The TEXTS of a command as the two texts of one pair; InputError for another number of them, or "-"."""
+    if len(texts) != 2 or "-" in texts:
+        raise InputError(
+            f"{classifier}: was fitted on pairs of texts; give two TEXTS, the first and the second text of one pair{or_else}"
+        )
+    return texts[0], texts[1]
 
 
 class Several(click.ParamType):

@@ -24,6 +24,7 @@ from spin_native.cli.options import (
     encoding_option,
     exit_option,
     file_path,
+    one_pair,
     pair_column,
     pickle_option,
     separator_option,
@@ -117,13 +118,9 @@ def predict(
         _report(written, source, tables.text_columns(text, text_pair))
         sys.exit(REJECTED if written.n_rejected else 0)
     rule = abstention(clf, abstain, exit_)
-    if clf.pairs_ and (len(texts) != 2 or "-" in texts):
-        raise InputError(
-            f"{classifier}: was fitted on pairs of texts; give two TEXTS, the first and the second text of one pair, or a file "
-            "with two columns of texts (--in, --out, --text, --text-pair)"
-        )
     if clf.pairs_:
-        _report_unanswered(_print(clf, [texts], exit_, rule, as_json), 1)
+        pair = one_pair(classifier, texts, ", or a file with two columns of texts (--in, --out, --text, --text-pair)")
+        _report_unanswered(_print(clf, [pair], exit_, rule, as_json), 1)
     elif texts == ("-",):
         _print_lines(clf, encoding, exit_, rule, as_json)
     else:

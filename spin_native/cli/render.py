@@ -14,6 +14,7 @@ METRIC_NAMES = {
     "macro_f1": "macro-F1",
     "micro_f1": "micro-F1",
     "subset_accuracy": "whole sets right",
+    "label_ranking": "label ranking precision",
 }  # where the printed name is not the one in JSON
 BASELINE_NAMES = {
     "majority": "most frequent class, or mean value",

@@ -262,9 +262,9 @@ class LabelSets(Task):
         return texts
 
     def explained(self, output: Float[Array, "label"]) -> tuple[int, int]:
-        """The most probable label; -1 where it is not given either, so that the row has no label."""
-        most_probable = int(output.argmax())
-        return most_probable, 1 if self.decide(output[None])[0, most_probable] else -1
+        """The most probable one of the labels that the row is given; without any, the most probable label, and -1."""
+        is_given = self.decide(output[None])[0]
+        return (int(np.where(is_given, output, -1.0).argmax()), 1) if is_given.any() else (int(output.argmax()), -1)
 
     def columns(self, outputs: Float[Array, "row label"], separator: str = SEPARATOR) -> dict[str, Array]:
         shares = {f"probability_{label}": outputs[:, place] for place, label in enumerate(self.labels)}
