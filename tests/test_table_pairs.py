@@ -33,14 +33,17 @@ LABELS = (("negative", "positive"), (0, 7), (False, True), ('a, "b"\n', "é\r"))
 class KnownAnswers(sn.SpinClassifier):
     """A classifier without a model: the probability of its second label follows from a text's letters."""
 
-    exit_, n_truncated_ = Exit("fixed", None), 0
+    exit_, n_truncated_, pairs_ = Exit("fixed", None), 0, False
     task_ = property(lambda self: Classes(np.array(self.labels)))
 
     def __init__(self, labels=LABELS[0]):
         super().__init__("no model")
         self.labels = labels
 
-    def output_blocks(self, texts, progress=None, exit=None):
+    def shift_watch(self):
+        return None
+
+    def output_blocks(self, texts, progress=None, exit=None, watch=None):
         for text in texts:
             yield np.array([self.probabilities(text)]), np.array([1])
 

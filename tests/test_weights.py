@@ -135,6 +135,7 @@ def test_two_stage_fits_take_weights(tiny_model, rows, options):
     assert not np.array_equal(fits[0].head_.model.coef_, fits[1].head_.model.coef_)
 
 
+@pytest.mark.filterwarnings("ignore::spin_native.errors.HiddenClassWarning")  # true of the fit without weights
 @pytest.mark.parametrize("head", ["frozen", "weighted"])
 def test_every_head_answers_a_rare_class_more_often_when_its_rows_count_more(tiny_model, texts, head):
     """Labels that the texts do not tell: how often a class is answered follows its weight."""

@@ -81,9 +81,9 @@ class SpinClassifier(ClassifierMixin, SpinEstimator):
 
         abstain: as of `predict`. InputError if there is no promise, if it is of a larger error, or beside another `exit`.
         """
-        check_is_fitted(self, "heads_")
         if abstain is None or abstain is False:
             return None
+        check_is_fitted(self, "heads_")
         if abstain is not True and not (is_number(abstain) and 0 < abstain < 1):
             raise InputError(f"abstain is {abstain!r}; expected True, or the largest error to accept, a share between 0 and 1")
         promise = self.promise_

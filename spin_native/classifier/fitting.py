@@ -46,10 +46,11 @@ class Standardizer:
     scale: Float32[Array, "feature"]
 
     @classmethod
-    def of(cls, features: Float32[Array, "row feature"], scaling: Scaling) -> "Standardizer":
+    def of(cls, features: Float32[Array, "row feature"], scaling: Scaling, least: float = LEAST_SCALE) -> "Standardizer":
         """To mean 0 and variance 1 ("standard"), or no change ("none").
 
-        A constant feature is only shifted, and a nearly constant one keeps a smaller variance.
+        A constant feature is only shifted, and a nearly constant one keeps a smaller variance. least: the smallest scale, as a
+        share of the median over the features.
         """
         if scaling == "none":
             width = features.shape[1]
@@ -59,7 +60,7 @@ class Standardizer:
         # Rounding gives a constant feature a spread of some ulps of its value.
         constant = scale <= 1e-6 * np.abs(mean) + np.finfo(np.float32).tiny
         # A nearly constant neuron, divided by its own spread, would be tens of thousands in the first row where it is active.
-        floor = LEAST_SCALE * np.median(scale[~constant]) if not constant.all() else 0.0
+        floor = least * np.median(scale[~constant]) if not constant.all() else 0.0
         scale = np.where(constant, 1, np.maximum(scale, floor))
         return cls(mean.astype(np.float32), scale.astype(np.float32))
 

@@ -31,7 +31,7 @@ class FrozenHead(LinearHead):
             frozen[start : start + len(neurons), index * n_scores : (index + 1) * n_scores] = probe.coef_[:, neurons].T
             start += len(neurons)
         # The products are taken in float32: a float64 factor would copy all features to float64.
-        frozen /= Standardizer.of(train.features @ frozen.astype(np.float32), "standard").scale
+        frozen /= Standardizer.of(train.features @ frozen.astype(np.float32), "standard", least=0.0).scale
         below, held_out = (
             Rows(rows.features @ frozen.astype(np.float32), rows.labels, rows.weights) for rows in (train, validation)
         )
