@@ -13,6 +13,7 @@ import spin_native as sn
 from spin_native.classifier.comparisons import compare, standard_error
 from spin_native.classifier.splits import folds
 from spin_native.classifier.tasks import Classes, Values
+from spin_native.errors import InputError
 
 HIDDEN, MEAN, MAX = ("hidden", "mean"), ("activation", "mean"), ("activation", "max")
 SOURCES = (HIDDEN, MEAN, MAX)
@@ -412,3 +413,12 @@ def test_suspicious_rows_are_contradicted_at_every_depth_the_least_plausible_fir
     wrong = ((scores > 0) != y).all(0)
     plausibility = (1 / (1 + np.exp(-np.where(y == 1, scores, -scores)))).mean(0)
     assert clf.suspicious_rows_.tolist() == [row for row in np.argsort(plausibility).tolist() if wrong[row]]
+
+
+def test_a_selection_without_a_head_is_that_of_spin(tiny_model, reviews):
+    asked = {"depth": 1, "baseline": False, "poolings": ("mean",)}
+    for option in ({"etas": (0.8,)}, {"top_k": (2,)}, {"Cs": (1.0,)}, {"validation_share": 0.3}, {"ranker": "absolute"}):
+        assert sn.SpinClassifier(str(tiny_model), **asked, **option).fit(*reviews).head_.kind == "refit"
+    assert sn.SpinClassifier(str(tiny_model), **asked).fit(*reviews).head_.kind == "dense"
+    with pytest.raises(InputError, match=r"etas=.* is for head='refit', 'frozen', 'weighted'; head='best' does"):
+        sn.SpinClassifier(str(tiny_model), head="best", etas=(0.8,)).fit(*reviews)

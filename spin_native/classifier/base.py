@@ -24,6 +24,7 @@ from spin_native.classifier.deployed import Deployed
 from spin_native.classifier.examples import Keeps
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.explanation import Explanation
+from spin_native.classifier.heads import head_name
 from spin_native.classifier.learnt import LEARNT, Place
 from spin_native.classifier.options import DTYPES
 from spin_native.classifier.published import PublishedTraining
@@ -58,6 +59,8 @@ class SpinEstimator(Ablating):
         2311.15983); "frozen", the layers' own probes, pruned, under a dense layer (Liu, phase 2); "weighted", a small
         perceptron over neurons weighted by their layers' validation scores (SIREN). Dense heads are chosen by
         cross-validation over all rows, published ones by validation rows that are split off; both by yours, if you give some.
+        None: "best"; or "refit", where an option of the selection of neurons is given (mixing, ranker, etas, top_k, top_share,
+        Cs, validation_share).
     sites, poolings: what is read of every layer. None: what the head's kind needs, mean hidden states and mean and max
         activations for dense heads, mean and max activations for published ones.
     mixing: for published heads, one (site, pooling) per head ("apart", as SPIN does), all of them in one head ("together",
@@ -117,7 +120,7 @@ class SpinEstimator(Ablating):
         sites: Sequence[Site] | None = None,
         poolings: Sequence[Pooling] | None = None,
         mixing: Mixing | None = None,
-        head: HeadName = "best",
+        head: HeadName | None = None,
         phase_two: PhaseTwo = "seen",
         ranker: str = "squared",
         etas: Sequence[float] | None = None,
@@ -220,7 +223,7 @@ class SpinEstimator(Ablating):
         max_depth, exits = options.check_model(given, checkpoint.config)
         windows = Windows.checked(self.windows, checkpoint.tokenizer)
         seed = int(self.seed)
-        is_published = self.head in PUBLISHED
+        is_published = head_name(given) in PUBLISHED
         share = self.validation_share if is_published else None
         task, parts = labelled_parts(TASKS[self.task], (texts, labels), validation, test, share, seed, sample_weight)
         if self.final_rows is None and validation is None and self.phase_two == "seen":

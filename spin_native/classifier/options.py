@@ -12,7 +12,7 @@ from spin_native.checkpoints import Dtype
 from spin_native.checkpoints.load import check_device
 from spin_native.classifier.examples import Keeps
 from spin_native.classifier.exits import shallowest_within
-from spin_native.classifier.heads import check_options
+from spin_native.classifier.heads import check_options, head_name
 from spin_native.classifier.settings import (
     DENSE_SOURCES,
     ETAS,
@@ -60,7 +60,7 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
         ("final_rows", (*get_args(FinalRows), None)),
         ("dtype", tuple(DTYPES)),
         ("mixing", (*get_args(Mixing), None)),
-        ("head", get_args(HeadName)),
+        ("head", (*get_args(HeadName), None)),
         ("phase_two", get_args(PhaseTwo)),
         ("examples", (*get_args(Keeps), None)),
         ("ranker", (*WEIGHTINGS, *RANKERS)),
@@ -73,7 +73,7 @@ def check(options: Options, task: type[Task], has_validation: bool = False) -> N
     if not (options["revision"] is None or isinstance(options["revision"], str)):
         raise InputError(f"revision is {options['revision']!r}; expected the name of a branch, tag or commit, or None")
     check_place(options["dtype"], options["device"], options["allow_pickle"])
-    check_options(options["head"], options)
+    check_options(head_name(options), options)
     _check_class_weight(options["class_weight"], task)
     task.check_ranker(options["ranker"])
     _check_numbers(options)
@@ -158,7 +158,7 @@ def cuts_of(options: Options) -> tuple[Cut, ...]:
 
 def sources_of(options: Options) -> tuple[Source, ...]:
     """Each (site, pooling) that heads read."""
-    usual = PUBLISHED_SOURCES if options["head"] in PUBLISHED else DENSE_SOURCES
+    usual = PUBLISHED_SOURCES if head_name(options) in PUBLISHED else DENSE_SOURCES
     sites, poolings = options["sites"], options["poolings"]
     if sites is None and poolings is None:
         return usual
@@ -170,7 +170,7 @@ def sources_of(options: Options) -> tuple[Source, ...]:
 
 def tolerance_of(options: Options) -> Tolerance:
     """That of the choice of depth. None is 0, as published, for published heads; dense heads decide by the number of rows."""
-    if options["tolerance"] is None and options["head"] in PUBLISHED:
+    if options["tolerance"] is None and head_name(options) in PUBLISHED:
         return 0.0
     return options["tolerance"]
 
@@ -182,7 +182,7 @@ def settings_of(options: Options, task: Task) -> Settings:
         task=task,
         sources=sources_of(options),
         mixing=options["mixing"] or "best",
-        head=options["head"],
+        head=head_name(options),  # type: ignore[arg-type]
         ranker=options["ranker"],
         cuts=cuts_of(options),
         Cs=Cs,

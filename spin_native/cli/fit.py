@@ -109,7 +109,7 @@ def _option_type(annotation: Any) -> Any:
     "head",
     "Model",
     "Kind of classifier: dense (a regression on all layers below the depth), best (of several dense ones), or a published one "
-    "on salient neurons: refit (SPIN), frozen (Liu), weighted (SIREN).",
+    "on salient neurons: refit (SPIN), frozen (Liu), weighted (SIREN).  [default: best; refit where a selection is asked for]",
 )
 @setting(
     "windows",

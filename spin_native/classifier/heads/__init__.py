@@ -6,7 +6,7 @@ from typing import Any, get_args
 import numpy as np
 
 from spin_native.classifier.fitting import Standardizer
-from spin_native.classifier.heads.base import OPTIONS, Head, checked, checked_neurons, describe, head_tensors
+from spin_native.classifier.heads.base import OF_SELECTION, OPTIONS, Head, checked, checked_neurons, describe, head_tensors
 from spin_native.classifier.heads.constant import ConstantHead
 from spin_native.classifier.heads.dense import DenseHead
 from spin_native.classifier.heads.frozen import FrozenHead
@@ -20,12 +20,26 @@ from spin_native.features.store import FeatureKey
 
 HEADS: dict[str, type[Head]] = {head.kind: head for head in (DenseHead, RefitHead, FrozenHead, WeightedHead)}
 
-__all__ = ["HEADS", "ConstantHead", "Head", "RefitHead", "check_options", "describe", "head_tensors", "read_head"]
+__all__ = ["HEADS", "ConstantHead", "Head", "RefitHead", "check_options", "describe", "head_name", "head_tensors", "read_head"]
 
 
 def head_type(name: str) -> type[Head]:
     """The kind of head; "best" is the best of several dense ones."""
     return HEADS["dense" if name == "best" else name]
+
+
+def head_name(given: Mapping[str, Any]) -> str:
+    """The kind of head that the estimator's parameters ask for.
+
+    None is "best"; or "refit", which selects neurons as SPIN does, where an option of the selection is given.
+    """
+    if given["head"] is not None:
+        return given["head"]
+    return "best" if all(_asks_nothing(option, given[option]) for option in OF_SELECTION) else "refit"
+
+
+def _asks_nothing(option: str, value: Any) -> bool:
+    return (value is None or isinstance(value, (str, float))) and value in OPTIONS[option]
 
 
 def check_options(name: str, given: Mapping[str, Any]) -> None:
@@ -34,10 +48,9 @@ def check_options(name: str, given: Mapping[str, Any]) -> None:
     given: the estimator's parameters by name.
     """
     options = head_type(name).options
-    for option, neutral in OPTIONS.items():
+    for option in OPTIONS:
         value = given[option]
-        asks_nothing = (value is None or isinstance(value, (str, float))) and value in neutral
-        if option not in options and not asks_nothing:
+        if option not in options and not _asks_nothing(option, value):
             users = ", ".join(repr(kind) for kind in get_args(HeadName) if option in head_type(kind).options)
             raise InputError(f"{option}={value!r} is for head={users}; head={name!r} does not use it: leave it out")
 
