@@ -14,6 +14,7 @@ from spin_native.classifier.comparisons import compare, standard_error
 from spin_native.classifier.splits import folds
 from spin_native.classifier.tasks import Classes, Values
 from spin_native.errors import InputError
+from spin_native.probes.scaling import mean_and_scale
 
 HIDDEN, MEAN, MAX = ("hidden", "mean"), ("activation", "mean"), ("activation", "max")
 SOURCES = (HIDDEN, MEAN, MAX)
@@ -422,3 +423,13 @@ def test_a_selection_without_a_head_is_that_of_spin(tiny_model, reviews):
     assert sn.SpinClassifier(str(tiny_model), **asked).fit(*reviews).head_.kind == "dense"
     with pytest.raises(InputError, match=r"etas=.* is for head='refit', 'frozen', 'weighted'; head='best' does"):
         sn.SpinClassifier(str(tiny_model), head="best", etas=(0.8,)).fit(*reviews)
+
+
+def test_a_nearly_constant_feature_is_not_blown_up():
+    features = np.array([[0.0, 5.0, 1.0], [2.0, 5.0, 1.0], [4.0, 5.0, 1.0 + 6e-4], [6.0, 5.0, 1.0]])
+    mean, scale = mean_and_scale(features)
+    np.testing.assert_allclose(mean, [3, 5, 1 + 1.5e-4])
+    # Spreads by hand: sqrt(5), constant, and sqrt(3) * 1.5e-4; the median of the two that vary is about half of sqrt(5).
+    own = np.sqrt(3) * 1.5e-4
+    np.testing.assert_allclose(scale, [np.sqrt(5), 1, 0.01 * (np.sqrt(5) + own) / 2])
+    np.testing.assert_allclose(mean_and_scale(features, least=0.0)[1], [np.sqrt(5), 1, own])

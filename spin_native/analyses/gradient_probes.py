@@ -17,6 +17,7 @@ from spin_native.errors import InputError
 from spin_native.given import is_whole
 from spin_native.probes import LogisticProbe
 from spin_native.probes.importance import f_statistic
+from spin_native.probes.scaling import mean_and_scale
 
 Array = np.ndarray
 Probe = TypeVar("Probe", bound="SkillProbe")
@@ -150,8 +151,7 @@ class ActivationProbe(SkillProbe):
         return f_statistic(scores.astype(np.float32), truth)
 
     def _fit_chosen(self, scores: Float[Array, "row neuron"], truth: Int[Array, "row"]) -> None:
-        self.mean_, deviation = scores.mean(0), scores.std(0)
-        self.scale_ = np.where(deviation > 0, deviation, 1)
+        self.mean_, self.scale_ = (values.astype(scores.dtype) for values in mean_and_scale(scores))
         self.probe_ = LogisticProbe(C=self.C, l1_ratio=0).fit((scores - self.mean_) / self.scale_, truth)
 
     def _predict(self, scores: Float[Array, "row neuron"]) -> Int[Array, "row"]:

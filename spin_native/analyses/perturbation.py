@@ -27,6 +27,7 @@ from spin_native.models import Transformer
 from spin_native.models.transformer import Edit
 from spin_native.probes.importance import Cut
 from spin_native.probes.probes import LogisticProbe, checked_targets
+from spin_native.probes.scaling import mean_and_scale
 from spin_native.text.tokenizer import Tokenizer
 
 Array = np.ndarray
@@ -165,8 +166,7 @@ class FinalProbe:
         y = np.asarray(checked_targets(labels, "training rows"))
         encoded_labels(labels, np.unique(y).tolist(), len(checked_texts(texts, "training rows")), "training rows")
         features = final_hidden(model, tokenizer, texts, pooling)
-        mean, scale = features.mean(0), features.std(0)
-        scale[scale <= 1e-6 * np.abs(mean)] = 1  # a constant feature is only shifted
+        mean, scale = (values.astype(features.dtype) for values in mean_and_scale(features))
         Cs = [times / features.shape[1] for times in C_TIMES]
         probes = LogisticProbe(l1_ratio=0.0, tol=TOL).fit_path((features - mean) / scale, y, Cs)
         fitted = [cls(model, tokenizer, probe, mean, scale, pooling) for probe in probes]

@@ -17,6 +17,7 @@ from spin_native.given import is_number, is_whole
 from spin_native.probes import LogisticProbe
 from spin_native.probes.controls import TokenTypeControl, kuncheva_stability, nogueira_stability, stability
 from spin_native.probes.importance import RANKERS, WEIGHTINGS, Cut, importance
+from spin_native.probes.scaling import mean_and_scale
 from spin_native.version import __version__
 
 Array = np.ndarray
@@ -58,9 +59,8 @@ def token_selectivity(
         raise InputError(f"seeds are {list(seeds)}; expected one or more whole numbers")
     if probe is None:
         probe = LogisticProbe(C=1.0, l1_ratio=0.0)
-        mean, spread = training[1].mean(0), training[1].std(0)
-        spread = np.where(spread > 0, spread, 1)
-        training, test = ((tokens, (X - mean) / spread, y) for tokens, X, y in (training, test))
+        mean, scale = mean_and_scale(training[1])
+        training, test = ((tokens, (X - mean) / scale, y) for tokens, X, y in (training, test))
     accuracy = _accuracy(probe, training[1:], test[1:])
     control_accuracy, control_majority = [], []
     for seed in seeds:
@@ -108,9 +108,8 @@ def selector(ranker: str, cut: Cut, *, C: float | None = None) -> Select:
         raise InputError(f"ranker {ranker!r} fits a probe; expected its C, a number above 0, got {C!r}")
 
     def by_probe(features: Array, labels: Array) -> Array:
-        spread = features.std(0)
-        standardized = (features - features.mean(0)) / np.where(spread > 0, spread, 1)
-        return cut(importance(LogisticProbe(C=C).fit(standardized, labels).coef_, ranker))  # type: ignore[arg-type]
+        mean, scale = mean_and_scale(features)
+        return cut(importance(LogisticProbe(C=C).fit((features - mean) / scale, labels).coef_, ranker))  # type: ignore[arg-type]
 
     return by_probe
 

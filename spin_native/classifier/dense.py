@@ -68,7 +68,8 @@ def row_weights(
     return weights
 
 
-class Solved(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Solved:
     """The solution on some features, at a depth (of one hidden state alone: how many layers lie before it).
 
     test: scores of test rows, without the intercepts.
@@ -105,6 +106,15 @@ class DenseRows:
     def __post_init__(self) -> None:
         self.widths = dict(self.parts["training"].features.widths)  # features may be freed before the last table is written
 
+    @classmethod
+    def given(cls, parts: Mapping[str, ExtractedPart], settings: Settings) -> "DenseRows":
+        """With validation rows of their own, which the last fit learns from as final_rows says."""
+        training, validation = parts["training"], parts["validation"]
+        labels, learns_all = np.concatenate([training.labels, validation.labels]), settings.final_rows == "all"
+        weights = row_weights(settings, labels, training, validation, learns_all=learns_all)
+        folds = Folds.given(len(training.labels), len(validation.labels), weights, learns_all)
+        return cls(parts, settings, labels, folds)
+
     def read(self, feature: FeatureKey) -> tuple[Float32[Tensor, "row width"], Float32[Tensor, "test width"]]:
         """Standardised features, of the rows and of the test rows; mean and variance are those of the training rows."""
         raw = self.parts["training"].whole(feature)
@@ -135,7 +145,7 @@ class DensePath:
     n_layers: int
     solved: dict[tuple[View, int], Solved] = field(default_factory=dict)
     alone: dict[int, Solved] = field(default_factory=dict)
-    _adjustments: dict[int, Adjustment] = field(default_factory=dict)
+    _adjustments: dict[Solved, Adjustment] = field(default_factory=dict)
 
     def run(
         self,
@@ -204,8 +214,7 @@ class DensePath:
 
     def adjustment(self, solved: Solved) -> Adjustment:
         """What its held-out rows ask of its scores and decisions; temperature and shift only where no class has a weight."""
-        key = id(solved)
-        if key not in self._adjustments:
+        if solved not in self._adjustments:
             rows, settings = self.rows, self.rows.settings
             scores, labels = solved.fit.scores[rows.folds.held_out], rows.labels[rows.folds.held_out]
             temperature, shift = 1.0, np.zeros(settings.task.n_scores)
@@ -213,8 +222,8 @@ class DensePath:
                 temperature, shift = settings.task.calibration(scores, labels)
             plain = Adjustment(temperature, shift, settings.task)
             outputs = self._outputs(scores, plain)
-            self._adjustments[key] = plain._replace(task=settings.task.tuned(settings.metric, outputs, labels))
-        return self._adjustments[key]
+            self._adjustments[solved] = plain._replace(task=settings.task.tuned(settings.metric, outputs, labels))
+        return self._adjustments[solved]
 
     def held_out_outputs(self, solved: Solved) -> Float[Array, "held_out output"]:
         """What users would see of each held-out row."""

@@ -100,17 +100,12 @@ class DenseTraining(Training):
 
     def _rows(self, extracted: Mapping[str, ExtractedPart], parts: Mapping[str, LabelledRows]) -> DenseRows:
         """The rows, and which of them each fit learns from."""
-        settings, train = self.settings, parts["training"]
-        if "validation" in parts:
-            labels = np.concatenate([train.labels, parts["validation"].labels])
-            sizes, learns_all = (len(train.labels), len(parts["validation"].labels)), self._learns_all
-            weights = row_weights(settings, labels, extracted["training"], extracted["validation"], learns_all=learns_all)
-            folds = Folds.given(*sizes, weights, learns_all)
-        else:
-            labels = train.labels
-            weights = row_weights(settings, labels, extracted["training"])
-            folds = Folds.crossed(settings.task, train.texts, labels, weights, settings.seed)
-        return DenseRows(extracted, settings, labels, folds)
+        if "validation" in extracted:
+            return DenseRows.given(extracted, self.settings)
+        train, settings = parts["training"], self.settings
+        weights = row_weights(settings, train.labels, extracted["training"])
+        folds = Folds.crossed(settings.task, train.texts, train.labels, weights, settings.seed)
+        return DenseRows(extracted, settings, train.labels, folds)
 
     def _fitted_on_all(
         self,

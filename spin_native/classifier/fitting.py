@@ -8,6 +8,7 @@ from jaxtyping import Float, Float32, Int, Shaped
 
 from spin_native.classifier.settings import Scaling, Settings
 from spin_native.classifier.tasks import Probe
+from spin_native.probes.scaling import LEAST_SCALE, mean_and_scale
 
 Array = np.ndarray
 
@@ -17,7 +18,6 @@ Array = np.ndarray
 PROBE_C_TIMES = (3.0, 10.0, 30.0, 100.0)
 HEAD_C_TIMES = (0.3, 1.0, 3.0, 10.0)
 BASELINE_C_TIMES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-LEAST_SCALE = 0.01  # of a feature, as a share of the median over the features of its layer
 TOL = 1e-4  # of the objective: a hundred times below what a validation score can see
 
 
@@ -49,19 +49,12 @@ class Standardizer:
     def of(cls, features: Float32[Array, "row feature"], scaling: Scaling, least: float = LEAST_SCALE) -> "Standardizer":
         """To mean 0 and variance 1 ("standard"), or no change ("none").
 
-        A constant feature is only shifted, and a nearly constant one keeps a smaller variance. least: the smallest scale, as a
-        share of the median over the features.
+        least: the smallest scale; see `mean_and_scale`.
         """
         if scaling == "none":
             width = features.shape[1]
             return cls(np.zeros(width, np.float32), np.ones(width, np.float32))
-        scale = features.std(axis=0, dtype=np.float64)
-        mean = features.mean(axis=0, dtype=np.float64)
-        # Rounding gives a constant feature a spread of some ulps of its value.
-        constant = scale <= 1e-6 * np.abs(mean) + np.finfo(np.float32).tiny
-        # A nearly constant neuron, divided by its own spread, would be tens of thousands in the first row where it is active.
-        floor = least * np.median(scale[~constant]) if not constant.all() else 0.0
-        scale = np.where(constant, 1, np.maximum(scale, floor))
+        mean, scale = mean_and_scale(features, least)
         return cls(mean.astype(np.float32), scale.astype(np.float32))
 
     def __call__(self, features: Float32[Array, "row feature"]) -> Float32[Array, "row feature"]:

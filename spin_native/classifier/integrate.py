@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from spin_native.classifier.curve_rows import CurveRow
 from spin_native.classifier.fitting import Rows
-from spin_native.classifier.heads import HEADS, Head
+from spin_native.classifier.heads import PUBLISHED_HEADS
+from spin_native.classifier.heads.base import SelectedHead
 from spin_native.classifier.parts import Neurons, Part
 from spin_native.classifier.settings import Settings, features_below
 from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, Selection, selections
@@ -22,7 +23,7 @@ from spin_native.classifier.sparsify import ProbedLayer, ProbedLayers, Selection
 class Integrated(NamedTuple):
     """The head at a depth after its last fit, its row of the curve, and its outputs for validation rows before that fit."""
 
-    head: Head
+    head: SelectedHead
     row: CurveRow
     held_out: Float[np.ndarray, "validation output"]
 
@@ -52,7 +53,9 @@ def integrate(
     return integrated
 
 
-def _best_head(layers: Sequence[ProbedLayer], train: Part, validation: Part, settings: Settings) -> tuple[Head, float] | None:
+def _best_head(
+    layers: Sequence[ProbedLayer], train: Part, validation: Part, settings: Settings
+) -> tuple[SelectedHead, float] | None:
     """The head with the best validation score (of equals, the fewest neurons), and that score; None if no neuron is salient."""
     candidates = []
     for view in settings.views:
@@ -63,7 +66,9 @@ def _best_head(layers: Sequence[ProbedLayer], train: Part, validation: Part, set
     )  # the first of equals
 
 
-def _heads_of_view(tried: Sequence[Selection], train: Part, validation: Part, settings: Settings) -> list[tuple[Head, float]]:
+def _heads_of_view(
+    tried: Sequence[Selection], train: Part, validation: Part, settings: Settings
+) -> list[tuple[SelectedHead, float]]:
     """A head with its score for every selection of one view."""
     if not tried:
         return []
@@ -80,7 +85,7 @@ def _heads_of_view(tried: Sequence[Selection], train: Part, validation: Part, se
             Rows(features.take(columns, axis=1), part.labels, part.weights)
             for features, part in zip(wide, (train, validation), strict=True)
         )
-        fitted.append(HEADS[settings.head].fit(selection, seen, held_out, settings))
+        fitted.append(PUBLISHED_HEADS[settings.head].fit(selection, seen, held_out, settings))
     return fitted
 
 
@@ -94,7 +99,7 @@ def _widest(tried: Sequence[Selection]) -> Selection:
     return Selection(tried[-1].cut, {feature: neurons[feature] for feature in layers if feature in neurons}, layers)
 
 
-def _last_fit(head: Head, layers: ProbedLayers, train: Part, validation: Part, settings: Settings) -> Head:
+def _last_fit(head: SelectedHead, layers: ProbedLayers, train: Part, validation: Part, settings: Settings) -> SelectedHead:
     """The chosen head, fitted on the validation rows as well: nothing is left for them to choose."""
     if settings.final_rows == "training":
         return head

@@ -8,15 +8,14 @@ import numpy as np
 from jaxtyping import Int
 
 from spin_native.classifier.baselines import BASELINE_VIEWS, measure
-from spin_native.classifier.crossfit import Folds
 from spin_native.classifier.curve_rows import CurveRow
 from spin_native.classifier.curves import columns_of_heads, columns_of_test, controls, layer_curve
-from spin_native.classifier.dense import DensePath, DenseRows, row_weights
+from spin_native.classifier.dense import DensePath, DenseRows
 from spin_native.classifier.examples import examples_of
 from spin_native.classifier.exits import Exit
 from spin_native.classifier.extraction import Wanted
 from spin_native.classifier.fitting import Rows
-from spin_native.classifier.heads import ConstantHead, Head
+from spin_native.classifier.heads import ConstantHead
 from spin_native.classifier.heads.base import no_neurons
 from spin_native.classifier.integrate import Integrated, integrate
 from spin_native.classifier.parts import ExtractedPart, GatheredPart, Part
@@ -128,14 +127,8 @@ class PublishedTraining(Training):
         """The baselines' models, if they are wanted, on the rows that the heads learn from and are validated on."""
         if not self.with_baseline:
             return None
-        named = {"training": extracted["training"], "validation": extracted["validation"]}
-        named |= {"test": extracted["test"]} if "test" in extracted else {}
-        labels = np.concatenate([named["training"].labels, named["validation"].labels])
-        sizes = len(named["training"].labels), len(named["validation"].labels)
-        learns_all = self.settings.final_rows == "all"
-        weights = row_weights(self.settings, labels, named["training"], named["validation"], learns_all=learns_all)
-        folds = Folds.given(*sizes, weights, learns_all)
-        path = DensePath(DenseRows(named, self.settings, labels, folds), self.n_layers)
+        named = {name: part for name, part in extracted.items() if name != "heads"}
+        path = DensePath(DenseRows.given(named, self.settings), self.n_layers)
         views = BASELINE_VIEWS if self.sample is None else ()
         return path.run(views, self.max_depth, with_alone=True, progress=self.progress)
 
@@ -164,7 +157,7 @@ class PublishedTraining(Training):
             Rows(np.empty((len(part.labels), 0), np.float32), part.labels, part.weights) for part in (train, validation)
         )
         learnt_from = seen.joined(held_out) if settings.final_rows == "all" else seen
-        head: Head = ConstantHead.of(learnt_from.labels, settings, learnt_from.weights)
+        head = ConstantHead.of(learnt_from.labels, settings, learnt_from.weights)
         tested = None if test is None else settings.score(test.labels, head.predict(head.read(test)))
         outputs = head.output(head.read(validation))
         score = settings.score(validation.labels, settings.task.decide(outputs))

@@ -6,7 +6,16 @@ from typing import Any, get_args
 import numpy as np
 
 from spin_native.classifier.fitting import Standardizer
-from spin_native.classifier.heads.base import OF_SELECTION, OPTIONS, Head, checked, checked_neurons, describe, head_tensors
+from spin_native.classifier.heads.base import (
+    OF_SELECTION,
+    OPTIONS,
+    Head,
+    SelectedHead,
+    checked,
+    checked_neurons,
+    describe,
+    head_tensors,
+)
 from spin_native.classifier.heads.constant import ConstantHead
 from spin_native.classifier.heads.dense import DenseHead
 from spin_native.classifier.heads.frozen import FrozenHead
@@ -18,9 +27,21 @@ from spin_native.classifier.tasks import Task
 from spin_native.errors import InputError
 from spin_native.features.store import FeatureKey
 
-HEADS: dict[str, type[Head]] = {head.kind: head for head in (DenseHead, RefitHead, FrozenHead, WeightedHead)}
+PUBLISHED_HEADS: dict[str, type[SelectedHead]] = {head.kind: head for head in (RefitHead, FrozenHead, WeightedHead)}
+HEADS: dict[str, type[Head]] = {DenseHead.kind: DenseHead, **PUBLISHED_HEADS}
 
-__all__ = ["HEADS", "ConstantHead", "Head", "RefitHead", "check_options", "describe", "head_name", "head_tensors", "read_head"]
+__all__ = [
+    "HEADS",
+    "PUBLISHED_HEADS",
+    "ConstantHead",
+    "Head",
+    "RefitHead",
+    "check_options",
+    "describe",
+    "head_name",
+    "head_tensors",
+    "read_head",
+]
 
 
 def head_type(name: str) -> type[Head]:

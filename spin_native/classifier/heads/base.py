@@ -55,19 +55,6 @@ class Head(ABC):
     neurons: Neurons
     standardizer: Standardizer
 
-    # Fitting.
-
-    @classmethod
-    @abstractmethod
-    def fit(
-        cls: type[AnyHead], selection: Selection, train: Rows, validation: Rows, settings: Settings
-    ) -> tuple[AnyHead, float]:
-        """A head over standardised features of the selected neurons; validation chooses what is left to choose. Its score."""
-
-    @abstractmethod
-    def fit_again(self, layers: ProbedLayers, rows: Rows, settings: Settings) -> "Head":
-        """The same head, with what validation chose, fitted on other rows."""
-
     @property
     def converged(self) -> bool:
         """Whether its solver reached the tolerance."""
@@ -165,10 +152,6 @@ class LinearHead(Head):
 
     model: Probe
 
-    def fit_again(self, layers: ProbedLayers, rows: Rows, settings: Settings) -> "Head":
-        selection = Selection(self.cut, self.neurons, layers)
-        return self.fit(selection, rows, rows, replace(settings, head_Cs=(self.model.C,)))[0]
-
     @property
     def converged(self) -> bool:
         return bool(getattr(self.model, "converged_", True))  # a probe made of given weights has solved nothing
@@ -211,6 +194,31 @@ class LinearHead(Head):
         coef = checked(tensors, "coef", task.n_scores, len(standardizer.mean))
         model = task.probe_type.from_weights(coef, checked(tensors, "intercept", task.n_scores), C=C, l1_ratio=0.0)
         return cls(task, cut, neurons, standardizer, model)  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class SelectedHead(Head):
+    """A head on neurons that a selection chose."""
+
+    @classmethod
+    @abstractmethod
+    def fit(
+        cls: type[AnyHead], selection: Selection, train: Rows, validation: Rows, settings: Settings
+    ) -> tuple[AnyHead, float]:
+        """A head over standardised features of the selected neurons; validation chooses what is left to choose. Its score."""
+
+    @abstractmethod
+    def fit_again(self, layers: ProbedLayers, rows: Rows, settings: Settings) -> "SelectedHead":
+        """The same head, with what validation chose, fitted on other rows."""
+
+
+@dataclass(frozen=True)
+class SelectedLinearHead(LinearHead, SelectedHead):
+    """A linear map of selected neurons."""
+
+    def fit_again(self, layers: ProbedLayers, rows: Rows, settings: Settings) -> "SelectedHead":
+        selection = Selection(self.cut, self.neurons, layers)
+        return self.fit(selection, rows, rows, replace(settings, head_Cs=(self.model.C,)))[0]
 
 
 def checked(tensors: Tensors, name: str, *shape: int) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from spin_native.classifier.fitting import Rows, Standardizer
-from spin_native.classifier.heads.base import LinearHead, no_neurons
+from spin_native.classifier.heads.base import SelectedLinearHead, no_neurons
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import ProbedLayers, Selection
 from spin_native.features.store import FeatureKey
@@ -15,7 +15,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class ConstantHead(LinearHead):
+class ConstantHead(SelectedLinearHead):
     """The most frequent class, or the mean value. Saved as a refit head that reads no neuron."""
 
     kind = "constant"

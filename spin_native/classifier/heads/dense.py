@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from spin_native.classifier.fitting import Rows, Standardizer
+from spin_native.classifier.fitting import Standardizer
 from spin_native.classifier.heads.base import LinearHead
 from spin_native.classifier.parts import Neurons
 from spin_native.classifier.settings import Settings
-from spin_native.classifier.sparsify import ProbedLayers, Selection
 from spin_native.features.spec import FeatureKey
 from spin_native.probes.importance import Cut
 
@@ -41,10 +40,3 @@ class DenseHead(LinearHead):
         weights = np.concatenate(list(coef.values()), axis=1).astype(np.float64)
         model = settings.task.probe_type.from_weights(weights, intercepts.astype(np.float64), C=C, l1_ratio=0.0)
         return cls(settings.task, EVERYTHING, neurons, joined, model)
-
-    @classmethod
-    def fit(cls, selection: Selection, train: Rows, validation: Rows, settings: Settings) -> tuple["DenseHead", float]:
-        raise NotImplementedError("a dense head reads no selection: see classifier/dense.py")
-
-    def fit_again(self, layers: ProbedLayers, rows: Rows, settings: Settings) -> "DenseHead":
-        raise NotImplementedError("the last fit of a dense head is one of its cross-fits")

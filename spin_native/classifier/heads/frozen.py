@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from spin_native.classifier.fitting import BASELINE_C_TIMES, Rows, Standardizer, best_probe
-from spin_native.classifier.heads.base import OF_SELECTION, LinearHead
+from spin_native.classifier.heads.base import OF_SELECTION, SelectedLinearHead
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import Selection
 
 
 @dataclass(frozen=True)
-class FrozenHead(LinearHead):
+class FrozenHead(SelectedLinearHead):
     """The layers' probes, pruned to their salient neurons and frozen; a dense layer reads their scaled outputs.
 
     Both levels are linear, so they are stored as one coefficient matrix.

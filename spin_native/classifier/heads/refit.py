@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from spin_native.classifier.fitting import HEAD_C_TIMES, Rows, best_probe
-from spin_native.classifier.heads.base import OF_SELECTION, LinearHead
+from spin_native.classifier.heads.base import OF_SELECTION, SelectedLinearHead
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import Selection
 from spin_native.classifier.tasks import Probe
 
 
 @dataclass(frozen=True)
-class RefitHead(LinearHead):
+class RefitHead(SelectedLinearHead):
     """A new L2 regression on the salient neurons themselves."""
 
     kind = saved_kind = "refit"

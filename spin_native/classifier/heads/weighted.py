@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped
 
 from spin_native.classifier.fitting import Rows, Standardizer
-from spin_native.classifier.heads.base import OF_SELECTION, Head, Tensors, checked, no_weights
+from spin_native.classifier.heads.base import OF_SELECTION, SelectedHead, Tensors, checked, no_weights
 from spin_native.classifier.parts import Neurons
 from spin_native.classifier.settings import Settings
 from spin_native.classifier.sparsify import ProbedLayers, Selection
@@ -89,7 +89,7 @@ class Perceptron:
 
 
 @dataclass(frozen=True)
-class WeightedHead(Head):
+class WeightedHead(SelectedHead):
     """A perceptron over the salient neurons, each layer's weighted by its validation score over the layers' mean."""
 
     kind = saved_kind = "weighted"

@@ -13,6 +13,7 @@ from sklearn.neural_network import MLPClassifier
 
 from spin_native.classifier.probabilities import ece, fit_prior_shift, fit_temperature, log_loss, reliability
 from spin_native.classifier.tasks.base import Array, Indices, Metric, NetworkTargets, Task, check_share
+from spin_native.classifier.tasks.metrics import accuracy, macro_f1
 from spin_native.classifier.tasks.priorities import best_priorities
 from spin_native.errors import InputError
 from spin_native.given import is_missing, is_unicode, plain, rows_of
@@ -21,23 +22,6 @@ from spin_native.probes.solver import Logistic, Loss, Softmax
 
 Label = str | int | bool
 HIDDEN_MIN_ROWS, HIDDEN_RECALL = 10, 0.05  # see hidden_classes
-
-
-def accuracy(truth: Int[Array, "row"], predicted: Int[Array, "row"]) -> float:
-    """The share of right predictions."""
-    return float((truth == predicted).mean())
-
-
-def macro_f1(truth: Int[Array, "row"], predicted: Int[Array, "row"]) -> float:
-    """The mean F1 of the classes that are true or predicted anywhere; 0 for a class without a right prediction.
-
-    As scikit-learn's f1_score(average="macro", zero_division=0), for a bootstrap's thousands of calls.
-    """
-    n_classes = int(max(truth.max(initial=-1), predicted.max(initial=-1))) + 1
-    right = np.bincount(truth[truth == predicted], minlength=n_classes)
-    total = np.bincount(truth, minlength=n_classes) + np.bincount(predicted, minlength=n_classes)
-    present = total > 0
-    return float((2 * right[present] / total[present]).mean()) if present.any() else 0.0
 
 
 class Classes(Task):

@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from spin_native.classifier.tasks.metrics import macro_f1
+
 Array = np.ndarray
 
 GRID = np.linspace(-2.5, 2.5, 51)  # log priorities that are tried
@@ -19,7 +21,6 @@ def best_priorities(outputs: Float[Array, "row class"], labels: Int[Array, "row"
     log_outputs = np.log(np.maximum(outputs, 1e-300))
     n_classes = outputs.shape[1]
     log_priorities = np.zeros(n_classes)
-    one_hot_counts = np.bincount(labels, minlength=n_classes)
     for _ in range(N_ROUNDS):
         before = log_priorities.copy()
         for place in range(n_classes):
@@ -28,19 +29,9 @@ def best_priorities(outputs: Float[Array, "row class"], labels: Int[Array, "row"
             rival = np.delete(np.arange(n_classes), place)[others.argmax(1)]
             # The class wins a row where its own log factor exceeds this.
             needed = others.max(1) - log_outputs[:, place]
-            values = [
-                _macro_f1(labels, np.where(factor > needed, place, rival), one_hot_counts) - PULL * abs(factor)
-                for factor in GRID
-            ]
+            values = [macro_f1(labels, np.where(factor > needed, place, rival)) - PULL * abs(factor) for factor in GRID]
             log_priorities[place] = GRID[int(np.argmax(values))]
         log_priorities -= log_priorities.mean()
         if np.allclose(before, log_priorities):
             break
     return np.exp(log_priorities)
-
-
-def _macro_f1(truth: Int[Array, "row"], predicted: Int[Array, "row"], n_true: Int[Array, "class"]) -> float:
-    n_classes = len(n_true)
-    right = np.bincount(truth[truth == predicted], minlength=n_classes)
-    total = n_true + np.bincount(predicted, minlength=n_classes)
-    return float((2 * right / np.maximum(total, 1)).mean())

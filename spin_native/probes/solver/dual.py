@@ -52,13 +52,16 @@ def dual_fits(gram: Gram, loss: Loss, row_weights: Float[Tensor, "row problem"],
         residual = _Vector(u := -(slopes + at.u), problems.times(u), -slopes.sum(0))
         value = problems.value(at)
         first = value if first is None else first  # of the models without features, from which all start
-        decrement = _Preconditioner(problems, at).decrement(residual)
+        precondition = _Preconditioner(problems, at)
+        decrement = precondition.decrement(residual)
         is_solved[open_ones] = decrement <= 2 * tol * (value + LEAST_VALUE * first[open_ones])
         still_open = (~is_solved[open_ones]).nonzero()[:, 0]
         if not len(still_open):
             break
-        problems, at, residual = problems.only(still_open), at.only(still_open), residual.only(still_open)
-        step = _newton_step(problems, at, residual, _Preconditioner(problems, at))
+        if len(still_open) < len(open_ones):
+            problems, at, residual = problems.only(still_open), at.only(still_open), residual.only(still_open)
+            precondition = _Preconditioner(problems, at)
+        step = _newton_step(problems, at, residual, precondition)
         found.put(open_ones[still_open], _line_search(problems, at, step, -residual.dot(step)))
     return DualFits(found.u, found.b, found.scores, is_solved & ~every.is_rounding(found))
 
